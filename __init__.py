@@ -1,0 +1,3 @@
+"""Reinforcement-learning agents for perpetual futures, from history to a live account."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""Learning: PPO, baselines, and what a trained policy is on disk."""

@@ -1,0 +1,1 @@
+"""Hydra YAML only; a package so that an installed perpgym finds its configs."""

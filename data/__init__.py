@@ -1,0 +1,1 @@
+"""The past: contracts, bars, sources, quality, features, tape. Knows no money."""

@@ -1,0 +1,163 @@
+"""A perpetual contract: the exchange's rules for one symbol, in the units of the kernel."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from importlib import resources
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+HOUR_MS = 3_600_000
+
+# columns of Contract.bracket_table()
+BRACKET_FLOOR, BRACKET_CAP, BRACKET_MMR, BRACKET_CUM, BRACKET_MAX_LEVERAGE = range(5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bracket:
+    """One row of the exchange's leverage table.
+
+    Attributes:
+        floor: quote, notional from which the bracket applies (inclusive).
+        cap: quote, notional up to which it applies; ``inf`` for the last one.
+        maintenance_margin_rate: fraction of notional.
+        cum: quote, the amount that makes maintenance margin continuous across brackets:
+            cum_n = floor_n * (mmr_n - mmr_{n-1}) + cum_{n-1} (Binance USD-M, "Leverage and Margin").
+        max_leverage: largest leverage setting the exchange admits in this bracket.
+    """
+
+    floor: float
+    cap: float
+    maintenance_margin_rate: float
+    cum: float
+    max_leverage: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contract:
+    """The rules of one perpetual contract.
+
+    Money in quote currency, sizes in base units, every rate a fraction.
+
+    Attributes:
+        symbol: ccxt's unified symbol, e.g. ``BTC/USDT:USDT``.
+        kind: ``linear`` (margin and profit in quote) or ``inverse``.
+        contract_size: base units per contract (linear), quote units per contract (inverse).
+        tick_size: quote, price increment.
+        lot_size: base, quantity increment.
+        min_quantity, max_quantity: base, of one order.
+        min_notional: quote, of one order that opens or increases.
+        maker_rate, taker_rate: fraction of a fill's notional; negative is a rebate.
+        clearance_rate: fraction of liquidated notional taken by the insurance fund.
+        funding_interval_ms: usual time between settlements; the data's stamps are what counts.
+        funding_cap: largest absolute rate per settlement.
+        brackets: ascending, contiguous, the first floor 0.
+    """
+
+    symbol: str
+    kind: Literal["linear", "inverse"] = "linear"
+    contract_size: float = 1.0
+    tick_size: float = 0.01
+    lot_size: float = 0.001
+    min_quantity: float = 0.001
+    max_quantity: float = 1e9
+    min_notional: float = 5.0
+    maker_rate: float = 0.0002
+    taker_rate: float = 0.0004
+    clearance_rate: float = 0.0
+    funding_interval_ms: int = 8 * HOUR_MS
+    funding_cap: float = 0.03
+    brackets: tuple[Bracket, ...] = field(
+        default=(
+            Bracket(floor=0.0, cap=float("inf"), maintenance_margin_rate=0.005, cum=0.0, max_leverage=100.0),
+        )
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("contract_size", "tick_size", "lot_size", "min_quantity", "max_quantity"):
+            value = getattr(self, name)
+            if not value > 0:
+                raise ValueError(f"{self.symbol}: {name} must be positive, was {value}")
+        for name in ("maker_rate", "taker_rate"):
+            value = getattr(self, name)
+            if not -0.01 <= value <= 0.01:
+                raise ValueError(
+                    f"{self.symbol}: {name} must lie between -0.01 and 0.01 (a fraction of notional), "
+                    f"was {value}; if you meant {value:g} bp, write {value / 1e4:g}"
+                )
+        if not self.brackets or self.brackets[0].floor != 0:
+            raise ValueError(f"{self.symbol}: brackets must start at a notional of 0")
+        for below, above in zip(self.brackets, self.brackets[1:], strict=False):
+            if below.cap != above.floor:
+                raise ValueError(
+                    f"{self.symbol}: brackets must be contiguous, but one ends at {below.cap} "
+                    f"and the next starts at {above.floor}"
+                )
+
+    def bracket_table(self) -> NDArray[np.float64]:
+        """(B, 5) float64: floor, cap, maintenance margin rate, cum, maximum leverage."""
+        return np.array(
+            [[b.floor, b.cap, b.maintenance_margin_rate, b.cum, b.max_leverage] for b in self.brackets],
+            dtype=np.float64,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types; the last bracket's cap is ``null``."""
+        out = asdict(self)
+        for row in out["brackets"]:
+            row["cap"] = None if row["cap"] == float("inf") else row["cap"]
+        out["brackets"] = list(out["brackets"])
+        return out
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> Contract:
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            ValueError: a field is unknown or a value impossible.
+        """
+        raw = dict(raw)
+        unknown = set(raw) - set(cls.__dataclass_fields__)
+        if unknown:
+            raise ValueError(
+                f"contract {raw.get('symbol')}: unknown fields {sorted(unknown)}; "
+                f"known are {sorted(cls.__dataclass_fields__)}"
+            )
+        raw["brackets"] = tuple(
+            Bracket(**{**row, "cap": float("inf") if row["cap"] is None else row["cap"]})
+            for row in raw["brackets"]
+        )
+        return cls(**raw)
+
+
+@cache
+def _shipped() -> dict[str, Contract]:
+    text = (resources.files("perpgym.data") / "contracts" / "binance.json").read_text("utf-8")
+    return {row["symbol"]: Contract.from_json(row) for row in json.loads(text)["contracts"]}
+
+
+def shipped_contracts() -> tuple[str, ...]:
+    """The symbols whose rules ship with the package."""
+    return tuple(sorted(_shipped()))
+
+
+def load_contract(symbol: str) -> Contract:
+    """The shipped snapshot of a contract's rules.
+
+    Args:
+        symbol: ccxt's unified symbol, e.g. ``BTC/USDT:USDT``.
+
+    Raises:
+        KeyError: no snapshot ships for the symbol.
+    """
+    try:
+        return _shipped()[symbol]
+    except KeyError:
+        raise KeyError(
+            f"no contract rules ship for {symbol!r}; shipped are {', '.join(shipped_contracts())}. "
+            "Pass a perpgym.data.Contract of your own instead of the symbol"
+        ) from None

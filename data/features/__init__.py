@@ -1,0 +1,1 @@
+"""Causal features of finite memory, computed once per tape."""

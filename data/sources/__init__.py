@@ -1,0 +1,1 @@
+"""Where raw market data come from, one file a source."""

@@ -1,0 +1,153 @@
+"""The market as one immutable object: prices, funding, features and market risk on one clock."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perpgym.data.contract import Contract
+
+_ARRAYS = (
+    "open_time_ms",
+    "last",
+    "mark",
+    "volume",
+    "sigma_per_bar",
+    "stamp_start",
+    "stamp_time_ms",
+    "stamp_rate",
+    "features",
+    "risk",
+)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Tape:
+    """T bars of A contracts; shared by every account, process and batch; never written to.
+
+    Attributes:
+        contracts: A contracts.
+        bar_ms: length of a bar, milliseconds.
+        open_time_ms: (T,) int64 UTC.
+        last: (T, A, 4) float64 quote, open high low close of traded prices.
+        mark: (T, A, 4) float64 quote, open high low close of the mark price.
+        volume: (T, A) float64 base.
+        sigma_per_bar: (T, A) float64, volatility of a bar's log return as known at the close of that bar.
+        stamp_start: (A, T + 1) int64: bar t of contract a owns the funding stamps
+            ``stamp_start[a, t]:stamp_start[a, t + 1]`` of the two arrays below.
+        stamp_time_ms: (S,) int64 UTC, settlement times.
+        stamp_rate: (S,) float64, fraction of notional per settlement; longs pay when > 0.
+        features: (T, A, F) float32, raw (unscaled) market features.
+        risk: (T, A, K) float32, raw exogenous risk features.
+        feature_names, risk_names: column names.
+        first_valid_bar: the first bar at which every column has its whole look-back.
+        mark_rules: by contract, ``mark`` or ``last`` (see ``Bars.mark_rule``).
+        source: where the data came from, in words for people.
+        planted: (T, A) float64 or None: on simulated markets, the expected log return of bar t + 1 given
+            everything hidden at the close of t. For the oracle only: no feature may read it.
+    """
+
+    contracts: tuple[Contract, ...]
+    bar_ms: int
+    open_time_ms: NDArray[np.int64]
+    last: NDArray[np.float64]
+    mark: NDArray[np.float64]
+    volume: NDArray[np.float64]
+    sigma_per_bar: NDArray[np.float64]
+    stamp_start: NDArray[np.int64]
+    stamp_time_ms: NDArray[np.int64]
+    stamp_rate: NDArray[np.float64]
+    features: NDArray[np.float32]
+    risk: NDArray[np.float32]
+    feature_names: tuple[str, ...]
+    risk_names: tuple[str, ...]
+    first_valid_bar: int
+    mark_rules: tuple[str, ...]
+    source: str
+    planted: NDArray[np.float64] | None = None
+    _cache: dict[str, str] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        bars, assets = len(self), len(self.contracts)
+        expected = {
+            "last": (bars, assets, 4),
+            "mark": (bars, assets, 4),
+            "volume": (bars, assets),
+            "sigma_per_bar": (bars, assets),
+            "stamp_start": (assets, bars + 1),
+            "features": (bars, assets, len(self.feature_names)),
+            "risk": (bars, assets, len(self.risk_names)),
+        }
+        for name, shape in expected.items():
+            if getattr(self, name).shape != shape:
+                raise ValueError(f"tape: {name} must have shape {shape}, was {getattr(self, name).shape}")
+
+    def __len__(self) -> int:
+        return int(self.open_time_ms.shape[0])
+
+    @property
+    def bars_per_year(self) -> float:
+        """Bars in a year of 365 days: perpetuals never close."""
+        return 365 * 86_400_000 / self.bar_ms
+
+    @property
+    def data_hash(self) -> str:
+        """sha256 over every array, name and contract rule: provenance of a run."""
+        if "hash" not in self._cache:
+            digest = hashlib.sha256()
+            for name in _ARRAYS:
+                digest.update(name.encode())
+                digest.update(np.ascontiguousarray(getattr(self, name)).tobytes())
+            digest.update(json.dumps(self._meta(), sort_keys=True).encode())
+            self._cache["hash"] = digest.hexdigest()
+        return self._cache["hash"]
+
+    def bar_at(self, time: str | int | np.datetime64) -> int:
+        """Index of the first bar that opens at or after ``time`` (UTC; ISO text or milliseconds)."""
+        if isinstance(time, str):
+            time = np.datetime64(time.replace("Z", ""), "ms")
+        stamp = int(time.astype("datetime64[ms]").astype(np.int64)) if isinstance(time, np.datetime64) else time
+        return int(np.searchsorted(self.open_time_ms, stamp, side="left"))
+
+    def _meta(self) -> dict[str, object]:
+        return {
+            "contracts": [c.to_json() for c in self.contracts],
+            "bar_ms": self.bar_ms,
+            "feature_names": list(self.feature_names),
+            "risk_names": list(self.risk_names),
+            "first_valid_bar": self.first_valid_bar,
+            "mark_rules": list(self.mark_rules),
+            "source": self.source,
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write the tape as plain ``.npy`` arrays beside a ``tape.json``, for memory-mapping."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in _ARRAYS:
+            np.save(folder / f"{name}.npy", getattr(self, name), allow_pickle=False)
+        if self.planted is not None:
+            np.save(folder / "planted.npy", self.planted, allow_pickle=False)
+        (folder / "tape.json").write_text(json.dumps(self._meta(), indent=1), "utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Tape:
+        """Memory-map a tape that :meth:`save` wrote; processes that load it share its pages."""
+        meta = json.loads((folder / "tape.json").read_text("utf-8"))
+        arrays = {n: np.load(folder / f"{n}.npy", mmap_mode="r", allow_pickle=False) for n in _ARRAYS}
+        planted = folder / "planted.npy"
+        return cls(
+            contracts=tuple(Contract.from_json(c) for c in meta["contracts"]),
+            bar_ms=meta["bar_ms"],
+            feature_names=tuple(meta["feature_names"]),
+            risk_names=tuple(meta["risk_names"]),
+            first_valid_bar=meta["first_valid_bar"],
+            mark_rules=tuple(meta["mark_rules"]),
+            source=meta["source"],
+            planted=np.load(planted, mmap_mode="r", allow_pickle=False) if planted.exists() else None,
+            **arrays,
+        )

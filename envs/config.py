@@ -1,0 +1,93 @@
+"""What an environment assumes: account, execution, ends and reward, in one frozen dataclass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from perpgym.envs.spaces import ActionKind
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvConfig:
+    """Settings of an account and of how its orders are executed.
+
+    Attributes:
+        initial_wallet: settle currency.
+        leverage: the exchange's leverage setting; fixes initial margin, not exposure.
+        margin_mode: ``cross`` or ``isolated``.
+        action: ``target`` exposure or no-trade ``band``.
+        max_exposure: signed notional over equity that an action of ±1 asks for.
+        rebalance_threshold: equity; a target closer than this to the present exposure is not traded.
+        half_spread_bps: distance from the last price to the touch.
+        impact_coefficient: Y of the square-root law, impact = Y * sigma * sqrt(quantity / bar volume).
+        max_participation: largest share of a bar's volume that one order may take.
+        taker_rate: fraction of notional; None takes the contract's.
+        stop_loss, take_profit: fraction of the entry price, None for none.
+        stop_trigger: the series that stops watch.
+        funding_multiplier: scales every settlement.
+        risk_free_rate: per year; Sharpe ratios are measured over it.
+        max_drawdown: fraction of peak equity at which the episode ends as ruin.
+        reward_equity_floor: the log return of a step is floored at its logarithm.
+        reward_scale: the reward is the log return times this.
+        episode_bars: length of a path before it is truncated.
+        restart: a terminated account restarts ``flat``, or with ``random`` exposure and wallet.
+        window_bars: R, bars in a window observation.
+    """
+
+    initial_wallet: float = 1_000_000.0
+    leverage: float = 20.0
+    margin_mode: Literal["cross", "isolated"] = "cross"
+    action: ActionKind = "band"
+    max_exposure: float = 2.0
+    rebalance_threshold: float = 0.02
+    half_spread_bps: float = 1.0
+    impact_coefficient: float = 1.0
+    max_participation: float = 0.10
+    taker_rate: float | None = 0.0004
+    stop_loss: float | None = None
+    take_profit: float | None = None
+    stop_trigger: Literal["last", "mark"] = "mark"
+    funding_multiplier: float = 1.0
+    risk_free_rate: float = 0.0
+    max_drawdown: float = 0.30
+    reward_equity_floor: float = 0.01
+    reward_scale: float = 1.0
+    episode_bars: int = 2_160
+    restart: Literal["flat", "random"] = "flat"
+    window_bars: int = 63
+
+    def __post_init__(self) -> None:
+        _within("initial_wallet", self.initial_wallet, 1e-9, 1e15, "settle currency")
+        _within("leverage", self.leverage, 1.0, 150.0, "times")
+        _within("max_exposure", self.max_exposure, 1e-6, self.leverage, "notional over equity, at most leverage")
+        _within("rebalance_threshold", self.rebalance_threshold, 0.0, self.max_exposure, "equity")
+        _within("half_spread_bps", self.half_spread_bps, 0.0, 1_000.0, "basis points")
+        _within("impact_coefficient", self.impact_coefficient, 0.0, 100.0, "dimensionless")
+        _within("max_participation", self.max_participation, 1e-9, 1.0, "a fraction of the bar's volume")
+        if self.taker_rate is not None:
+            _within("taker_rate", self.taker_rate, -0.01, 0.01, "a fraction of notional; 4 bp is 0.0004")
+        for name in ("stop_loss", "take_profit"):
+            value = getattr(self, name)
+            if value is not None:
+                _within(name, value, 1e-6, 0.99 if name == "stop_loss" else 100.0, "a fraction of the entry price")
+        _within("funding_multiplier", self.funding_multiplier, -100.0, 100.0, "times")
+        _within("risk_free_rate", self.risk_free_rate, -1.0, 1.0, "a fraction per year")
+        _within("max_drawdown", self.max_drawdown, 1e-6, 1.0, "a fraction of peak equity")
+        _within("reward_equity_floor", self.reward_equity_floor, 1e-12, 0.999, "a fraction of equity")
+        _within("reward_scale", self.reward_scale, 1e-12, 1e12, "per log return")
+        _within("episode_bars", self.episode_bars, 2, 10**9, "bars")
+        _within("window_bars", self.window_bars, 1, 100_000, "bars")
+        for name, allowed in (
+            ("margin_mode", ("cross", "isolated")),
+            ("action", ("target", "band")),
+            ("stop_trigger", ("last", "mark")),
+            ("restart", ("flat", "random")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, was {getattr(self, name)!r}")
+
+
+def _within(name: str, value: float, low: float, high: float, unit: str) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{name} must lie between {low:g} and {high:g} ({unit}), was {value}")

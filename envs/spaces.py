@@ -1,0 +1,98 @@
+"""What an agent sees and does: every observation column with unit and range, and the two action maps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+ActionKind = Literal["target", "band"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One observation column. All are known at the close of the newest bar.
+
+    Attributes:
+        name: identifier.
+        unit: what a value of 1.0 is.
+        low, high: the column is clipped to this range.
+        meaning: one sentence.
+    """
+
+    name: str
+    unit: str
+    low: float
+    high: float
+    meaning: str
+
+
+# one row per contract
+ACCOUNT_COLUMNS: tuple[Column, ...] = (
+    Column("exposure", "equity", -10.0, 10.0, "signed notional at the mark close over equity"),
+    Column("unrealised", "equity", -5.0, 5.0, "unrealised profit at the mark close over equity"),
+    Column("liquidation_distance", "mark", 0.0, 1.0, "|mark - liquidation price| / mark; 1 if there is none"),
+    Column("stop_distance", "mark", 0.0, 1.0, "|mark - stop-loss price| / mark; 1 if there is none"),
+    Column("target_distance", "mark", 0.0, 1.0, "|take-profit price - mark| / mark; 1 if there is none"),
+    Column("bars_held", "1000 bars", 0.0, 10.0, "age of the position's present direction"),
+)
+
+PORTFOLIO_COLUMNS: tuple[Column, ...] = (
+    Column("log_equity", "log", -5.0, 5.0, "log of equity over the initial wallet"),
+    Column("margin_ratio", "fraction", 0.0, 1.0, "maintenance margin over margin balance; 1 liquidates"),
+    Column("drawdown", "fraction", 0.0, 1.0, "1 - equity / highest equity of the episode"),
+    Column("day_return", "fraction", -1.0, 1.0, "equity over equity at the last UTC midnight, minus 1"),
+    Column("risk_budget", "fraction", 0.0, 1.0, "exposure the overlay admits now, over max_exposure"),
+    Column("accrued_funding", "1 % equity", -10.0, 10.0, "funding received since the last UTC midnight"),
+    Column("recent_costs", "1 % equity", 0.0, 10.0, "fees, spread and impact, decaying with a half-life of 24 bars"),
+)
+
+ACCOUNT_NAMES = tuple(c.name for c in ACCOUNT_COLUMNS)
+PORTFOLIO_NAMES = tuple(c.name for c in PORTFOLIO_COLUMNS)
+
+# of one step, by account; equity_change = price_pnl + funding - fees - clearance - spread - impact + insurance
+LEDGER_COLUMNS: tuple[str, ...] = (
+    "equity",  # quote, after the step (before an automatic reset)
+    "equity_before",  # quote
+    "price_pnl",  # quote
+    "funding",  # quote, received > 0
+    "fees",  # quote, paid > 0
+    "clearance",  # quote, paid > 0
+    "spread",  # quote, paid > 0
+    "impact",  # quote, paid > 0
+    "insurance",  # quote, received from the insurance fund
+    "traded_notional",  # quote, sum of |fill notional|
+    "exposure",  # signed notional over equity at the mark close, after the step
+    "position",  # base, signed, after the step
+    "fill_price",  # quote, of the order decided at the last close; nan without a fill
+    "fills",  # number of fills in the step
+    "liquidated",  # 1 if a liquidation closed a position in the step
+    "stopped",  # 1 if a stop-loss or take-profit filled in the step
+    "reward_floored",  # 1 if the log return hit reward_equity_floor
+    "overlay",  # bits of envs.risk.overlay that changed the action; 0 = none
+    "drawdown",  # fraction, after the step
+)
+LEDGER = {name: i for i, name in enumerate(LEDGER_COLUMNS)}
+
+ACTION_DIM: dict[str, int] = {"target": 1, "band": 2}
+
+
+def exposure_to_action(
+    exposure: NDArray[np.floating], *, action: ActionKind, max_exposure: float
+) -> NDArray[np.float32]:
+    """The action that asks for exactly this exposure, in either action space.
+
+    Args:
+        exposure: (...,) signed notional over equity.
+        action: the env's action kind.
+        max_exposure: the env's range.
+
+    Returns:
+        (..., action_dim) float32 in [-1, 1]; for ``band`` the width is zero.
+    """
+    centre = np.clip(np.asarray(exposure, dtype=np.float64) / max_exposure, -1.0, 1.0)
+    if action == "target":
+        return centre[..., None].astype(np.float32)
+    return np.stack([centre, np.full_like(centre, -1.0)], axis=-1).astype(np.float32)

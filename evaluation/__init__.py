@@ -1,0 +1,1 @@
+"""Judging: metrics, backtests, statistics, figures and the report."""

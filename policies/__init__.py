@@ -1,0 +1,1 @@
+"""Tensors to tensors: encoders, heads, actor-critic. Knows no optimiser and no env."""

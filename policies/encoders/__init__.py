@@ -1,0 +1,1 @@
+"""Causal encoders of finite receptive field: each bar is encoded once."""

@@ -1,0 +1,35 @@
+"""The contract of an encoder: causal, finite receptive field, blind to the account."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+
+class Encoder(Protocol):
+    """Turns a stretch of tape into one embedding a bar.
+
+    The embedding of bar t depends on bars t - R + 1 ... t and the weights alone, so a stretch, a plain
+    window and a live step give the same numbers.
+
+    Attributes:
+        receptive_field: R, bars.
+        out_features: D.
+    """
+
+    receptive_field: int
+    out_features: int
+
+    def encode(self, stretch: torch.Tensor, first_bar: torch.Tensor) -> torch.Tensor:
+        """Encode consecutive bars.
+
+        Args:
+            stretch: (B, L, F) float32, scaled features, oldest first, L >= R.
+            first_bar: (B,) int64, bars since the epoch of ``stretch[:, 0]``; encoders that restart on an
+                absolute grid need it, others ignore it.
+
+        Returns:
+            (B, L - R + 1, D): the embeddings of bars R - 1 ... L - 1 of the stretch.
+        """
+        ...
