@@ -1,1 +1,7 @@
 """The past: contracts, bars, sources, quality, features, tape. Knows no money."""
+
+from perpgym.data.bars import Bars
+from perpgym.data.contract import Bracket, Contract, load_contract, shipped_contracts
+from perpgym.data.tape import Tape
+
+__all__ = ["Bars", "Bracket", "Contract", "Tape", "load_contract", "shipped_contracts"]

@@ -59,7 +59,9 @@ class Bars:
 
     def stamp_bar(self) -> NDArray[np.int64]:
         """(S,) int64, the bar that owns each stamp: bars own the stamps in (open, close]."""
-        return np.ceil((self.stamp_time_ms - self.open_time_ms[0]) / self.bar_ms).astype(np.int64) - 1
+        # the ceiling of an integer division
+        owner: NDArray[np.int64] = -((self.open_time_ms[0] - self.stamp_time_ms) // self.bar_ms) - 1
+        return owner
 
     def slice(self, start: int, stop: int) -> Bars:
         """Bars ``start:stop`` and the stamps that they own: nothing from outside is known."""

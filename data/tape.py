@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 from perpgym.data.contract import Contract
 
+# float32 counts bars exactly up to 2**24; grids of encoders must divide this period
+CLOCK_PERIOD = 2**20
+
 _ARRAYS = (
     "open_time_ms",
     "last",
@@ -48,8 +51,9 @@ class Tape:
         first_valid_bar: the first bar at which every column has its whole look-back.
         mark_rules: by contract, ``mark`` or ``last`` (see ``Bars.mark_rule``).
         source: where the data came from, in words for people.
-        planted: (T, A) float64 or None: on simulated markets, the expected log return of bar t + 1 given
-            everything hidden at the close of t. For the oracle only: no feature may read it.
+        planted: (T, A) float64 or None: on simulated markets, the expected simple return of a long over
+            bar t + 1, net of its funding, given everything hidden at the close of t. For the oracle only:
+            no feature may read it.
     """
 
     contracts: tuple[Contract, ...]
@@ -111,8 +115,18 @@ class Tape:
         """Index of the first bar that opens at or after ``time`` (UTC; ISO text or milliseconds)."""
         if isinstance(time, str):
             time = np.datetime64(time.replace("Z", ""), "ms")
-        stamp = int(time.astype("datetime64[ms]").astype(np.int64)) if isinstance(time, np.datetime64) else time
+        stamp = (
+            int(time.astype("datetime64[ms]").astype(np.int64)) if isinstance(time, np.datetime64) else time
+        )
         return int(np.searchsorted(self.open_time_ms, stamp, side="left"))
+
+    def epoch_bar(self, bar: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Bars since the epoch of the bars at these indices: what absolute grids count."""
+        return np.asarray(self.open_time_ms[0] // self.bar_ms + np.asarray(bar, np.int64))
+
+    def clock(self, bar: NDArray[np.int64]) -> NDArray[np.int64]:
+        """``epoch_bar`` modulo ``CLOCK_PERIOD``, exact in float32."""
+        return self.epoch_bar(bar) % CLOCK_PERIOD
 
     def _meta(self) -> dict[str, object]:
         return {

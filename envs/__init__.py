@@ -1,1 +1,13 @@
 """The money: kernel, execution, margin, risk overlay and the environments built on them."""
+
+import gymnasium as gym
+
+from perpgym.envs.config import EnvConfig
+from perpgym.envs.perp import PerpEnv
+from perpgym.envs.risk.limits import RiskLimits
+from perpgym.envs.vector import PerpVecEnv
+
+if "perpgym/Perp-v0" not in gym.registry:
+    gym.register(id="perpgym/Perp-v0", entry_point="perpgym.envs.perp:PerpEnv", disable_env_checker=True)
+
+__all__ = ["EnvConfig", "PerpEnv", "PerpVecEnv", "RiskLimits"]

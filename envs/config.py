@@ -60,7 +60,9 @@ class EnvConfig:
     def __post_init__(self) -> None:
         _within("initial_wallet", self.initial_wallet, 1e-9, 1e15, "settle currency")
         _within("leverage", self.leverage, 1.0, 150.0, "times")
-        _within("max_exposure", self.max_exposure, 1e-6, self.leverage, "notional over equity, at most leverage")
+        _within(
+            "max_exposure", self.max_exposure, 1e-6, self.leverage, "notional over equity, at most leverage"
+        )
         _within("rebalance_threshold", self.rebalance_threshold, 0.0, self.max_exposure, "equity")
         _within("half_spread_bps", self.half_spread_bps, 0.0, 1_000.0, "basis points")
         _within("impact_coefficient", self.impact_coefficient, 0.0, 100.0, "dimensionless")
@@ -70,7 +72,9 @@ class EnvConfig:
         for name in ("stop_loss", "take_profit"):
             value = getattr(self, name)
             if value is not None:
-                _within(name, value, 1e-6, 0.99 if name == "stop_loss" else 100.0, "a fraction of the entry price")
+                _within(
+                    name, value, 1e-6, 0.99 if name == "stop_loss" else 100.0, "a fraction of the entry price"
+                )
         _within("funding_multiplier", self.funding_multiplier, -100.0, 100.0, "times")
         _within("risk_free_rate", self.risk_free_rate, -1.0, 1.0, "a fraction per year")
         _within("max_drawdown", self.max_drawdown, 1e-6, 1.0, "a fraction of peak equity")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
+
+from perpgym.data.tape import CLOCK_PERIOD, Tape
 
 ActionKind = Literal["target", "band"]
 
@@ -46,13 +49,20 @@ PORTFOLIO_COLUMNS: tuple[Column, ...] = (
     Column("day_return", "fraction", -1.0, 1.0, "equity over equity at the last UTC midnight, minus 1"),
     Column("risk_budget", "fraction", 0.0, 1.0, "exposure the overlay admits now, over max_exposure"),
     Column("accrued_funding", "1 % equity", -10.0, 10.0, "funding received since the last UTC midnight"),
-    Column("recent_costs", "1 % equity", 0.0, 10.0, "fees, spread and impact, decaying with a half-life of 24 bars"),
+    Column(
+        "recent_costs",
+        "1 % equity",
+        0.0,
+        10.0,
+        "fees, spread and impact, decaying with a half-life of 24 bars",
+    ),
 )
 
 ACCOUNT_NAMES = tuple(c.name for c in ACCOUNT_COLUMNS)
 PORTFOLIO_NAMES = tuple(c.name for c in PORTFOLIO_COLUMNS)
 
-# of one step, by account; equity_change = price_pnl + funding - fees - clearance - spread - impact + insurance
+# of one step, by account:
+# equity change = price_pnl + funding - fees - clearance - spread - impact + insurance
 LEDGER_COLUMNS: tuple[str, ...] = (
     "equity",  # quote, after the step (before an automatic reset)
     "equity_before",  # quote
@@ -76,6 +86,9 @@ LEDGER_COLUMNS: tuple[str, ...] = (
 )
 LEDGER = {name: i for i, name in enumerate(LEDGER_COLUMNS)}
 
+# raw features are finite and clipped by their registry; this bound only makes the Box finite
+FEATURE_BOUND = 1e6
+
 ACTION_DIM: dict[str, int] = {"target": 1, "band": 2}
 
 
@@ -96,3 +109,48 @@ def exposure_to_action(
     if action == "target":
         return centre[..., None].astype(np.float32)
     return np.stack([centre, np.full_like(centre, -1.0)], axis=-1).astype(np.float32)
+
+
+def action_space(action: ActionKind) -> gym.spaces.Box:
+    """Box(-1, 1, (action_dim,), float32)."""
+    return gym.spaces.Box(-1.0, 1.0, (ACTION_DIM[action],), np.float32)
+
+
+def observation_space(tape: Tape, window: int, with_windows: bool) -> gym.spaces.Dict:
+    """One account's observation, with bar indices or with R-bar windows.
+
+    Args:
+        tape: gives the number of contracts, features and risk columns.
+        window: R, bars.
+        with_windows: windows and ``clock`` instead of ``bar``.
+    """
+    assets = len(tape.contracts)
+    spaces: dict[str, gym.spaces.Space[Any]] = {
+        "account": _columns_box(ACCOUNT_COLUMNS, (assets,)),
+        "portfolio": _columns_box(PORTFOLIO_COLUMNS, ()),
+    }
+    if with_windows:
+        for name, width in (("market", tape.features.shape[2]), ("risk", tape.risk.shape[2])):
+            spaces[name] = gym.spaces.Box(-FEATURE_BOUND, FEATURE_BOUND, (window, assets, width), np.float32)
+        spaces["clock"] = gym.spaces.Box(0, CLOCK_PERIOD - 1, (1,), np.int64)
+    else:
+        spaces["bar"] = gym.spaces.Box(0, len(tape) - 1, (1,), np.int64)
+    return gym.spaces.Dict(spaces)
+
+
+def _columns_box(columns: tuple[Column, ...], leading: tuple[int, ...]) -> gym.spaces.Box:
+    low = np.broadcast_to(np.array([c.low for c in columns], np.float32), (*leading, len(columns)))
+    high = np.broadcast_to(np.array([c.high for c in columns], np.float32), (*leading, len(columns)))
+    return gym.spaces.Box(low, high, dtype=np.float32)
+
+
+def observation_table() -> str:
+    """The account and portfolio columns as a plain-text table, for docstrings and docs."""
+    rows = [("column", "unit", "range", "meaning")]
+    rows += [
+        (c.name, c.unit, f"{c.low:g} … {c.high:g}", c.meaning) for c in ACCOUNT_COLUMNS + PORTFOLIO_COLUMNS
+    ]
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    return "\n".join(
+        "  ".join(cell.ljust(w) for cell, w in zip(row, [*widths, 0], strict=True)).rstrip() for row in rows
+    )

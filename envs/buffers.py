@@ -1,0 +1,72 @@
+"""The arrays that a step writes: allocated once, the same for every face of the environment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perpgym.envs.spaces import ACCOUNT_COLUMNS, LEDGER_COLUMNS, PORTFOLIO_COLUMNS
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StepBuffers:
+    """One step of N accounts, A contracts.
+
+    Attributes:
+        bar: (N,) int64, index on the tape of the newest closed bar.
+        account: (N, A, Ca) float32, columns ``ACCOUNT_COLUMNS``.
+        portfolio: (N, Cp) float32, columns ``PORTFOLIO_COLUMNS``.
+        reward: (N,) float64, scaled log return.
+        terminated: (N,) bool, cross liquidation or ruin.
+        truncated: (N,) bool, end of the episode or of the data.
+        ledger: (N, L) float64, columns ``LEDGER_COLUMNS``, of the step just booked.
+        final_bar, final_account, final_portfolio: the observation before an automatic restart; valid where
+            terminated or truncated.
+        market, risk: (N, R, A, F) and (N, R, A, K) float32 windows, newest bar last; None without windows.
+        final_market, final_risk: windows at ``final_bar``; valid where done.
+    """
+
+    bar: NDArray[np.int64]
+    account: Float32
+    portfolio: Float32
+    reward: Float64
+    terminated: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
+    ledger: Float64
+    final_bar: NDArray[np.int64]
+    final_account: Float32
+    final_portfolio: Float32
+    market: Float32 | None = None
+    risk: Float32 | None = None
+    final_market: Float32 | None = None
+    final_risk: Float32 | None = None
+
+    @classmethod
+    def allocate(
+        cls, n_accounts: int, n_contracts: int, window: int | None, n_features: int, n_risk: int
+    ) -> StepBuffers:
+        """Zeroed buffers; ``window`` is R, or None for index observations only."""
+        n, a = n_accounts, n_contracts
+        windows: dict[str, Float32] = {}
+        if window is not None:
+            for prefix in ("", "final_"):
+                windows[f"{prefix}market"] = np.zeros((n, window, a, n_features), np.float32)
+                windows[f"{prefix}risk"] = np.zeros((n, window, a, n_risk), np.float32)
+        return cls(
+            bar=np.zeros(n, np.int64),
+            account=np.zeros((n, a, len(ACCOUNT_COLUMNS)), np.float32),
+            portfolio=np.zeros((n, len(PORTFOLIO_COLUMNS)), np.float32),
+            reward=np.zeros(n, np.float64),
+            terminated=np.zeros(n, np.bool_),
+            truncated=np.zeros(n, np.bool_),
+            ledger=np.zeros((n, len(LEDGER_COLUMNS)), np.float64),
+            final_bar=np.zeros(n, np.int64),
+            final_account=np.zeros((n, a, len(ACCOUNT_COLUMNS)), np.float32),
+            final_portfolio=np.zeros((n, len(PORTFOLIO_COLUMNS)), np.float32),
+            **windows,
+        )

@@ -1,0 +1,45 @@
+"""How kernels are compiled: numba with an on-disk cache that notices a change in any kernel file."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from numba import njit
+
+_HERE = Path(__file__).parent
+# Kernels call each other across these files.
+KERNEL_FILES = ("compile.py", "execution.py", "margin.py", "kernel.py", "batch.py", "risk/overlay.py")
+
+
+# Kernels allocate nothing, so numba's runtime, which would count references to every array view with atomic
+# operations, is left out: a step takes 54 ns instead of 480 (600 without inlining). Division by zero gives
+# IEEE's inf or nan: no exceptions inside kernels.
+_OPTIONS: dict[str, Any] = {"_nrt": False, "error_model": "numpy", "forceinline": True}
+
+
+@cache
+def _sources_stamp() -> str:
+    digest = hashlib.sha256()
+    for name in KERNEL_FILES:
+        path = _HERE / name
+        digest.update(path.read_bytes() if path.exists() else b"")
+    return digest.hexdigest()
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compile a scalar or batch kernel in nopython mode, IEEE arithmetic, cached on disk.
+
+    Numba stamps a cached function with the time of its own file only, so a changed ``margin.py`` would leave
+    yesterday's arithmetic inside ``kernel.py``'s cache. The stamp here covers every kernel file. Where
+    numba's cache has another shape than expected, the function is compiled anew in each process instead.
+    """
+    dispatcher = njit(cache=True, **_OPTIONS)(function)
+    index = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
+    if index is None or not hasattr(index, "_source_stamp"):
+        return njit(**_OPTIONS)(function)
+    index._source_stamp = _sources_stamp()
+    return dispatcher

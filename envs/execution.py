@@ -1,0 +1,63 @@
+"""How a market order meets the book: rounding, the touch, the square-root impact.
+
+Assumptions: the book is a constant half spread around the last price; impact follows the square-root law
+(Tóth et al. 2011, "Anomalous price impact and the critical nature of liquidity", eq. 1), is paid by the
+order that causes it and leaves no trace on later prices. Queues, latency and other participants' reactions
+are not modelled here.
+"""
+
+from __future__ import annotations
+
+import math
+
+from perpgym.envs.compile import kernel
+
+# a quantity that is a whole number of lots up to rounding noise is not cut by one lot
+_STEP_NOISE = 1e-6
+
+
+@kernel
+def round_toward_zero(quantity, step):  # type: ignore[no-untyped-def]
+    """The largest multiple of ``step`` that is not larger in size than ``quantity``; step 0 leaves it."""
+    if step == 0.0:
+        return quantity
+    steps = math.floor(abs(quantity) / step + _STEP_NOISE)
+    # dividing by the inverse keeps 0.001 lots on the nearest double of their decimal
+    inverse = 1.0 / step
+    whole = round(inverse)
+    size = steps / whole if abs(inverse - whole) < 1e-9 * inverse else steps * step
+    return math.copysign(size, quantity)
+
+
+@kernel
+def round_to_tick(price, tick, side):  # type: ignore[no-untyped-def]
+    """``price`` on the tick grid, moved against an order of ``side`` (+1 buys: up, -1 sells: down)."""
+    if tick == 0.0:
+        return price
+    ticks = price / tick
+    ticks = math.ceil(ticks - _STEP_NOISE) if side > 0 else math.floor(ticks + _STEP_NOISE)
+    inverse = 1.0 / tick
+    whole = round(inverse)
+    rounded = ticks / whole if abs(inverse - whole) < 1e-9 * inverse else ticks * tick
+    return max(rounded, tick)
+
+
+@kernel
+def touch_price(last_price, half_spread, tick, side):  # type: ignore[no-untyped-def]
+    """Best opposite quote: last * (1 ± half_spread), rounded outwards to the tick."""
+    return round_to_tick(last_price * (1.0 + side * half_spread), tick, side)
+
+
+@kernel
+def square_root_impact(quantity, bar_volume, sigma_per_bar, coefficient):  # type: ignore[no-untyped-def]
+    """Temporary impact as a fraction of the price: Y * sigma * sqrt(quantity / volume).
+
+    Args:
+        quantity: base, size of the order.
+        bar_volume: base, traded in the bar; 0 gives 0 (no order fills there).
+        sigma_per_bar: volatility of a bar's log return.
+        coefficient: Y, dimensionless.
+    """
+    if bar_volume <= 0.0 or coefficient == 0.0:
+        return 0.0
+    return coefficient * sigma_per_bar * math.sqrt(abs(quantity) / bar_volume)

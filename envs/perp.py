@@ -1,0 +1,164 @@
+"""PerpEnv: one account on a perpetual contract, as a plain Gymnasium environment."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from perpgym.data.contract import Contract
+from perpgym.data.tape import Tape
+from perpgym.envs.config import EnvConfig
+from perpgym.envs.risk.limits import RiskLimits
+from perpgym.envs.spaces import LEDGER_COLUMNS, observation_table
+from perpgym.envs.vector import PerpVecEnv
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Observation = dict[str, NDArray[Any]]
+
+
+class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
+    """One account on one linear perpetual contract.
+
+    Observation (Dict):
+
+    ========== ================== ========= ==========================================================
+    key        shape              dtype     what
+    ========== ================== ========= ==========================================================
+    market     (R, A, F)          float32   raw market features of the last R closed bars, newest last
+    risk       (R, A, K)          float32   raw market-risk features of the same bars
+    clock      (1,)               int64     bars since the epoch of the newest bar, modulo 2**20
+    account    (A, Ca)            float32   see the table below
+    portfolio  (Cp,)              float32   see the table below
+    ========== ================== ========= ==========================================================
+
+    Action: Box(-1, 1). ``target`` (1,): exposure / max_exposure. ``band`` (2,): centre and width of a
+    no-trade band; inside it nothing is traded.
+
+    Order of events for an action taken at the close of bar t: overlay and sizing at the mark close of t;
+    liquidation if the mark opens beyond it; the order fills in bar t+1 at its open with half spread, impact
+    and taker fee; stops, liquidation and settlements inside the bar, adverse side first; settlements at the
+    close; mark to the mark close; margin check; reward; observation of bar t+1.
+
+    Reward: log equity return, floored at log(reward_equity_floor), times reward_scale.
+
+    Episode end: *terminated* on a cross liquidation or a drawdown of ``max_drawdown``; *truncated* at the end
+    of the episode or of the data.
+
+    ``info`` holds the ledger of the step (``envs.spaces.LEDGER_COLUMNS``), which adds up to the change of
+    equity, and ``time_ms``, the close of the newest bar.
+
+    Args:
+        tape: the market; None makes a small simulated one.
+        config, limits, start_bar, end_bar: as in :class:`PerpVecEnv`.
+        contract: only with ``tape=None``: the symbol to simulate.
+
+    Version history: v0, first version.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 - Gymnasium declares it so
+
+    def __init__(
+        self,
+        tape: Tape | None = None,
+        *,
+        config: EnvConfig | None = None,
+        limits: RiskLimits | None = None,
+        start_bar: int | None = None,
+        end_bar: int | None = None,
+        contract: str = "BTC/USDT:USDT",
+    ) -> None:
+        self.batch = PerpVecEnv(
+            _small_tape(contract) if tape is None else tape,
+            n_paths=1,
+            config=config,
+            limits=limits,
+            start_bar=start_bar,
+            end_bar=end_bar,
+            with_windows=True,
+        )
+        self.tape = self.batch.tape
+        self.observation_space = self.batch.single_observation_space
+        self.action_space = self.batch.single_action_space
+        self._buffers = self.batch.make_buffers()
+        self._is_running = False
+
+    @classmethod
+    def from_frame(
+        cls,
+        df: pd.DataFrame,
+        funding: pd.DataFrame | None = None,
+        mark: pd.DataFrame | None = None,
+        contract: str | Contract = "BTC/USDT:USDT",
+        **kwargs: Any,
+    ) -> PerpEnv:
+        """An env from a frame of bars with columns ``date, open, high, low, close, volume``.
+
+        Args:
+            df: last prices, hourly or any equal spacing; ``date`` is the opening time (UTC).
+            funding: ``date, rate`` of settlements; None means that the contract never settles, and says so.
+            mark: mark prices with the columns of ``df``; None is the named rule ``mark=last``.
+            contract: a shipped symbol or a Contract of your own.
+            **kwargs: ``config``, ``limits``, ``start_bar``, ``end_bar``.
+
+        Raises:
+            perpgym.data.DataError: the frames are not usable; says what to do.
+        """
+        from perpgym.data.features.build import build_tape
+        from perpgym.data.sources.table import bars_from_frames
+
+        bars = bars_from_frames(df, funding=funding, mark=mark, contract=contract)
+        return cls(build_tape(bars, source="frame"), **kwargs)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Start an episode at a random bar of the period."""
+        super().reset(seed=seed)
+        self.batch.reset_into(self._buffers, int(self.np_random.integers(2**31)))
+        self._is_running = True
+        return _first(self.batch.observation(self._buffers)), {"time_ms": self._time_ms(self._buffers.bar)}
+
+    def step(self, action: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Book one bar. Raises ResetNeeded after an episode has ended."""
+        if not self._is_running:
+            raise gym.error.ResetNeeded("the episode has ended or never began: call reset() first")
+        out = self._buffers
+        self.batch.step_into(np.asarray(action, np.float32).reshape(1, -1), out)
+        info: dict[str, Any] = dict(zip(LEDGER_COLUMNS, out.ledger[0].tolist(), strict=True))
+        is_over = bool(out.terminated[0] or out.truncated[0])
+        self._is_running = not is_over
+        info["time_ms"] = self._time_ms(out.final_bar if is_over else out.bar)
+        observation = self.batch.final_observation(out) if is_over else self.batch.observation(out)
+        return (
+            _first(observation),
+            float(out.reward[0]),
+            bool(out.terminated[0]),
+            bool(out.truncated[0]),
+            info,
+        )
+
+    def _time_ms(self, bar: NDArray[np.int64]) -> int:
+        return int(self.tape.open_time_ms[bar[0]]) + self.tape.bar_ms
+
+
+PerpEnv.__doc__ = f"{PerpEnv.__doc__}\n    Account and portfolio columns::\n\n        " + (
+    observation_table().replace("\n", "\n        ")
+)
+
+
+def _first(observation: Observation) -> Observation:
+    return {name: column[0] for name, column in observation.items()}
+
+
+def _small_tape(symbol: str) -> Tape:
+    """Half a year of simulated market, so that ``gymnasium.make("perpgym/Perp-v0")`` works with no data."""
+    from perpgym.data.features.build import build_tape
+    from perpgym.data.synthetic import SimulatedMarketConfig, simulate_market
+
+    market = simulate_market(SimulatedMarketConfig(symbol=symbol, start="2024-01-01", end="2024-07-01"))
+    return build_tape(market.bars, source="simulated")

@@ -1,0 +1,330 @@
+"""PerpVecEnv: many accounts on shared paths of one tape, stepped in one compiled call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from perpgym.data.tape import Tape
+from perpgym.envs.batch import OK, copy_windows, observe_batch, restart_batch, step_batch
+from perpgym.envs.buffers import StepBuffers
+from perpgym.envs.config import EnvConfig
+from perpgym.envs.kernel import POSITION_COLUMNS, WALLET_COLUMNS
+from perpgym.envs.risk.limits import RiskLimits
+from perpgym.envs.rules import pack_rules
+from perpgym.envs.spaces import ACTION_DIM, LEDGER_COLUMNS, action_space, observation_space
+
+if TYPE_CHECKING:
+    from perpgym.envs.sb3 import SB3PerpVecEnv
+
+# ln of the range in which a ``random`` restart draws the wallet
+_WALLET_LOG_RANGE = 0.5
+_STATE_ARRAYS = (
+    "_wallets",
+    "_positions",
+    "_path_bar",
+    "_path_end",
+    "_next_start",
+    "_next_end",
+    "_restart_wallet",
+    "_restart_exposure",
+    "_bar",
+)
+
+
+class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArray[Any]]):
+    """N = n_paths * accounts_per_path accounts; account i lives on path ``i // accounts_per_path``.
+
+    A path is one episode of ``config.episode_bars`` bars that starts where R and every look-back fit between
+    ``start_bar`` and ``end_bar``; the first episodes have staggered lengths. Its accounts truncate together
+    and move to a new path; a terminated account restarts in place. The native call is :meth:`step_into`; the
+    Gymnasium face (``reset``, ``step``) declares ``SAME_STEP`` autoreset with ``final_obs``; ``as_sb3()`` is
+    Stable-Baselines3's face.
+
+    Args:
+        tape: the market; one contract for now.
+        n_paths: P.
+        accounts_per_path: K.
+        config: account and execution.
+        limits: the risk overlay.
+        start_bar: the first decision is taken at the close of this bar or later; None for the earliest.
+        end_bar: bars from this one on are never booked nor shown; None for the tape's end.
+        seed: of starts, staggering and random restarts.
+        with_windows: whether buffers hold market and risk windows beside the bar index.
+
+    Raises:
+        ValueError: the period is too short for one step.
+    """
+
+    metadata: dict[str, Any] = {  # noqa: RUF012 - Gymnasium declares it so
+        "autoreset_mode": AutoresetMode.SAME_STEP,
+        "render_modes": [],
+    }
+
+    def __init__(
+        self,
+        tape: Tape,
+        *,
+        n_paths: int,
+        accounts_per_path: int = 1,
+        config: EnvConfig | None = None,
+        limits: RiskLimits | None = None,
+        start_bar: int | None = None,
+        end_bar: int | None = None,
+        seed: int = 0,
+        with_windows: bool = False,
+    ) -> None:
+        if len(tape.contracts) != 1:
+            raise ValueError(
+                f"PerpVecEnv trades one contract for now, the tape has {len(tape.contracts)}: "
+                "build the tape from one contract's bars"
+            )
+        if n_paths < 1 or accounts_per_path < 1:
+            raise ValueError(
+                f"n_paths and accounts_per_path must be at least 1, were {n_paths}, {accounts_per_path}"
+            )
+        self.tape = tape
+        self.config = config or EnvConfig()
+        self.limits = limits or RiskLimits()
+        self.n_paths, self.accounts_per_path = n_paths, accounts_per_path
+        self.num_envs = n_paths * accounts_per_path
+        self.with_windows = with_windows
+        self.action_dim = ACTION_DIM[self.config.action]
+        earliest = tape.first_valid_bar + self.config.window_bars - 1
+        self.first_bar = max(earliest, 0 if start_bar is None else start_bar)
+        self.end_bar = min(len(tape), len(tape) if end_bar is None else end_bar)
+        if self.end_bar - self.first_bar < 2:
+            raise ValueError(
+                f"the period has {max(self.end_bar - self.first_bar, 0)} usable bars and needs at least 2: "
+                f"the first decision can be taken at bar {self.first_bar} (look-back {tape.first_valid_bar}, "
+                f"window {self.config.window_bars}), the last bar is {self.end_bar - 1}; use a longer period"
+            )
+        self._brackets = tape.contracts[0].bracket_table()
+        self._rules = pack_rules(tape.contracts[0], self.config, self.limits)
+        self._features = _rows(tape.features)
+        self._risk = _rows(tape.risk)
+        self._allocate()
+        self.single_observation_space = observation_space(tape, self.config.window_bars, with_windows)
+        self.single_action_space = action_space(self.config.action)
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self._rng = np.random.default_rng(seed)
+        self._buffers: StepBuffers | None = None
+
+    def _allocate(self) -> None:
+        n, p = self.num_envs, self.n_paths
+        self._wallets = np.zeros((n, WALLET_COLUMNS))
+        self._positions = np.zeros((n, 1, POSITION_COLUMNS))
+        self._bar = np.zeros(n, np.int64)
+        self._path_bar, self._path_end = np.zeros(p, np.int64), np.zeros(p, np.int64)
+        self._next_start, self._next_end = np.zeros(p, np.int64), np.zeros(p, np.int64)
+        self._restart_wallet, self._restart_exposure = np.zeros(n), np.zeros(n)
+
+    # --- native face ---
+
+    def make_buffers(self) -> StepBuffers:
+        """The arrays for :meth:`reset_into` and :meth:`step_into`; allocate once."""
+        return StepBuffers.allocate(
+            self.num_envs,
+            len(self.tape.contracts),
+            self.config.window_bars if self.with_windows else None,
+            self.tape.features.shape[2],
+            self.tape.risk.shape[2],
+        )
+
+    def reset_into(self, out: StepBuffers, seed: int | None = None) -> None:
+        """Start every path anew and write the first observation; a seed makes all that follows repeatable."""
+        if seed is not None:
+            self._rng = np.random.default_rng(seed)
+        every_path, every_account = np.arange(self.n_paths), np.arange(self.num_envs)
+        self._draw_paths(every_path)
+        self._path_bar[:] = self._next_start
+        self._path_end[:] = self._next_end
+        if self.n_paths > 1:
+            left = self._path_end - self._path_bar
+            self._path_end[:] = self._path_bar + self._rng.integers(1, left + 1)
+        self._draw_paths(every_path)
+        self._draw_restarts(every_account)
+        self._bar[:] = np.repeat(self._path_bar, self.accounts_per_path)
+        restart_batch(
+            self.tape.mark, self._rules, self._wallets, self._positions, self._bar, self._restart_wallet,
+            self._restart_exposure,
+        )  # fmt: skip
+        self._draw_restarts(every_account)
+        self.observe_into(out)
+
+    def observe_into(self, out: StepBuffers) -> None:
+        """Write the present observation, without stepping (after ``load_state_dict``)."""
+        out.bar[:] = self._bar
+        observe_batch(
+            self.tape.mark, self._brackets, self._rules, self._wallets, self._positions, out.bar, out.account,
+            out.portfolio,
+        )  # fmt: skip
+        self._copy_windows(out)
+
+    def step_into(self, actions: NDArray[np.float32], out: StepBuffers) -> None:
+        """Book one bar for every account, restart what ended, write ``out``. Allocates nothing.
+
+        Args:
+            actions: (N, action_dim) float32 in [-1, 1]; clipped.
+            out: from :meth:`make_buffers`.
+
+        Raises:
+            ValueError: an action is not finite; nothing was booked.
+        """
+        tape = self.tape
+        status = step_batch(
+            tape.open_time_ms, tape.last, tape.mark, tape.volume, tape.sigma_per_bar, tape.stamp_start,
+            tape.stamp_time_ms, tape.stamp_rate, tape.bar_ms, self._brackets, self._rules, self._wallets,
+            self._positions, self._path_bar, self._path_end, self._next_start, self._next_end,
+            self._restart_wallet, self._restart_exposure, actions, out.bar, out.account, out.portfolio,
+            out.reward, out.terminated, out.truncated, out.ledger, out.final_bar, out.final_account,
+            out.final_portfolio, self.accounts_per_path,
+        )  # fmt: skip
+        if status != OK:
+            raise ValueError(
+                f"the action of account {status - 1} is not finite: {actions[status - 1]}; nothing was booked"
+            )
+        self._bar[:] = out.bar
+        if self.with_windows:
+            self._copy_windows(out)
+        if out.truncated.any() or out.terminated.any():
+            self._after_restarts(out)
+
+    def _after_restarts(self, out: StepBuffers) -> None:
+        """Draw what the next restarts will use, and copy the windows that ended."""
+        done = np.flatnonzero(out.terminated | out.truncated)
+        moved = np.flatnonzero(self._next_start < 0)
+        if moved.size:
+            self._draw_paths(moved)
+        self._draw_restarts(done)
+        if out.final_market is not None and out.final_risk is not None:
+            for columns, target in ((self._features, out.final_market), (self._risk, out.final_risk)):
+                window = np.empty((done.size, *target.shape[1:]), np.float32)
+                copy_windows(
+                    columns, out.final_bar[done], self.config.window_bars, window.reshape(done.size, -1)
+                )
+                target[done] = window
+
+    def _copy_windows(self, out: StepBuffers) -> None:
+        if out.market is None or out.risk is None:
+            return
+        window, n = self.config.window_bars, self.num_envs
+        copy_windows(self._features, out.bar, window, out.market.reshape(n, -1))
+        copy_windows(self._risk, out.bar, window, out.risk.reshape(n, -1))
+
+    def _draw_paths(self, paths: NDArray[np.int64]) -> None:
+        """Draw the next start and end of these paths."""
+        length = min(self.config.episode_bars, self.end_bar - 1 - self.first_bar)
+        latest = self.end_bar - 1 - length
+        start = self._rng.integers(self.first_bar, latest + 1, size=paths.size)
+        self._next_start[paths] = start
+        self._next_end[paths] = start + length
+
+    def _draw_restarts(self, accounts: NDArray[np.int64]) -> None:
+        config = self.config
+        if config.restart == "flat":
+            self._restart_wallet[accounts] = config.initial_wallet
+            return
+        scale = np.exp(self._rng.uniform(-_WALLET_LOG_RANGE, _WALLET_LOG_RANGE, accounts.size))
+        self._restart_wallet[accounts] = config.initial_wallet * scale
+        bound = min(config.max_exposure, self.limits.max_leverage)
+        self._restart_exposure[accounts] = self._rng.uniform(-bound, bound, accounts.size)
+
+    # --- resuming ---
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on: arrays, and the generator's state as plain integers."""
+        arrays = {name.lstrip("_"): getattr(self, name).copy() for name in _STATE_ARRAYS}
+        return {**arrays, "rng": self._rng.bit_generator.state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where :meth:`state_dict` was taken, on an env built with the same arguments.
+
+        Raises:
+            ValueError: the state belongs to another number of accounts or paths.
+        """
+        for name in _STATE_ARRAYS:
+            mine, theirs = getattr(self, name), np.asarray(state[name.lstrip("_")])
+            if mine.shape != theirs.shape:
+                raise ValueError(
+                    f"the saved env has {name.lstrip('_')} of shape {theirs.shape}, this one {mine.shape}: "
+                    "resume with the n_paths and accounts_per_path of the saved run"
+                )
+            mine[...] = theirs
+        self._rng.bit_generator.state = state["rng"]
+
+    # --- Gymnasium face ---
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Gymnasium's ``reset``; one integer seed for the whole batch."""
+        if seed is not None and not isinstance(seed, int | np.integer):
+            raise ValueError("PerpVecEnv takes one integer seed: its accounts share one generator")
+        self._buffers = self._buffers or self.make_buffers()
+        self.reset_into(self._buffers, None if seed is None else int(seed))
+        return self.observation(self._buffers), {}
+
+    def step(
+        self, actions: NDArray[np.float32]
+    ) -> tuple[dict[str, Any], NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
+        """Gymnasium's ``step`` with SAME_STEP autoreset; arrays are copies and may be kept."""
+        if self._buffers is None:
+            raise gym.error.ResetNeeded("call reset() before step()")
+        out = self._buffers
+        self.step_into(np.ascontiguousarray(actions, np.float32), out)
+        info: dict[str, Any] = {name: out.ledger[:, i].copy() for i, name in enumerate(LEDGER_COLUMNS)}
+        done = out.terminated | out.truncated
+        if done.any():
+            final = self.final_observation(out)
+            info["final_obs"] = np.array(
+                [{k: v[i] for k, v in final.items()} if done[i] else None for i in range(self.num_envs)],
+                dtype=object,
+            )
+            info["_final_obs"] = done
+        return self.observation(out), out.reward.copy(), out.terminated.copy(), out.truncated.copy(), info
+
+    def observation(self, out: StepBuffers) -> dict[str, NDArray[Any]]:
+        """The observation as Gymnasium's dictionary, copied out of the buffers."""
+        return _as_dict(self.tape, out.bar, out.account, out.portfolio, out.market, out.risk)
+
+    def final_observation(self, out: StepBuffers) -> dict[str, NDArray[Any]]:
+        """The observation before the restart, for every account; meaningful where done."""
+        return _as_dict(
+            self.tape, out.final_bar, out.final_account, out.final_portfolio, out.final_market, out.final_risk
+        )
+
+    def as_sb3(self) -> SB3PerpVecEnv:
+        """Stable-Baselines3's face on this env."""
+        from perpgym.envs.sb3 import SB3PerpVecEnv
+
+        return SB3PerpVecEnv(self)
+
+
+def _rows(columns: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(T, A, F) as (T, A * F), sharing memory."""
+    return np.ascontiguousarray(columns).reshape(columns.shape[0], -1)
+
+
+def _as_dict(
+    tape: Tape,
+    bar: NDArray[np.int64],
+    account: NDArray[np.float32],
+    portfolio: NDArray[np.float32],
+    market: NDArray[np.float32] | None,
+    risk: NDArray[np.float32] | None,
+) -> dict[str, NDArray[Any]]:
+    observation: dict[str, NDArray[Any]] = {"account": account.copy(), "portfolio": portfolio.copy()}
+    if market is None or risk is None:
+        observation["bar"] = bar[:, None].copy()
+    else:
+        observation["market"], observation["risk"] = market.copy(), risk.copy()
+        observation["clock"] = tape.clock(bar)[:, None]
+    return observation

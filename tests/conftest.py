@@ -1,0 +1,114 @@
+"""Fixtures that several folders share: small tapes with known prices, and where real data lie."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from perpgym.data.contract import Bracket, Contract
+from perpgym.data.tape import Tape
+
+HOUR_MS = 3_600_000
+# 2020-01-01 00:00 UTC
+START_MS = 1_577_836_800_000
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder with real market data; tests that need it are skipped where it is missing."""
+    default = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+    folder = Path(os.environ.get("PERPGYM_SHARED_DATA", default))
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}; set PERPGYM_SHARED_DATA to run this test")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def contract() -> Contract:
+    """Three brackets with their cum amounts, a 0.1 tick, 0.001 lots."""
+    return Contract(
+        symbol="TEST/USDT:USDT",
+        tick_size=0.1,
+        lot_size=0.001,
+        min_quantity=0.001,
+        min_notional=100.0,
+        taker_rate=0.0004,
+        clearance_rate=0.0125,
+        brackets=(
+            Bracket(floor=0.0, cap=50_000.0, maintenance_margin_rate=0.004, cum=0.0, max_leverage=125.0),
+            Bracket(
+                floor=50_000.0, cap=600_000.0, maintenance_margin_rate=0.005, cum=50.0, max_leverage=100.0
+            ),
+            Bracket(
+                floor=600_000.0,
+                cap=float("inf"),
+                maintenance_margin_rate=0.01,
+                cum=3_050.0,
+                max_leverage=50.0,
+            ),
+        ),
+    )
+
+
+TapeFactory = Callable[..., Tape]
+
+
+@pytest.fixture(scope="session")
+def make_tape(contract: Contract) -> TapeFactory:
+    """Build a tape from closes (opens are the closes before), or a seeded random walk of ``bars`` bars."""
+
+    def make(
+        closes: NDArray[np.float64] | None = None,
+        *,
+        bars: int = 600,
+        seed: int = 0,
+        sigma: float = 0.006,
+        funding_rate: float = 1e-4,
+        n_features: int = 4,
+        n_risk: int = 3,
+        wick: float = 0.002,
+        mark_basis: float = 0.0,
+        volume: float = 5_000.0,
+        rules: Contract | None = None,
+        bar_ms: int = HOUR_MS,
+    ) -> Tape:
+        rng = np.random.default_rng(seed)
+        if closes is None:
+            closes = 30_000.0 * np.exp(np.cumsum(sigma * rng.standard_normal(bars)))
+        closes = np.asarray(closes, np.float64)
+        count = closes.size
+        opens = np.concatenate([closes[:1], closes[:-1]])
+        spread = 1.0 + wick * rng.random(count)
+        last = np.stack(
+            [opens, np.maximum(opens, closes) * spread, np.minimum(opens, closes) / spread, closes], axis=-1
+        )[:, None, :]
+        open_time = START_MS + bar_ms * np.arange(count, dtype=np.int64)
+        closing = np.arange(START_MS, open_time[-1] + bar_ms + 1, 8 * HOUR_MS, dtype=np.int64)
+        stamps = closing[closing > START_MS]
+        owner = np.ceil((stamps - START_MS) / bar_ms).astype(np.int64) - 1
+        return Tape(
+            contracts=(rules or contract,),
+            bar_ms=bar_ms,
+            open_time_ms=open_time,
+            last=last,
+            mark=last * (1.0 + mark_basis),
+            volume=np.full((count, 1), volume),
+            sigma_per_bar=np.full((count, 1), sigma),
+            stamp_start=np.searchsorted(owner, np.arange(count + 1))[None].astype(np.int64),
+            stamp_time_ms=stamps,
+            stamp_rate=np.full(stamps.size, funding_rate),
+            features=rng.standard_normal((count, 1, n_features)).astype(np.float32),
+            risk=rng.standard_normal((count, 1, n_risk)).astype(np.float32),
+            feature_names=tuple(f"feature_{i}" for i in range(n_features)),
+            risk_names=tuple(f"risk_{i}" for i in range(n_risk)),
+            first_valid_bar=0,
+            mark_rules=("mark",),
+            source="test",
+        )
+
+    return make

@@ -1,0 +1,72 @@
+"""PerpEnv passes the checkers of Gymnasium and Stable-Baselines3 and tells its own story."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env as gymnasium_check
+from stable_baselines3.common.env_checker import check_env as sb3_check
+
+from perpgym.data.tape import Tape
+from perpgym.envs import EnvConfig, PerpEnv
+from perpgym.envs.spaces import ACCOUNT_NAMES, PORTFOLIO_NAMES
+
+
+@pytest.mark.parametrize("action", ["target", "band"])
+def test_both_checkers_accept_the_env(make_tape: Callable[..., Tape], action: str) -> None:
+    config = EnvConfig(window_bars=8, episode_bars=50, action=action)  # type: ignore[arg-type]
+    env = PerpEnv(make_tape(), config=config)
+    gymnasium_check(env, skip_render_check=True)
+    with warnings.catch_warnings():
+        # SB3 takes (R, A, F) windows for images and asks for flat vectors; the encoders want the three axes
+        for text in (".*unconventional shape", ".*is an image", ".*minimal resolution", ".*channels-last"):
+            warnings.filterwarnings("ignore", message=text)
+        sb3_check(env)
+
+
+def test_gymnasium_makes_the_registered_env_without_data() -> None:
+    env = gym.make("perpgym/Perp-v0")
+    observation, info = env.reset(seed=0)
+    assert env.observation_space.contains(observation)
+    _obs, reward, terminated, truncated, info = env.step(env.action_space.sample())
+    assert isinstance(reward, float)
+    assert not terminated
+    assert not truncated
+    assert info["equity"] > 0
+
+
+def test_an_episode_that_is_over_must_be_reset(make_tape: Callable[..., Tape]) -> None:
+    env = PerpEnv(make_tape(), config=EnvConfig(window_bars=8, episode_bars=2))
+    env.reset(seed=0)
+    hold = np.zeros(2, np.float32)
+    env.step(hold)
+    _obs, _reward, _terminated, truncated, _info = env.step(hold)
+    assert truncated
+    with pytest.raises(gym.error.ResetNeeded):
+        env.step(hold)
+
+
+def test_the_docstring_lists_every_column() -> None:
+    assert PerpEnv.__doc__ is not None
+    for name in ACCOUNT_NAMES + PORTFOLIO_NAMES:
+        assert name in PerpEnv.__doc__
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("taker_rate", 4.0),
+        ("leverage", 0.5),
+        ("max_exposure", 30.0),
+        ("max_participation", 2.0),
+        ("margin_mode", "hedge"),
+        ("max_drawdown", 0.0),
+    ],
+)
+def test_impossible_settings_are_refused_by_name(field: str, value: object) -> None:
+    with pytest.raises(ValueError, match=field):
+        EnvConfig(**{field: value})  # type: ignore[arg-type]
