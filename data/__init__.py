@@ -2,6 +2,7 @@
 
 from perpgym.data.bars import Bars
 from perpgym.data.contract import Bracket, Contract, load_contract, shipped_contracts
+from perpgym.data.errors import DataError
 from perpgym.data.tape import Tape
 
-__all__ = ["Bars", "Bracket", "Contract", "Tape", "load_contract", "shipped_contracts"]
+__all__ = ["Bars", "Bracket", "Contract", "DataError", "Tape", "load_contract", "shipped_contracts"]

@@ -1,0 +1,348 @@
+"""From a few settings to checked bars: which source is used, and what is said about it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perpgym.data.align import MARK_POLICIES, MarkPolicy, align
+from perpgym.data.bars import Bars
+from perpgym.data.clock import iso, parse_end_ms, parse_start_ms, timeframe_ms
+from perpgym.data.contract import Contract, load_contract, shipped_contracts
+from perpgym.data.errors import DataError
+from perpgym.data.frames import RawFrames, times
+from perpgym.data.quality import Finding, check_repairs
+from perpgym.data.sources.binance_vision import read_binance_vision
+from perpgym.data.sources.freqtrade import read_freqtrade
+from perpgym.data.sources.table import read_table
+from perpgym.data.store import SeriesKey, Store
+
+if TYPE_CHECKING:
+    from perpgym.data.sources.ccxt_download import ExchangeFactory, Sleep
+
+_LOG = logging.getLogger(__name__)
+
+Source = Literal["auto", "freqtrade", "binance_vision", "table", "store", "download", "simulated"]
+SOURCES: tuple[Source, ...] = (
+    "auto",
+    "freqtrade",
+    "binance_vision",
+    "table",
+    "store",
+    "download",
+    "simulated",
+)
+_NEED_PATH = ("freqtrade", "binance_vision", "table")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where one contract's bars come from and what may be assumed about them.
+
+    Attributes:
+        source: ``freqtrade``, ``binance_vision`` or ``table`` read ``path``; ``store`` reads what was
+            imported or downloaded; ``download`` fills the store first; ``simulated`` needs nothing;
+            ``auto`` takes the store if it has the dates, else downloads exactly them, else, loudly, the
+            simulated market.
+        path: of the folder, archive or table.
+        symbol: ccxt's unified symbol.
+        timeframe: of the bars.
+        exchange: ccxt's exchange id.
+        start, end: UTC, ISO 8601; a bare ``end`` date includes its day; None means all there is (``auto`` and
+            ``download`` need both).
+        repair: named rules of ``quality.REPAIRS`` by which faults may be repaired.
+        mark: ``require`` the exchange's mark series, ``last`` to copy traded prices, ``auto`` for the mark
+            if there is one and else ``last``.
+        store: the store's root; None for ``$PERPGYM_DATA`` or the user's cache.
+        funding_path, mark_path: further tables of ``source=table``.
+        columns: of ``source=table``: by our name, the table's.
+        simulated: settings of the simulated market (``SimulatedMarketConfig``) beside symbol, dates and bar.
+        download_timeout_s: how long to wait for an exchange's first answer.
+    """
+
+    source: Source = "auto"
+    path: str | None = None
+    symbol: str = "BTC/USDT:USDT"
+    timeframe: str = "1h"
+    exchange: str = "binance"
+    start: str | None = None
+    end: str | None = None
+    repair: tuple[str, ...] = ()
+    mark: MarkPolicy = "auto"
+    store: str | None = None
+    funding_path: str | None = None
+    mark_path: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    simulated: Mapping[str, Any] = field(default_factory=dict)
+    download_timeout_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        # a config file gives lists, and None for an empty section
+        object.__setattr__(self, "repair", check_repairs(self.repair or ()))
+        object.__setattr__(self, "columns", dict(self.columns or {}))
+        object.__setattr__(self, "simulated", dict(self.simulated or {}))
+        timeframe_ms(self.timeframe)
+        for name, allowed in (("source", SOURCES), ("mark", MARK_POLICIES)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, was {getattr(self, name)!r}")
+        if self.source in _NEED_PATH and not self.path:
+            raise ValueError(f"source={self.source} needs a path")
+        if self.source in ("auto", "download") and (self.start is None or self.end is None):
+            raise ValueError(f"source={self.source} needs start and end: it downloads exactly those dates")
+        start, end = self.span_ms
+        if start is not None and end is not None and start >= end:
+            raise ValueError(f"start must lie before end, was {self.start} to {self.end}")
+        if not self.download_timeout_s > 0:
+            raise ValueError(f"download_timeout_s must be positive (seconds), was {self.download_timeout_s}")
+
+    @property
+    def span_ms(self) -> tuple[int | None, int | None]:
+        """UTC milliseconds [start, end); None where open."""
+        return (
+            None if self.start is None else parse_start_ms(self.start),
+            None if self.end is None else parse_end_ms(self.end),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LoadedData:
+    """Checked bars with what has to be known about them.
+
+    Attributes:
+        bars: fit for training.
+        source: where they came from, in words for people; begins with ``simulated`` if nobody traded them.
+        findings: of the quality checks; none is an error.
+        notes: sentences for the log and the report's first screen: the mark rule, repairs, short spans.
+        fallback_reason: why the simulated market stands in for the one asked for; None if it does not.
+        planted: (T,) float64 or None: the simulated market's truth, for the oracle only.
+    """
+
+    bars: Bars
+    source: str
+    findings: tuple[Finding, ...] = ()
+    notes: tuple[str, ...] = ()
+    fallback_reason: str | None = None
+    planted: NDArray[np.float64] | None = None
+
+
+def load_bars(
+    config: DataConfig,
+    *,
+    contract: Contract | None = None,
+    exchange_factory: ExchangeFactory | None = None,
+    sleep: Sleep | None = None,
+) -> LoadedData:
+    """Load and check one contract's bars.
+
+    Args:
+        config: what to load.
+        contract: its rules; None takes the shipped snapshot or what was kept at the download.
+        exchange_factory, sleep: of the download, see ``ccxt_download.download``.
+
+    Raises:
+        DataError: the data are not there, or have faults that no named rule repairs; the message names the
+            file and says what to do.
+    """
+    if config.source == "simulated":
+        return _simulate(config)
+    if config.source == "auto":
+        return _auto(config, contract, exchange_factory, sleep)
+    if config.source == "download":
+        _download(config, exchange_factory, sleep)
+    return _checked(config, read_frames(config), contract)
+
+
+def read_frames(config: DataConfig) -> RawFrames:
+    """The raw frames of a source that keeps data, before any check; not for ``simulated``.
+
+    Raises:
+        DataError: the source has no such data.
+    """
+    path = config.path or ""
+    if config.source == "freqtrade":
+        return read_freqtrade(path, config.symbol, config.timeframe, exchange=config.exchange)
+    if config.source == "binance_vision":
+        return read_binance_vision(path, config.symbol, config.timeframe)
+    if config.source == "table":
+        return read_table(
+            path,
+            config.symbol,
+            config.timeframe,
+            funding_path=config.funding_path,
+            mark_path=config.mark_path,
+            columns=config.columns,
+        )
+    return _read_store(config)
+
+
+def contract_of(config: DataConfig) -> Contract:
+    """The rules of the configured contract: shipped, or kept in the store at its download.
+
+    Raises:
+        DataError: neither is there.
+    """
+    kept = Store(config.store).contract(config.exchange, config.symbol)
+    if config.symbol in shipped_contracts() and (config.exchange == "binance" or kept is None):
+        return load_contract(config.symbol)
+    if kept is None:
+        raise DataError(
+            f"no contract rules for {config.symbol}: shipped are {', '.join(shipped_contracts())}. Download "
+            "the contract, which keeps its rules, or pass a perpgym.data.contract.Contract of your own"
+        )
+    return kept
+
+
+def _checked(config: DataConfig, raw: RawFrames, contract: Contract | None) -> LoadedData:
+    start, end = config.span_ms
+    raw = raw.between(start, end)
+    aligned = align(raw, contract or contract_of(config), repair=config.repair, mark=config.mark)
+    notes = (*aligned.notes, *_span_notes(aligned.bars, start, end))
+    for note in notes:
+        _LOG.warning("%s", note)
+    return LoadedData(bars=aligned.bars, source=raw.source, findings=aligned.findings, notes=notes)
+
+
+def _span_notes(bars: Bars, start: int | None, end: int | None) -> tuple[str, ...]:
+    """What to say if the data are shorter than the dates asked for."""
+    first, last = int(bars.open_time_ms[0]), int(bars.open_time_ms[-1]) + bars.bar_ms
+    late = start is not None and first - start >= bars.bar_ms
+    early = end is not None and end - last >= bars.bar_ms
+    if not late and not early:
+        return ()
+    return (
+        f"{bars.contract.symbol}: the data cover only {iso(first)} to {iso(last)} of the dates asked for",
+    )
+
+
+def _read_store(config: DataConfig) -> RawFrames:
+    store = Store(config.store)
+    key = SeriesKey(exchange=config.exchange, symbol=config.symbol, kind="last", timeframe=config.timeframe)
+    start, end = config.span_ms
+    last = store.read(key, start, end)
+    if last.empty:
+        there = ", ".join(
+            f"{k.exchange} {k.symbol} {k.timeframe}" for k in store.series() if k.kind == "last"
+        )
+        raise DataError(
+            f"{store.root}: the store has no {config.timeframe} bars of {config.symbol} ({config.exchange}) "
+            f"for these dates; it has {there or 'nothing'}. Fill it with: python -m perpgym.data import, or "
+            "download"
+        )
+    # the stamp at the end instant belongs to the bar that closes there
+    stamp_end = None if end is None else end + 60_000
+    mark = store.read(replace(key, kind="mark"), start, end)
+    funding = store.read(replace(key, kind="funding", timeframe=""), start, stamp_end)
+    return RawFrames(
+        symbol=config.symbol,
+        bar_ms=timeframe_ms(config.timeframe),
+        last=last,
+        mark=None if mark.empty else mark,
+        funding=None if funding.empty else funding,
+        origin={
+            kind: f"store {store.root}, {kind} of {config.symbol}" for kind in ("last", "mark", "funding")
+        },
+        source=f"store {store.root} ({config.exchange})",
+    )
+
+
+def _auto(
+    config: DataConfig, contract: Contract | None, factory: ExchangeFactory | None, sleep: Sleep | None
+) -> LoadedData:
+    from perpgym.data.sources.ccxt_exchange import DownloadError
+
+    try:
+        _download(config, factory, sleep)
+    except DownloadError as error:
+        if not _store_reaches(config):
+            return _fall_back(config, error.reason)
+        _LOG.warning("the store has the bars, but could not be brought up to date: %s", error.reason)
+    return _checked(config, _read_store(config), contract)
+
+
+def _store_reaches(config: DataConfig) -> bool:
+    """Whether the store has bars and funding from the first date asked for to the last."""
+    start, end = config.span_ms
+    assert start is not None
+    assert end is not None
+    key = SeriesKey(exchange=config.exchange, symbol=config.symbol, kind="last", timeframe=config.timeframe)
+    store = Store(config.store)
+    bars = times(store.read(key, start, end))
+    stamps = store.read(replace(key, kind="funding", timeframe=""), start, end)
+    bar_ms = timeframe_ms(config.timeframe)
+    return bool(bars.size and bars[0] - start < bar_ms and end - bars[-1] <= bar_ms and len(stamps))
+
+
+def _download(config: DataConfig, factory: ExchangeFactory | None, sleep: Sleep | None) -> None:
+    """Bring the store up to the config's dates; asks nobody if it has them."""
+    import time
+
+    from perpgym.data.sources.ccxt_download import DownloadRequest, download
+
+    assert config.start is not None
+    assert config.end is not None
+    request = DownloadRequest(
+        symbol=config.symbol,
+        timeframe=config.timeframe,
+        exchange=config.exchange,
+        start=config.start,
+        end=config.end,
+        kinds=("last", "funding") if config.mark == "last" else ("last", "mark", "funding"),
+        timeout_s=config.download_timeout_s,
+    )
+    download(
+        request,
+        Store(config.store),
+        exchange_factory=factory,
+        sleep=sleep or time.sleep,
+        show_progress=sys.stderr.isatty(),
+    )
+
+
+def _fall_back(config: DataConfig, reason: str) -> LoadedData:
+    _LOG.warning(
+        "NOT REAL DATA: %s %s to %s could not be downloaded (%s). The simulated market stands in for it; "
+        "nothing learnt or reported from here on is about %s",
+        config.symbol,
+        config.start,
+        config.end,
+        reason,
+        config.symbol,
+    )
+    simulated = _simulate(config)
+    note = f"NOT REAL DATA: the simulated market stands in for {config.symbol}, because {reason}"
+    return replace(
+        simulated,
+        source=f"simulated (fallback: {reason})",
+        notes=(note, *simulated.notes),
+        fallback_reason=reason,
+    )
+
+
+def _simulate(config: DataConfig) -> LoadedData:
+    from perpgym.data.synthetic import SimulatedMarketConfig, simulate_market
+
+    settings: dict[str, Any] = {"symbol": config.symbol, "bar_ms": timeframe_ms(config.timeframe)}
+    settings |= {
+        name: getattr(config, name) for name in ("start", "end") if getattr(config, name) is not None
+    }
+    settings |= config.simulated
+    try:
+        market_config = SimulatedMarketConfig(**settings)
+    except TypeError as error:
+        known = ", ".join(SimulatedMarketConfig.__dataclass_fields__)
+        raise ValueError(f"unknown setting of the simulated market: {error}; known are {known}") from None
+    try:
+        market = simulate_market(market_config)
+    except KeyError as error:
+        raise DataError(f"the simulated market needs a shipped contract: {error.args[0]}") from None
+    return LoadedData(
+        bars=market.bars,
+        source=f"simulated (seed {market_config.seed}, edge {market_config.edge:g})",
+        planted=market.planted,
+    )
