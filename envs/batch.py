@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 from perpgym.data.bars import CLOSE
-from perpgym.envs.compile import kernel
-from perpgym.envs.kernel import (
+from perpgym.envs.account import (
     ACCRUED_FUNDING,
     BARS_HELD,
     DAY_EQUITY,
+    DAY_LOW_EQUITY,
     ENTRY_PRICE,
     EQUITY,
     INITIAL_WALLET,
@@ -23,8 +23,9 @@ from perpgym.envs.kernel import (
     margin_balance,
     open_account,
     read_bar,
-    step_account,
 )
+from perpgym.envs.compile import kernel
+from perpgym.envs.kernel import step_account
 from perpgym.envs.margin import liquidation_price, maintenance_margin
 from perpgym.envs.risk.overlay import admitted_exposure
 
@@ -64,8 +65,8 @@ def observe_account(wallet, position, mark_price, brackets, rules, account_out, 
     margin = maintenance_margin(abs(quantity) * mark_price, brackets)
     margin_equity = max(balance + unrealised, 1e-9) if quantity != 0.0 else 1.0
     cap, _bit = admitted_exposure(
-        equity, wallet[PEAK_EQUITY], wallet[DAY_EQUITY], rules.max_leverage, rules.max_notional,
-        rules.max_daily_loss, rules.drawdown_start, rules.max_drawdown,
+        equity, wallet[PEAK_EQUITY], wallet[DAY_EQUITY], wallet[DAY_LOW_EQUITY], rules.max_leverage,
+        rules.max_notional, rules.max_daily_loss, rules.drawdown_start, rules.max_drawdown,
     )  # fmt: skip
     portfolio_out[0] = _clip(math.log(equity / wallet[INITIAL_WALLET]), -5.0, 5.0)
     portfolio_out[1] = _clip(margin / margin_equity, 0.0, 1.0)
@@ -210,5 +211,5 @@ def _rules(values):  # type: ignore[no-untyped-def]
         values[0], values[1], values[2], values[3], values[4], values[5], values[6], values[7], values[8],
         values[9], values[10], values[11], values[12], values[13], values[14], values[15], values[16],
         values[17], values[18], values[19], values[20], values[21], values[22], values[23], values[24],
-        values[25],
+        values[25], values[26],
     )  # fmt: skip

@@ -9,10 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from numba import njit
+from numba.core.caching import IndexDataCacheFile
 
 _HERE = Path(__file__).parent
 # Kernels call each other across these files.
-KERNEL_FILES = ("compile.py", "execution.py", "margin.py", "kernel.py", "batch.py", "risk/overlay.py")
+KERNEL_FILES = (
+    "compile.py",
+    "execution.py",
+    "margin.py",
+    "account.py",
+    "risk/overlay.py",
+    "orders.py",
+    "kernel.py",
+    "batch.py",
+)
 
 
 # Kernels allocate nothing, so numba's runtime, which would count references to every array view with atomic
@@ -34,12 +44,19 @@ def kernel(function: Callable[..., Any]) -> Any:
     """Compile a scalar or batch kernel in nopython mode, IEEE arithmetic, cached on disk.
 
     Numba stamps a cached function with the time of its own file only, so a changed ``margin.py`` would leave
-    yesterday's arithmetic inside ``kernel.py``'s cache. The stamp here covers every kernel file. Where
-    numba's cache has another shape than expected, the function is compiled anew in each process instead.
+    yesterday's arithmetic inside ``kernel.py``'s cache. Here the cache's files carry the hash of every kernel
+    file in their name. Where numba's cache has another shape than expected, the function is compiled anew in
+    each process instead.
     """
     dispatcher = njit(cache=True, **_OPTIONS)(function)
-    index = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
-    if index is None or not hasattr(index, "_source_stamp"):
+    stamp = _sources_stamp()
+    try:
+        files = dispatcher._cache
+        files._cache_file = IndexDataCacheFile(  # type: ignore[no-untyped-call]
+            cache_path=files._cache_path,
+            filename_base=f"{files._impl.filename_base}.{stamp[:12]}",
+            source_stamp=stamp,
+        )
+    except AttributeError:
         return njit(**_OPTIONS)(function)
-    index._source_stamp = _sources_stamp()
     return dispatcher

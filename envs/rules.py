@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perpgym.data.contract import Contract
+from perpgym.envs.account import Rules
 from perpgym.envs.config import EnvConfig
-from perpgym.envs.kernel import Rules
 from perpgym.envs.risk.limits import RiskLimits
 
 
@@ -17,7 +17,7 @@ def make_rules(contract: Contract, config: EnvConfig, limits: RiskLimits) -> Rul
     """The kernel's rules for one account on one contract.
 
     Raises:
-        ValueError: the contract is inverse, or a stop-loss would lie beyond what its leverage allows.
+        ValueError: the contract is inverse, or admits no position at this leverage.
     """
     if contract.kind != "linear":
         raise ValueError(f"{contract.symbol} is {contract.kind}: only linear contracts are supported for now")
@@ -48,12 +48,22 @@ def make_rules(contract: Contract, config: EnvConfig, limits: RiskLimits) -> Rul
         max_notional=_or_inf(limits.max_notional),
         max_daily_loss=_or_inf(limits.max_daily_loss),
         drawdown_start=_or_inf(limits.drawdown_start),
+        max_position_notional=_max_position_notional(contract, config.leverage),
     )
 
 
 def pack_rules(contract: Contract, config: EnvConfig, limits: RiskLimits) -> NDArray[np.float64]:
     """(len(Rules),) float64, in the order of ``Rules``."""
     return np.array(make_rules(contract, config, limits), dtype=np.float64)
+
+
+def _max_position_notional(contract: Contract, leverage: float) -> float:
+    """Quote, the largest position that the exchange admits at this leverage setting."""
+    caps = [bracket.cap for bracket in contract.brackets if bracket.max_leverage >= leverage]
+    if not caps:
+        most = max(bracket.max_leverage for bracket in contract.brackets)
+        raise ValueError(f"leverage must be at most {most:g} for {contract.symbol}, was {leverage:g}")
+    return max(caps)
 
 
 def _or_inf(limit: float | None) -> float:

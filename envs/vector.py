@@ -12,10 +12,10 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from perpgym.data.tape import Tape
+from perpgym.envs.account import POSITION_COLUMNS, WALLET_COLUMNS
 from perpgym.envs.batch import OK, copy_windows, observe_batch, restart_batch, step_batch
 from perpgym.envs.buffers import StepBuffers
 from perpgym.envs.config import EnvConfig
-from perpgym.envs.kernel import POSITION_COLUMNS, WALLET_COLUMNS
 from perpgym.envs.risk.limits import RiskLimits
 from perpgym.envs.rules import pack_rules
 from perpgym.envs.spaces import ACTION_DIM, LEDGER_COLUMNS, action_space, observation_space

@@ -12,12 +12,14 @@ LEVERAGE, NOTIONAL, DAILY_LOSS, DRAWDOWN = 1, 2, 4, 8
 
 @kernel
 def admitted_exposure(  # type: ignore[no-untyped-def]
-    equity, peak_equity, day_equity, max_leverage, max_notional, max_daily_loss, drawdown_start, max_drawdown
-):
+    equity, peak_equity, day_equity, day_low_equity, max_leverage, max_notional, max_daily_loss,
+    drawdown_start, max_drawdown,
+):  # fmt: skip
     """Largest |exposure| that the limits admit now, and the bit of the limit that sets it.
 
     Args:
         equity, peak_equity, day_equity: quote; now, the highest so far, at the last UTC midnight.
+        day_low_equity: quote, the lowest since then; a day that was lost stays lost.
         max_leverage: notional over equity.
         max_notional: quote; inf for none.
         max_daily_loss: fraction of ``day_equity``; inf for none.
@@ -28,7 +30,7 @@ def admitted_exposure(  # type: ignore[no-untyped-def]
     """
     if equity <= 0.0:
         return 0.0, LEVERAGE
-    if equity <= day_equity * (1.0 - max_daily_loss):
+    if min(equity, day_low_equity) <= day_equity * (1.0 - max_daily_loss):
         return 0.0, DAILY_LOSS
     cap, bit = max_leverage, LEVERAGE
     if max_notional / equity < cap:

@@ -20,21 +20,21 @@ INF = math.inf
 
 
 def test_leverage_is_the_cap_when_nothing_else_binds() -> None:
-    assert admitted_exposure(100.0, 100.0, 100.0, 3.0, INF, INF, INF, 0.3) == (3.0, LEVERAGE)
+    assert admitted_exposure(100.0, 100.0, 100.0, 100.0, 3.0, INF, INF, INF, 0.3) == (3.0, LEVERAGE)
 
 
 def test_a_notional_limit_caps_exposure_by_equity() -> None:
-    assert admitted_exposure(100.0, 100.0, 100.0, 3.0, 150.0, INF, INF, 0.3) == (1.5, NOTIONAL)
+    assert admitted_exposure(100.0, 100.0, 100.0, 100.0, 3.0, 150.0, INF, INF, 0.3) == (1.5, NOTIONAL)
 
 
 def test_a_lost_day_admits_nothing_until_midnight() -> None:
-    assert admitted_exposure(89.9, 100.0, 100.0, 3.0, INF, 0.1, INF, 0.3) == (0.0, DAILY_LOSS)
-    assert admitted_exposure(90.1, 100.0, 100.0, 3.0, INF, 0.1, INF, 0.3)[0] == 3.0
+    assert admitted_exposure(89.9, 100.0, 100.0, 89.9, 3.0, INF, 0.1, INF, 0.3) == (0.0, DAILY_LOSS)
+    assert admitted_exposure(90.1, 100.0, 100.0, 90.1, 3.0, INF, 0.1, INF, 0.3)[0] == 3.0
 
 
 def test_exposure_shrinks_linearly_with_the_drawdown() -> None:
     # half way from 10 % to 30 %
-    cap, bit = admitted_exposure(80.0, 100.0, 80.0, 3.0, INF, INF, 0.1, 0.3)
+    cap, bit = admitted_exposure(80.0, 100.0, 80.0, 80.0, 3.0, INF, INF, 0.1, 0.3)
     assert cap == pytest.approx(1.5)
     assert bit == DRAWDOWN
 

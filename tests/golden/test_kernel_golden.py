@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 
 from perpgym.data.contract import Contract
-from perpgym.envs.config import EnvConfig
-from perpgym.envs.execution import round_to_tick, round_toward_zero, square_root_impact, touch_price
-from perpgym.envs.kernel import (
+from perpgym.envs.account import (
     ENTRY_PRICE,
     EQUITY,
     ISOLATED_WALLET,
@@ -24,8 +22,10 @@ from perpgym.envs.kernel import (
     Bar,
     apply_fill,
     open_account,
-    step_account,
 )
+from perpgym.envs.config import EnvConfig
+from perpgym.envs.execution import round_to_tick, round_toward_zero, square_root_impact, touch_price
+from perpgym.envs.kernel import step_account
 from perpgym.envs.margin import bankruptcy_price, liquidation_price, maintenance_margin
 from perpgym.envs.risk.limits import RiskLimits
 from perpgym.envs.rules import make_rules
