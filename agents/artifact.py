@@ -1,0 +1,282 @@
+"""A trained policy on disk: the weights, and all that ``evaluate.py`` and ``live.py`` need to use them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import safetensors.torch
+import torch
+from gymnasium import spaces
+from safetensors import SafetensorError
+
+import perpgym
+from perpgym.agents.checkpoint import DamagedFileError, write_atomically
+from perpgym.data.contract import Contract
+from perpgym.data.features.scaler import Scaler
+from perpgym.data.tape import CLOCK_PERIOD, Tape
+from perpgym.envs.config import EnvConfig
+from perpgym.envs.risk.limits import RiskLimits
+from perpgym.envs.spaces import (
+    ACCOUNT_COLUMNS,
+    ACCOUNT_NAMES,
+    PORTFOLIO_COLUMNS,
+    PORTFOLIO_NAMES,
+    action_space,
+)
+from perpgym.policies.actor_critic import PerpActorCriticPolicy
+from perpgym.policies.bound_tape import BoundTape
+from perpgym.policies.config import PolicyConfig
+
+FORMAT = 1
+WEIGHTS_FILE, META_FILE = "weights.safetensors", "artifact.json"
+_LIBRARIES = ("torch", "numpy", "stable-baselines3", "gymnasium", "numba")
+_PARITY_BARS = 128
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Artifact:
+    """A policy that was trained, and the world that it was trained for.
+
+    Attributes:
+        policy: with its weights and frozen scalers, in evaluation mode.
+        feature_names, risk_names: columns of the tape that it reads, in order.
+        contracts: their rules.
+        bar_ms: length of a bar.
+        env_config, limits: of the env that it was trained in.
+        data_hash: of the training tape; provenance, not a condition.
+        seed, commit: of the run.
+        versions: of perpgym, Python and the libraries that trained it.
+        parity_error: largest difference between stretch and window contexts when it was saved.
+        extra: what the caller wished to keep.
+    """
+
+    policy: PerpActorCriticPolicy
+    feature_names: tuple[str, ...]
+    risk_names: tuple[str, ...]
+    contracts: tuple[Contract, ...]
+    bar_ms: int
+    env_config: EnvConfig
+    limits: RiskLimits
+    data_hash: str
+    seed: int | None
+    commit: str
+    versions: dict[str, str]
+    parity_error: float
+    extra: dict[str, Any]
+
+    def check_tape(self, tape: Tape) -> None:
+        """Refuse a tape that shows the policy another world than it was trained in.
+
+        Raises:
+            ValueError: columns, bar length or contract rules differ; the message names them.
+        """
+        problems = [
+            *_names_differ("features", self.feature_names, tape.feature_names),
+            *_names_differ("risk columns", self.risk_names, tape.risk_names),
+        ]
+        if tape.bar_ms != self.bar_ms:
+            problems.append(f"bar_ms: trained on {self.bar_ms}, the tape has {tape.bar_ms}")
+        if len(tape.contracts) != len(self.contracts):
+            problems.append(
+                f"contracts: trained on {len(self.contracts)}, the tape has {len(tape.contracts)}"
+            )
+        for mine, theirs in zip(self.contracts, tape.contracts, strict=False):
+            rules, other = mine.to_json(), theirs.to_json()
+            differing = [name for name in rules if rules[name] != other[name]]
+            problems += [
+                f"contract {name}: trained on {rules[name]}, was {other[name]}" for name in differing
+            ]
+        if problems:
+            raise ValueError(
+                "the policy does not fit this tape: "
+                + "; ".join(problems)
+                + ". Build the tape with the run's feature config and contract, or train a new policy"
+            )
+
+
+def save_artifact(
+    folder: Path,
+    policy: PerpActorCriticPolicy,
+    *,
+    tape: Tape,
+    env_config: EnvConfig,
+    limits: RiskLimits,
+    seed: int | None,
+    commit: str,
+    extra: dict[str, Any] | None = None,
+) -> None:
+    """Write ``weights.safetensors`` and ``artifact.json``; measures parity first.
+
+    Args:
+        folder: created if missing; an artifact that is there is replaced.
+        policy: the policy.
+        tape: the training tape.
+        env_config, limits: of the training env.
+        seed, commit: of the run.
+        extra: plain JSON, kept as it is.
+
+    Raises:
+        OSError: the disk is full; a previous artifact is intact.
+    """
+    weights = safetensors.torch.save({k: v.cpu().contiguous() for k, v in policy.state_dict().items()})
+    body = {
+        "format": FORMAT,
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+        "feature_names": list(tape.feature_names),
+        "risk_names": list(tape.risk_names),
+        "market_scaler": policy.scalers["market_scaler"].to_json(),
+        "risk_scaler": policy.scalers["risk_scaler"].to_json(),
+        "account_columns": list(ACCOUNT_NAMES),
+        "portfolio_columns": list(PORTFOLIO_NAMES),
+        "policy_config": policy.config.to_json(),
+        "env_config": asdict(env_config),
+        "limits": asdict(limits),
+        "contracts": [contract.to_json() for contract in tape.contracts],
+        "bar_ms": tape.bar_ms,
+        "data_hash": tape.data_hash,
+        "seed": seed,
+        "commit": commit,
+        "versions": _versions(),
+        "parity_error": parity_error(policy, tape),
+        "extra": extra or {},
+    }
+    document = json.dumps({"sha256": _digest(body), **body}, indent=1)
+    # a crash between the two moves is caught by the hash of the weights
+    write_atomically({folder / WEIGHTS_FILE: weights, folder / META_FILE: document.encode()})
+
+
+def load_artifact(folder: Path, device: torch.device | str = "cpu") -> Artifact:
+    """Read what :func:`save_artifact` wrote; runs no code from the files.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        DamagedFileError: a file was altered or truncated.
+        ValueError: the artifact has another format or other account columns.
+    """
+    for name in (META_FILE, WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} holds no {name}: pass the folder of a run that was trained")
+    body = _read_meta(folder / META_FILE)
+    weights = (folder / WEIGHTS_FILE).read_bytes()
+    if hashlib.sha256(weights).hexdigest() != body["weights_sha256"]:
+        raise DamagedFileError(
+            f"{folder / WEIGHTS_FILE} does not match its artifact.json (sha256 differs): "
+            "copy the folder again or use another checkpoint of the run"
+        )
+    for name, now in (("account_columns", ACCOUNT_NAMES), ("portfolio_columns", PORTFOLIO_NAMES)):
+        if problems := _names_differ(name, tuple(body[name]), now):
+            raise ValueError(f"{folder}: {problems[0]}; evaluate with perpgym {body['versions']['perpgym']}")
+    try:
+        policy = _build_policy(body)
+        env_config, limits = EnvConfig(**body["env_config"]), RiskLimits(**body["limits"])
+    except TypeError as error:
+        raise ValueError(
+            f"{folder} was written by perpgym {body['versions']['perpgym']}, whose settings this one does "
+            f"not know ({error}): evaluate with that version, or train again"
+        ) from error
+    try:
+        policy.load_state_dict(safetensors.torch.load(weights))
+    except (SafetensorError, RuntimeError) as error:
+        raise DamagedFileError(f"{folder / WEIGHTS_FILE} does not fit its policy_config: {error}") from error
+    policy.set_training_mode(False)
+    return Artifact(
+        policy=policy.to(device),
+        feature_names=tuple(body["feature_names"]),
+        risk_names=tuple(body["risk_names"]),
+        contracts=tuple(Contract.from_json(raw) for raw in body["contracts"]),
+        bar_ms=body["bar_ms"],
+        env_config=env_config,
+        limits=limits,
+        data_hash=body["data_hash"],
+        seed=body["seed"],
+        commit=body["commit"],
+        versions=body["versions"],
+        parity_error=body["parity_error"],
+        extra=body["extra"],
+    )
+
+
+@torch.no_grad()
+def parity_error(policy: PerpActorCriticPolicy, tape: Tape) -> float:
+    """Largest difference between the contexts of one stretch and those of its bars' plain windows."""
+    features, device = policy.features_extractor, policy.device
+    bound = BoundTape.of(tape, device)
+    first = tape.first_valid_bar + policy.receptive_field - 1
+    count = min(_PARITY_BARS, len(tape) - first)
+    bars = first + torch.arange(count, device=device)
+    stretch = features.stretch_context(bars[:1], count, bound)[0]  # n 2D
+    windows = features.stretch_context(bars, 1, bound)[:, 0]  # n 2D
+    return float((stretch - windows).abs().max())
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text("utf-8"))
+        digest = document.pop("sha256")
+    except (ValueError, KeyError, AttributeError) as error:
+        raise DamagedFileError(f"{path} is truncated or no artifact: copy the folder again") from error
+    if document.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} has format {document.get('format')}, this perpgym reads {FORMAT}: evaluate with perpgym "
+            f"{document.get('versions', {}).get('perpgym', 'of that time')}, or train again"
+        )
+    if _digest(document) != digest:
+        raise DamagedFileError(f"{path} was altered (its sha256 differs): copy the folder again")
+    body: dict[str, Any] = document
+    return body
+
+
+def _build_policy(body: dict[str, Any]) -> PerpActorCriticPolicy:
+    config = PolicyConfig(**body["policy_config"])
+    return PerpActorCriticPolicy(
+        _both_faces(body, config.receptive_field),
+        action_space(body["env_config"]["action"]),
+        lambda _: 0.0,
+        config=config,
+        market_scaler=Scaler.from_json(body["market_scaler"]),
+        risk_scaler=Scaler.from_json(body["risk_scaler"]),
+    )
+
+
+def _both_faces(body: dict[str, Any], window: int) -> spaces.Dict:
+    """The observation space of a policy that is asked for indices or for windows."""
+    assets = len(body["contracts"])
+
+    def unbounded(*shape: int) -> gym.Space[Any]:
+        return spaces.Box(-np.inf, np.inf, shape, np.float32)
+
+    return spaces.Dict(
+        {
+            "account": unbounded(assets, len(ACCOUNT_COLUMNS)),
+            "portfolio": unbounded(len(PORTFOLIO_COLUMNS)),
+            "market": unbounded(window, assets, len(body["feature_names"])),
+            "risk": unbounded(window, assets, len(body["risk_names"])),
+            "clock": spaces.Box(0, CLOCK_PERIOD - 1, (1,), np.int64),
+            "bar": spaces.Box(0, np.iinfo(np.int64).max, (1,), np.int64),
+        }
+    )
+
+
+def _names_differ(what: str, trained: tuple[str, ...], now: tuple[str, ...]) -> list[str]:
+    if trained == now:
+        return []
+    missing, new = sorted(set(trained) - set(now)), sorted(set(now) - set(trained))
+    detail = f"missing {missing}, unknown {new}" if missing or new else f"order: trained on {list(trained)}"
+    return [f"{what} differ: {detail}"]
+
+
+def _versions() -> dict[str, str]:
+    own = {"perpgym": perpgym.__version__, "python": platform.python_version()}
+    return own | {name: version(name) for name in _LIBRARIES}
+
+
+def _digest(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

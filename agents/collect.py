@@ -1,0 +1,122 @@
+"""Fill a rollout: encode each path's stretch of tape in one pass, then step the accounts along it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from perpgym.agents.rollout import Float64, PathRollout
+from perpgym.envs.buffers import StepBuffers
+from perpgym.envs.vector import PerpVecEnv
+from perpgym.policies.actor_critic import PerpActorCriticPolicy, gaussian_log_prob
+
+
+@torch.no_grad()
+def collect(
+    policy: PerpActorCriticPolicy,
+    env: PerpVecEnv,
+    out: StepBuffers,
+    rollout: PathRollout,
+    noise: torch.Generator,
+    on_step: Callable[[NDArray[np.bool_]], bool],
+) -> bool:
+    """Step every account T times with sampled actions and leave a finished rollout.
+
+    Args:
+        policy: bound to the env's tape.
+        env: the batch env.
+        out: its buffers, holding the present observation; they hold the last one afterwards.
+        rollout: filled in place.
+        noise: of the exploration, on the policy's device.
+        on_step: called after every step with (N,) which episodes ended; False stops.
+
+    Returns:
+        False if ``on_step`` stopped it: the rollout is then not finished.
+    """
+    n_steps = rollout.n_steps
+    account, portfolio = torch.from_numpy(out.account), torch.from_numpy(out.portfolio)
+    sent = np.empty((env.num_envs, env.action_dim), np.float32)
+    host_actions = torch.from_numpy(sent).view(env.n_paths, env.accounts_per_path, -1)  # P K a
+    bars = out.bar[:: env.accounts_per_path].copy()  # P
+    rollout.start(bars)
+    context = _encode(policy, rollout, bars, n_steps + 1)  # P T+1 2D
+    standard_noise = torch.randn(rollout.actions.shape, generator=noise, device=rollout.device)  # P T K a
+    deviation = standard_noise * policy.log_std.exp()
+    final_value = np.zeros_like(rollout.reward)  # T N
+    for step in range(n_steps):
+        state = rollout.write_state(step, account, portfolio)  # P K S
+        mean = policy.action_mean(context[:, step : step + 1], state)  # P K a
+        actions = rollout.actions[:, step]
+        torch.add(mean, deviation[:, step], out=actions)
+        host_actions.copy_(actions)
+        env.step_into(sent, out)
+        rollout.reward[step] = out.reward
+        rollout.terminated[step], rollout.truncated[step] = out.terminated, out.truncated
+        bars += 1
+        ended = out.terminated | out.truncated
+        if ended.any():
+            _value_truncated(policy, env, out, context[:, step + 1], final_value[step])
+            _follow_jumps(policy, out.bar[:: env.accounts_per_path], rollout, step + 1, bars, context)
+        if not on_step(ended):
+            return False
+    rollout.write_state(n_steps, account, portfolio)
+    # what no step depends on is computed for all steps at once
+    rollout.values.copy_(policy.state_values(context.unsqueeze(2), rollout.state))
+    zero = torch.zeros_like(policy.log_std)
+    torch.sub(gaussian_log_prob(zero, zero, standard_noise), policy.log_std.sum(), out=rollout.log_prob)
+    rollout.finish(final_value)
+    return True
+
+
+def _encode(
+    policy: PerpActorCriticPolicy, rollout: PathRollout, bars: NDArray[np.int64], n_bars: int
+) -> torch.Tensor:
+    """(P, n_bars, 2D) contexts from each of ``bars`` on."""
+    rollout.encoded_bars += bars.size * (n_bars + policy.receptive_field - 1)
+    return policy.stretch_context(torch.from_numpy(bars).to(rollout.device), n_bars)
+
+
+def _value_truncated(
+    policy: PerpActorCriticPolicy,
+    env: PerpVecEnv,
+    out: StepBuffers,
+    context: torch.Tensor,
+    final_value: Float64,
+) -> None:
+    """Values of the observations at which accounts were truncated, into (N,) ``final_value``.
+
+    The final bar is the next one of the stretch that was left, so its context, (P, 2D), is already there.
+    """
+    accounts = np.flatnonzero(out.truncated)
+    if accounts.size == 0:
+        return
+    paths = torch.from_numpy(accounts // env.accounts_per_path).to(context.device)
+    account = torch.from_numpy(out.final_account[accounts]).flatten(1)
+    portfolio = torch.from_numpy(out.final_portfolio[accounts])
+    state = torch.cat((account, portfolio), dim=1).to(context.device)  # n S
+    final_value[accounts] = policy.state_values(context[paths], state).cpu().numpy()
+
+
+def _follow_jumps(
+    policy: PerpActorCriticPolicy,
+    new_bars: NDArray[np.int64],
+    rollout: PathRollout,
+    step: int,
+    bars: NDArray[np.int64],
+    context: torch.Tensor,
+) -> None:
+    """Re-encode, from ``step`` on, the paths that did not simply move one bar on; ``bars`` follows them."""
+    jumped = np.flatnonzero(new_bars != bars)
+    bars[jumped] = new_bars[jumped]
+    left = rollout.n_steps - step
+    if jumped.size == 0 or left == 0:
+        # after the last step no value of the new path is needed: its predecessor ended
+        return
+    context[torch.from_numpy(jumped).to(context.device), step:] = _encode(
+        policy, rollout, bars[jumped], left + 1
+    )
+    for path in jumped:
+        rollout.jump(int(path), step, int(bars[path]))

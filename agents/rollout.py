@@ -1,0 +1,207 @@
+"""One rollout of P paths with K accounts each: what was seen, done and earned, and its minibatches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Float64 = NDArray[np.float64]
+Bool = NDArray[np.bool_]
+
+
+class Segment(NamedTuple):
+    """Consecutive bars of one path: from ``first_step`` on, it decides from bar ``first_bar`` on."""
+
+    path: int
+    first_step: int
+    first_bar: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Minibatch:
+    """Whole stretches of G paths, with the T decisions of each of their K accounts.
+
+    Attributes:
+        first_bar: (S,) int64, one row to encode for each segment of the paths; the first G rows are the
+            paths' first segments.
+        slot: (G, T) int64, where in the (S * T,) encoded bars each decision's bar stands; None if every
+            path is a single segment, so that row g holds path g's bars in order.
+        state: (G, T, K, S) float32, raw account state.
+        actions: (G, T, K, a) float32, before clipping.
+        log_prob, advantages, returns: (G, T, K) float32.
+    """
+
+    first_bar: torch.Tensor
+    slot: torch.Tensor | None
+    state: torch.Tensor
+    actions: torch.Tensor
+    log_prob: torch.Tensor
+    advantages: torch.Tensor
+    returns: torch.Tensor
+
+    def arrange(self, encoded: torch.Tensor) -> torch.Tensor:
+        """(S, T, 2D) contexts of the rows -> (G, T, 1, 2D) contexts of the decisions, for all K accounts."""
+        if self.slot is not None:
+            encoded = encoded.flatten(0, 1)[self.slot]  # G T 2D
+        return encoded.unsqueeze(2)
+
+
+class PathRollout:
+    """Buffers of one rollout, path first, on the policy's device; money and ends stay on the host.
+
+    The signature is that of SB3's rollout buffers, plus the number of paths.
+
+    Args:
+        buffer_size: T, steps of a rollout.
+        observation_space: of the env, with index observations.
+        action_space: Box (a,).
+        device: of the tensors.
+        gae_lambda, gamma: of the advantage estimator.
+        n_envs: N = P * K accounts.
+        n_paths: P.
+    """
+
+    def __init__(
+        self,
+        buffer_size: int,
+        observation_space: Any,
+        action_space: Any,
+        device: torch.device | str = "cpu",
+        gae_lambda: float = 0.95,
+        gamma: float = 0.99,
+        n_envs: int = 1,
+        *,
+        n_paths: int,
+    ) -> None:
+        self.n_steps, self.n_paths, self.n_accounts = buffer_size, n_paths, n_envs // n_paths
+        self.gamma, self.gae_lambda = gamma, gae_lambda
+        self.device = torch.device(device)
+        self.account_size = int(np.prod(observation_space["account"].shape))
+        state_size = self.account_size + int(np.prod(observation_space["portfolio"].shape))
+        lead = (n_paths, buffer_size)
+        self.state = torch.zeros(n_paths, buffer_size + 1, self.n_accounts, state_size, device=device)
+        self.actions = torch.zeros(*lead, self.n_accounts, int(np.prod(action_space.shape)), device=device)
+        self.log_prob = torch.zeros(*lead, self.n_accounts, device=device)
+        self.values = torch.zeros(n_paths, buffer_size + 1, self.n_accounts, device=device)
+        self.advantages = torch.zeros_like(self.log_prob)
+        self.returns = torch.zeros_like(self.log_prob)
+        self.reward = np.zeros((buffer_size, n_envs))
+        self.terminated = np.zeros((buffer_size, n_envs), np.bool_)
+        self.truncated = np.zeros((buffer_size, n_envs), np.bool_)
+        self.segments: list[Segment] = []
+        self.encoded_bars = 0
+
+    def start(self, bars: NDArray[np.int64]) -> None:
+        """Begin a rollout with path p at the close of ``bars[p]``."""
+        self.encoded_bars = 0
+        self.segments = [Segment(path, 0, int(bar)) for path, bar in enumerate(bars)]
+
+    def jump(self, path: int, step: int, bar: int) -> None:
+        """From ``step`` on, the path decides from ``bar`` on."""
+        self.segments.append(Segment(path, step, bar))
+
+    def write_state(self, step: int, account: torch.Tensor, portfolio: torch.Tensor) -> torch.Tensor:
+        """Keep the N account states seen at a step.
+
+        Args:
+            step: 0 ... T.
+            account, portfolio: (N, A, Ca) and (N, Cp) float32.
+
+        Returns:
+            (P, K, S): the states, on the device.
+        """
+        state = self.state[:, step]
+        state[..., : self.account_size] = account.view(self.n_paths, self.n_accounts, -1)
+        state[..., self.account_size :] = portfolio.view(self.n_paths, self.n_accounts, -1)
+        return state
+
+    def finish(self, final_value: Float64) -> None:
+        """Turn rewards and values into advantages and value targets.
+
+        Args:
+            final_value: (T, N), values of the observations at which accounts were truncated; 0 elsewhere.
+        """
+        value = self._by_step(self.values)  # T+1 N
+        next_value = np.where(self.truncated, final_value, value[1:])
+        next_value[self.terminated] = 0.0
+        ends = self.terminated | self.truncated
+        advantages = gae(self.reward, value[:-1], next_value, ends, self.gamma, self.gae_lambda)
+        self.advantages.copy_(self._by_path(advantages))
+        torch.add(self.advantages, self.values[:, :-1], out=self.returns)
+
+    def normalise_advantages(self) -> None:
+        """Mean 0 and deviation 1 over the whole rollout, as SB3 does over a minibatch."""
+        self.advantages.sub_(self.advantages.mean()).div_(self.advantages.std() + 1e-8)
+
+    def explained_variance(self) -> float:
+        """1 - Var(returns - values) / Var(returns); nan if the returns do not vary."""
+        variance = float(self.returns.var())
+        if variance == 0.0:
+            return float("nan")
+        return 1.0 - float((self.returns - self.values[:, :-1]).var()) / variance
+
+    def _by_step(self, tensor: torch.Tensor) -> Float64:
+        """(P, T, K) on the device -> (T, N) on the host."""
+        return tensor.transpose(0, 1).reshape(tensor.shape[1], -1).cpu().numpy().astype(np.float64)
+
+    def _by_path(self, array: Float64) -> torch.Tensor:
+        """(T, N) on the host -> (P, T, K) on the host."""
+        return torch.from_numpy(array).view(-1, self.n_paths, self.n_accounts).transpose(0, 1)
+
+    def minibatches(self, paths_per_batch: int, shuffle: np.random.Generator) -> Iterator[Minibatch]:
+        """All paths once, in random groups as equal as possible and not above ``paths_per_batch``."""
+        n_batches = -(-self.n_paths // paths_per_batch)
+        for group in np.array_split(shuffle.permutation(self.n_paths), n_batches):
+            rows, slot = self._rows(group)
+            paths = torch.from_numpy(group).to(self.device)
+            yield Minibatch(
+                first_bar=torch.tensor([row.first_bar for row in rows], device=self.device),
+                slot=None if slot is None else torch.from_numpy(slot).to(self.device),
+                state=self.state[paths, :-1],
+                actions=self.actions[paths],
+                log_prob=self.log_prob[paths],
+                advantages=self.advantages[paths],
+                returns=self.returns[paths],
+            )
+
+    def _rows(self, group: NDArray[np.int64]) -> tuple[list[Segment], NDArray[np.int64] | None]:
+        """The segments of a group of paths, and the (G, T) slots of the group's decisions in them."""
+        rows = [self.segments[path] for path in group]
+        position = {int(path): index for index, path in enumerate(group)}
+        later = [s for s in self.segments[self.n_paths :] if s.path in position]
+        if not later:
+            return rows, None
+        steps = np.arange(self.n_steps)
+        slot = np.arange(len(group))[:, None] * self.n_steps + steps  # G T
+        # in order of time, so that a later jump overwrites what an earlier one claimed
+        for row, segment in enumerate(later, start=len(group)):
+            claimed = steps[segment.first_step :]
+            slot[position[segment.path], claimed] = row * self.n_steps + claimed - segment.first_step
+        return rows + later, slot
+
+
+def gae(
+    reward: Float64, value: Float64, next_value: Float64, ends: Bool, gamma: float, gae_lambda: float
+) -> Float64:
+    """Generalised advantage estimation (Schulman et al. 2016, eqs. 11-16).
+
+    Args:
+        reward: (T, N).
+        value: (T, N), V of the observation before each step.
+        next_value: (T, N), V of the observation after it and before any restart; 0 where terminated.
+        ends: (T, N), where an episode ended: what comes after belongs to another.
+        gamma, gae_lambda: discount and trace decay.
+
+    Returns:
+        (T, N): delta_t = r_t + gamma V(s_t+1) - V(s_t); A_t = delta_t + gamma lambda A_t+1 within an episode.
+    """
+    advantages = reward + gamma * next_value - value
+    decay = np.where(ends, 0.0, gamma * gae_lambda)
+    for step in range(len(reward) - 2, -1, -1):
+        advantages[step] += decay[step] * advantages[step + 1]
+    return advantages

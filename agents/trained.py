@@ -1,0 +1,78 @@
+"""A trained policy as an Agent: deterministic actions, each bar of the tape encoded once."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from perpgym.agents.artifact import Artifact
+from perpgym.data.tape import Tape
+from perpgym.policies.actor_critic import PerpActorCriticPolicy
+from perpgym.policies.bound_tape import BoundTape
+
+
+class TrainedAgent:
+    """Acts with the mean of the policy's Gaussian, clipped to the action space.
+
+    Embeddings are computed lazily for ``chunk_bars`` consecutive bars; causality makes them the same as one
+    bar at a time. They are dropped when another tape is shown or the weights move.
+    """
+
+    def __init__(
+        self, source: Artifact | PerpActorCriticPolicy, name: str = "agent", chunk_bars: int = 1_024
+    ) -> None:
+        """Wrap a policy.
+
+        Args:
+            source: an artifact, whose tapes are checked, or a bare policy.
+            name: for tables and figures.
+            chunk_bars: bars encoded at once.
+        """
+        self.name = name
+        self.policy = source.policy if isinstance(source, Artifact) else source
+        self._artifact = source if isinstance(source, Artifact) else None
+        self._chunk_bars = chunk_bars
+        self._bound: BoundTape | None = None
+        self._weights = -1
+        self._context = torch.empty(0)  # n 2D, of the bars from _first on
+        self._first = 0
+
+    @torch.no_grad()
+    def act(
+        self, tape: Tape, bar: int, account: NDArray[np.float32], portfolio: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """Decide at the close of ``bar``; see :class:`perpgym.agents.protocol.Agent`.
+
+        Raises:
+            ValueError: the tape does not fit the artifact, or fewer than R bars lie up to ``bar``.
+        """
+        context = self._context_of(tape, bar)  # 2D
+        flat = np.concatenate((account.reshape(len(account), -1), portfolio), axis=1)
+        mean = self.policy.action_mean(context, torch.from_numpy(flat).to(context.device))  # n a
+        actions: NDArray[np.float32] = mean.clamp(-1.0, 1.0).cpu().numpy()
+        return actions
+
+    def _context_of(self, tape: Tape, bar: int) -> torch.Tensor:
+        # torch counts in-place changes: an update of the weights makes the cache stale
+        weights = sum(parameter._version for parameter in self.policy.parameters())
+        if self._bound is None or self._bound.tape is not tape:
+            if self._artifact is not None:
+                self._artifact.check_tape(tape)
+            self._bound = BoundTape.of(tape, self.policy.device)
+            self._weights = -1
+        offset = bar - self._first
+        if weights != self._weights or not 0 <= offset < len(self._context):
+            self._encode(self._bound, bar)
+            self._weights, offset = weights, 0
+        return self._context[offset]
+
+    def _encode(self, bound: BoundTape, bar: int) -> None:
+        earliest = bound.tape.first_valid_bar + self.policy.receptive_field - 1
+        if not earliest <= bar < len(bound.tape):
+            last = len(bound.tape) - 1
+            raise ValueError(f"the policy can decide at bars {earliest} to {last} of this tape, not at {bar}")
+        first = torch.tensor([bar], device=self.policy.device)
+        n_bars = min(self._chunk_bars, len(bound.tape) - bar)
+        self._context = self.policy.features_extractor.stretch_context(first, n_bars, bound)[0]
+        self._first = bar

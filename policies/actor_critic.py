@@ -1,0 +1,162 @@
+"""The actor-critic that Stable-Baselines3 trains, and its face for whole stretches of tape."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import nn
+
+from perpgym.data.features.scaler import Scaler
+from perpgym.data.tape import Tape
+from perpgym.policies.config import PolicyConfig
+from perpgym.policies.features import PerpFeatures
+
+_LOG_SQRT_TWO_PI = 0.5 * math.log(2.0 * math.pi)
+
+
+class Evaluation(NamedTuple):
+    """Values (...,) and log-probabilities (...,) of given actions; entropy (), the same in every state."""
+
+    values: torch.Tensor
+    log_prob: torch.Tensor
+    entropy: torch.Tensor
+
+
+class PerpActorCriticPolicy(ActorCriticPolicy):
+    """Scaled market and risk encoders, gated fusion with the account, a Gaussian over actions in [-1, 1].
+
+    A whole SB3 policy (``predict``, ``forward``, ``evaluate_actions``, ``predict_values``) for index and for
+    window observations; see :class:`perpgym.policies.features.PerpFeatures` for the two faces. Beside it, the
+    calls of encode-once training: ``stretch_context`` once a bar, the others once an account.
+
+    Args:
+        observation_space: of ``PerpVecEnv``, with or without windows.
+        action_space: Box in [-1, 1]; samples beyond it are clipped by the env, as SB3's PPO does.
+        lr_schedule: of the optimiser.
+        config: the network's shape.
+        market_scaler, risk_scaler: fitted on the training period; they become frozen buffers.
+        use_sde: refused.
+        optimizer_kwargs: of Adam; fused by default.
+    """
+
+    features_extractor: PerpFeatures
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        lr_schedule: Schedule,
+        *,
+        market_scaler: Scaler,
+        risk_scaler: Scaler,
+        config: PolicyConfig | None = None,
+        use_sde: bool = False,
+        optimizer_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        if use_sde:
+            raise ValueError("state-dependent exploration is not supported: leave use_sde=False")
+        self.config = config or PolicyConfig()
+        self.scalers = {"market_scaler": market_scaler, "risk_scaler": risk_scaler}
+        super().__init__(
+            observation_space,
+            action_space,
+            lr_schedule,
+            net_arch={"pi": list(self.config.policy_hidden), "vf": list(self.config.value_hidden)},
+            activation_fn=nn.SiLU,
+            log_std_init=self.config.log_std_init,
+            features_extractor_class=PerpFeatures,
+            features_extractor_kwargs={"config": self.config, **self.scalers},
+            optimizer_kwargs={"eps": 1e-5, "fused": True} if optimizer_kwargs is None else optimizer_kwargs,
+        )
+        # SB3 registers the extractor under two more names; one set of weights needs one name on disk
+        del self.pi_features_extractor, self.vf_features_extractor
+        self.features_extractor.reset_parameters()
+
+    @property
+    def receptive_field(self) -> int:
+        """R, bars."""
+        return self.config.receptive_field
+
+    def bind(self, tape: Tape) -> None:
+        """Let the bar indices of observations refer to ``tape``."""
+        self.features_extractor.bind(tape)
+
+    # --- the face of SB3 ---
+
+    def extract_features(self, obs: PyTorchObs, features_extractor: nn.Module | None = None) -> torch.Tensor:
+        """Features of an observation; SB3's preprocessing would turn the bar index into a float."""
+        del features_extractor
+        features: torch.Tensor = self.features_extractor(obs)
+        return features
+
+    def get_distribution(self, obs: PyTorchObs) -> Distribution:
+        """The distribution of actions."""
+        latent = self.mlp_extractor.forward_actor(self.extract_features(obs))
+        return self._get_action_dist_from_latent(latent)
+
+    def predict_values(self, obs: PyTorchObs) -> torch.Tensor:
+        """(N, 1) values."""
+        values: torch.Tensor = self.value_net(self.mlp_extractor.forward_critic(self.extract_features(obs)))
+        return values
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {
+            "observation_space": self.observation_space,
+            "action_space": self.action_space,
+            "lr_schedule": self._dummy_schedule,
+            "config": self.config,
+            "optimizer_kwargs": self.optimizer_kwargs,
+            **self.scalers,
+        }
+
+    # --- the face of encode-once training ---
+
+    def stretch_context(self, first_bar: torch.Tensor, n_bars: int) -> torch.Tensor:
+        """(S, n_bars, 2D) contexts of consecutive bars; see :meth:`PerpFeatures.stretch_context`."""
+        return self.features_extractor.stretch_context(first_bar, n_bars)
+
+    def action_mean(self, context: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        """Means of the actions.
+
+        Args:
+            context: (..., 2D); leading axes broadcast with those of ``state``.
+            state: (..., S) raw account columns, then portfolio columns.
+
+        Returns:
+            (..., action_dim).
+        """
+        features = self._fuse(context, state)
+        mean: torch.Tensor = self.action_net(self.mlp_extractor.forward_actor(features))
+        return mean
+
+    def state_values(self, context: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        """(...,) values; arguments as in :meth:`action_mean`."""
+        values: torch.Tensor = self.value_net(self.mlp_extractor.forward_critic(self._fuse(context, state)))
+        return values.squeeze(-1)
+
+    def evaluate_states(
+        self, context: torch.Tensor, state: torch.Tensor, actions: torch.Tensor
+    ) -> Evaluation:
+        """What the PPO loss needs of (..., action_dim) actions; arguments as in :meth:`action_mean`."""
+        features = self._fuse(context, state)
+        mean = self.action_net(self.mlp_extractor.forward_actor(features))
+        values = self.value_net(self.mlp_extractor.forward_critic(features)).squeeze(-1)
+        entropy = (self.log_std + 0.5 + _LOG_SQRT_TWO_PI).sum()
+        return Evaluation(values, gaussian_log_prob(mean, self.log_std, actions), entropy)
+
+    def _fuse(self, context: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        extractor = self.features_extractor
+        features: torch.Tensor = extractor.fusion(context, extractor.scale_state(state))
+        return features
+
+
+def gaussian_log_prob(mean: torch.Tensor, log_std: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+    """Log-density of a diagonal Gaussian, summed over the last axis: (..., a), (a,), (..., a) -> (...,)."""
+    standardised = (action - mean) * torch.exp(-log_std)
+    return -0.5 * standardised.square().sum(-1) - (log_std + _LOG_SQRT_TWO_PI).sum()

@@ -1,0 +1,144 @@
+"""Banded causal transformer: one embedding a bar, from that bar and a fixed number of bars before it."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+class MarketTransformer(nn.Module):
+    """Pre-norm transformer whose attention reaches w bars back, with linear position biases.
+
+    Each of the n layers sees the bar itself and w - 1 before it, so the embedding of bar t depends on exactly
+    R = 1 + n (w - 1) bars. Positions enter as distances only (ALiBi, Press et al. 2022, eq. 1), and there is
+    neither dropout nor a statistic over the batch: a stretch, a window and one live bar give equal numbers.
+
+    The band is computed in blocks of w bars: a block attends to itself and to the block before it, 2w keys
+    instead of L. Every layer keeps only the trailing blocks that the wanted outputs still depend on.
+    """
+
+    def __init__(
+        self, *, in_features: int, d_model: int, n_layers: int, n_heads: int, band: int, ff_multiple: int = 4
+    ) -> None:
+        super().__init__()
+        self.band = band
+        self.receptive_field = 1 + n_layers * (band - 1)
+        self.out_features = d_model
+        self.embed = nn.Linear(in_features, d_model)
+        self.blocks = nn.ModuleList(
+            BandedBlock(d_model=d_model, n_heads=n_heads, band=band, ff_multiple=ff_multiple)
+            for _ in range(n_layers)
+        )
+        self.norm = nn.LayerNorm(d_model)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Orthogonal weights; what writes to the residual stream is scaled by 1 / sqrt(2 n) (GPT-2)."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.orthogonal_(module.weight)
+                nn.init.zeros_(module.bias)
+        scale = (2 * len(self.blocks)) ** -0.5
+        for block in self.blocks:
+            assert isinstance(block, BandedBlock)
+            nn.init.orthogonal_(block.project.weight, gain=scale)
+            nn.init.orthogonal_(block.contract.weight, gain=scale)
+
+    def encode(self, stretch: torch.Tensor, first_bar: torch.Tensor) -> torch.Tensor:
+        """Encode consecutive bars; see :class:`perpgym.policies.encoders.protocol.Encoder`.
+
+        Args:
+            stretch: (B, L, F) float32, scaled features, oldest first, L >= R.
+            first_bar: ignored, positions are relative.
+
+        Returns:
+            (B, L - R + 1, D).
+
+        Raises:
+            ValueError: the stretch is shorter than the receptive field.
+        """
+        del first_bar
+        n_out = stretch.shape[1] - self.receptive_field + 1
+        if n_out < 1:
+            raise ValueError(
+                f"a stretch must hold at least {self.receptive_field} bars (the receptive field), "
+                f"had {stretch.shape[1]}"
+            )
+        # bars in front that no wanted output depends on, to fill the first block
+        x = self.embed(functional.pad(stretch, (0, 0, -stretch.shape[1] % self.band, 0)))  # B M D
+        for depth, block in enumerate(self.blocks, start=1):
+            needed = n_out + (len(self.blocks) - depth) * (self.band - 1)
+            x = block(x, -(-needed // self.band))  # B blocks*w D
+        embedding: torch.Tensor = self.norm(x[:, -n_out:])  # B n_out D
+        return embedding
+
+
+class BandedBlock(nn.Module):
+    """One pre-norm layer: attention over the band, then a feed-forward network."""
+
+    bias: torch.Tensor
+
+    def __init__(self, *, d_model: int, n_heads: int, band: int, ff_multiple: int) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        self.band = band
+        self.norm_attention = nn.LayerNorm(d_model)
+        self.query = nn.Linear(d_model, d_model)
+        self.key_value = nn.Linear(d_model, 2 * d_model)
+        self.project = nn.Linear(d_model, d_model)
+        self.norm_ff = nn.LayerNorm(d_model)
+        self.expand = nn.Linear(d_model, ff_multiple * d_model)
+        self.contract = nn.Linear(ff_multiple * d_model, d_model)
+        self.register_buffer("bias", band_bias(n_heads, band), persistent=False)
+
+    def forward(self, x: torch.Tensor, n_blocks: int) -> torch.Tensor:
+        """Outputs of the last ``n_blocks`` blocks of x.
+
+        Args:
+            x: (B, M, D), M a multiple of w.
+            n_blocks: at most M / w.
+
+        Returns:
+            (B, n_blocks * w, D). If there is no block before the first one asked for, the first w - 1 outputs
+            rest on zeros and are for the caller to drop.
+        """
+        residual = x[:, -n_blocks * self.band :]  # B n*w D
+        normed = self.norm_attention(x)
+        query = self.query(normed[:, -n_blocks * self.band :])  # B n*w D
+        attended = self._attend(query, self.key_value(normed), n_blocks)  # B n*w D
+        x = residual + self.project(attended)
+        hidden = functional.silu(self.expand(self.norm_ff(x)))  # B n*w ff
+        output: torch.Tensor = x + self.contract(hidden)  # B n*w D
+        return output
+
+    def _attend(self, query: torch.Tensor, key_value: torch.Tensor, n_blocks: int) -> torch.Tensor:
+        batch, _, width = query.shape
+        w, heads = self.band, self.n_heads
+        blocks = key_value.view(batch, -1, w, 2 * width)  # B m w 2D
+        if blocks.shape[1] == n_blocks:
+            blocks = functional.pad(blocks, (0, 0, 0, 0, 1, 0))  # B m+1 w 2D
+        blocks = blocks[:, -n_blocks - 1 :]
+        pairs = torch.cat((blocks[:, :-1], blocks[:, 1:]), dim=2)  # B n 2w 2D
+        pairs = pairs.view(batch * n_blocks, 2 * w, 2, heads, -1)  # B*n 2w 2 H d
+        key, value = pairs.transpose(1, 3).unbind(2)  # B*n H 2w d
+        query = query.view(batch * n_blocks, w, heads, -1).transpose(1, 2)  # B*n H w d
+        attended = functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=self.bias
+        )  # B*n H w d
+        return attended.transpose(1, 2).reshape(batch, n_blocks * w, width)  # B n*w D
+
+
+def band_bias(n_heads: int, band: int) -> torch.Tensor:
+    """What is added to the scores of a block's w queries over its 2w keys.
+
+    Returns:
+        (1, H, w, 2w) float32: -slope * distance for distances 0 ... w - 1, -inf outside the band; slopes
+        2^(-8h/H) as in ALiBi, section 3.
+    """
+    query = torch.arange(band).unsqueeze(1)
+    key = torch.arange(2 * band) - band
+    distance = (query - key).float()  # w 2w
+    slope = 2.0 ** (-8.0 * torch.arange(1, n_heads + 1) / n_heads)
+    bias = -slope.view(n_heads, 1, 1) * distance  # H w 2w
+    return bias.masked_fill((distance < 0) | (distance >= band), float("-inf")).unsqueeze(0)

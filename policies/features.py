@@ -1,0 +1,169 @@
+"""From an observation to the features of the heads: scale, encode each bar once, fuse with the account."""
+
+from __future__ import annotations
+
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+
+from perpgym.data.features.scaler import Scaler
+from perpgym.data.tape import Tape
+from perpgym.policies.bound_tape import BoundTape
+from perpgym.policies.config import PolicyConfig
+from perpgym.policies.encoders import MarketTransformer, RiskLSTM
+from perpgym.policies.fusion import GatedFusion
+from perpgym.policies.scaler import FrozenScaler
+from perpgym.policies.state import STATE_CLIP, state_divisors
+
+Observation = dict[str, torch.Tensor]
+
+
+class PerpFeatures(BaseFeaturesExtractor):
+    """Scalers, encoders and fusion.
+
+    Two faces of one function. An *index* observation holds ``bar``, ``account`` and ``portfolio``, and the
+    bound tape supplies the market. A *window* observation carries its own ``market`` (N, R, A, F), ``risk``
+    (N, R, A, K) and ``clock`` (N, 1): bars since the epoch of the newest bar, modulo 2**20.
+    """
+
+    inverse_divisors: torch.Tensor
+
+    def __init__(
+        self,
+        observation_space: spaces.Dict,
+        config: PolicyConfig,
+        market_scaler: Scaler,
+        risk_scaler: Scaler,
+    ) -> None:
+        super().__init__(observation_space, features_dim=config.d_model)
+        self.receptive_field = config.receptive_field
+        n_assets = observation_space["account"].shape[0]  # type: ignore[index]
+        self.market_scaler = FrozenScaler(market_scaler, n_assets)
+        self.risk_scaler = FrozenScaler(risk_scaler, n_assets)
+        self.market_encoder = MarketTransformer(
+            in_features=len(self.market_scaler),
+            d_model=config.d_model,
+            n_layers=config.n_layers,
+            n_heads=config.n_heads,
+            band=config.band,
+            ff_multiple=config.ff_multiple,
+        )
+        self.risk_encoder = _risk_encoder(config, len(self.risk_scaler))
+        divisors = state_divisors(n_assets)
+        self.register_buffer("inverse_divisors", 1.0 / divisors, persistent=False)
+        self.fusion = GatedFusion(
+            market_features=config.d_model + (config.risk_hidden if self.risk_encoder is not None else 0),
+            state_features=len(divisors),
+            out_features=config.d_model,
+        )
+        self._bound: BoundTape | None = None
+
+    def reset_parameters(self) -> None:
+        """Each part's own initialisation, after SB3 has applied its one gain to every linear layer."""
+        self.market_encoder.reset_parameters()
+        self.fusion.reset_parameters()
+        if self.risk_encoder is not None:
+            self.risk_encoder.reset_parameters()
+
+    @property
+    def bound(self) -> BoundTape:
+        """The tape that bar indices refer to.
+
+        Raises:
+            RuntimeError: no tape is bound.
+        """
+        if self._bound is None:
+            raise RuntimeError(
+                "an index observation needs a tape: call policy.bind(tape) first, or pass window observations"
+            )
+        return self._bound
+
+    def bind(self, tape: Tape) -> None:
+        """Let bar indices refer to ``tape``.
+
+        Raises:
+            ValueError: the tape has another number of columns than the scalers.
+        """
+        for name, have, want in (
+            ("feature", len(tape.contracts) * len(tape.feature_names), len(self.market_scaler)),
+            ("risk", len(tape.contracts) * len(tape.risk_names), len(self.risk_scaler)),
+        ):
+            if have != want:
+                raise ValueError(f"the policy reads {want} {name} columns, the tape has {have}")
+        self._bound = BoundTape.of(tape, self.inverse_divisors.device)
+
+    def context(self, market: torch.Tensor, risk: torch.Tensor, first_bar: torch.Tensor) -> torch.Tensor:
+        """All that is blind to the account.
+
+        Args:
+            market, risk: (B, L, A * F) and (B, L, A * K) float32, raw, L >= R.
+            first_bar: (B,) int64, bars since the epoch of the first bar, or modulo 2**20.
+
+        Returns:
+            (B, L - R + 1, 2D).
+        """
+        skip = self.receptive_field - self.market_encoder.receptive_field
+        embedding = self.market_encoder.encode(self.market_scaler(market[:, skip:]), first_bar + skip)
+        if self.risk_encoder is not None:
+            skip = self.receptive_field - self.risk_encoder.receptive_field
+            state = self.risk_encoder.encode(self.risk_scaler(risk[:, skip:]), first_bar + skip)
+            embedding = torch.cat((embedding, state), dim=-1)  # B L-R+1 M
+        return self.fusion.context(embedding)  # B L-R+1 2D
+
+    def stretch_context(
+        self, first_bar: torch.Tensor, n_bars: int, bound: BoundTape | None = None
+    ) -> torch.Tensor:
+        """Contexts of consecutive bars of a tape, each bar encoded once.
+
+        Args:
+            first_bar: (S,) int64, index on the tape of the first bar wanted; R - 1 bars lie before it.
+            n_bars: how many bars from there on.
+            bound: another tape than the one that observations refer to.
+
+        Returns:
+            (S, n_bars, 2D).
+        """
+        warmup = self.receptive_field - 1
+        tape = self.bound if bound is None else bound
+        return self.context(*tape.stretches(first_bar - warmup, warmup + n_bars))
+
+    def scale_state(self, raw: torch.Tensor) -> torch.Tensor:
+        """(..., S) account columns then portfolio columns -> the same, divided by fixed divisors."""
+        return (raw * self.inverse_divisors).clamp_(-STATE_CLIP, STATE_CLIP)
+
+    def forward(self, observation: Observation) -> torch.Tensor:
+        """(N, D) features of either face of an observation."""
+        if "market" in observation:
+            context = self._window_context(observation)
+        else:
+            # accounts on the same bar share its context
+            bars, inverse = torch.unique(observation["bar"].reshape(-1), return_inverse=True)
+            context = self.stretch_context(bars, 1)[:, 0][inverse]  # N 2D
+        state = torch.cat((observation["account"].flatten(1), observation["portfolio"].flatten(1)), dim=1)
+        features: torch.Tensor = self.fusion(context, self.scale_state(state))  # N D
+        return features
+
+    def _window_context(self, observation: Observation) -> torch.Tensor:
+        market = observation["market"].flatten(2)  # N W A*F
+        window = market.shape[1]
+        if window < self.receptive_field:
+            raise ValueError(
+                f"the policy sees {self.receptive_field} bars, the windows hold {window}: "
+                f"set window_bars={self.receptive_field} in the env"
+            )
+        risk = observation["risk"].flatten(2)  # N W A*K
+        clock = observation["clock"].reshape(-1).long()  # N; SB3's buffers make it a float, exact below 2**24
+        first_bar = clock - (self.receptive_field - 1)
+        newest = slice(window - self.receptive_field, None)
+        return self.context(market[:, newest], risk[:, newest], first_bar)[:, 0]  # N 2D
+
+
+def _risk_encoder(config: PolicyConfig, n_columns: int) -> RiskLSTM | None:
+    if config.risk_hidden == 0:
+        return None
+    return RiskLSTM(
+        in_features=n_columns,
+        hidden=config.risk_hidden,
+        chunk=config.risk_chunk,
+        warmup=config.risk_warmup,
+    )

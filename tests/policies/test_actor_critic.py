@@ -1,0 +1,187 @@
+"""Index and window observations are two faces of one policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from perpgym.data.features.scaler import fit_scaler
+from perpgym.data.tape import Tape
+from perpgym.envs import EnvConfig, PerpVecEnv
+from perpgym.policies import PerpActorCriticPolicy, PolicyConfig
+from perpgym.policies.scaler import FrozenScaler
+
+SMALL = PolicyConfig(
+    d_model=8, n_layers=2, n_heads=2, band=6, risk_hidden=4, risk_chunk=4, risk_warmup=4, policy_hidden=(8,)
+)
+
+
+@pytest.fixture(scope="module")
+def tape(make_tape: Callable[..., Tape]) -> Tape:
+    return make_tape(bars=200)
+
+
+def make_env(tape: Tape, *, with_windows: bool, window_bars: int = SMALL.receptive_field) -> PerpVecEnv:
+    config = EnvConfig(window_bars=window_bars)
+    return PerpVecEnv(tape, n_paths=3, accounts_per_path=2, config=config, with_windows=with_windows)
+
+
+def make_policy(tape: Tape, env: PerpVecEnv, **changes: Any) -> PerpActorCriticPolicy:
+    torch.manual_seed(0)
+    policy = PerpActorCriticPolicy(
+        env.single_observation_space,
+        env.single_action_space,
+        lambda _: 1e-3,
+        config=SMALL,
+        market_scaler=fit_scaler(tape.features, 0, 100),
+        risk_scaler=fit_scaler(tape.risk, 0, 100),
+        **changes,
+    )
+    # fresh heads answer almost nothing to everything: make differences visible
+    torch.nn.init.normal_(policy.action_net.weight)
+    return policy
+
+
+def test_index_and_window_observations_give_equal_actions_and_values(tape: Tape) -> None:
+    faces = {}
+    for with_windows in (False, True):
+        env = make_env(tape, with_windows=with_windows)
+        policy = make_policy(tape, env)
+        policy.bind(tape)
+        observation, _ = env.reset(seed=5)
+        observation, *_ = env.step(np.full((6, 2), 0.7, np.float32))
+        action, _ = policy.predict(observation, deterministic=True)
+        with torch.no_grad():
+            value = policy.predict_values(policy.obs_to_tensor(observation)[0])
+        faces[with_windows] = (action, value.numpy())
+    assert faces[True][0].std() > 0.01
+    for index, window in zip(faces[False], faces[True], strict=True):
+        np.testing.assert_allclose(index, window, atol=1e-5)
+
+
+def test_longer_windows_than_the_receptive_field_change_nothing(tape: Tape) -> None:
+    env = make_env(tape, with_windows=True, window_bars=SMALL.receptive_field + 5)
+    policy = make_policy(tape, env)
+    policy.bind(tape)
+    observation, _ = env.reset(seed=5)
+    longer, _ = policy.predict(observation, deterministic=True)
+    observation["market"] = observation["market"][:, 5:]
+    observation["risk"] = observation["risk"][:, 5:]
+    with torch.no_grad():
+        exact = policy._predict({k: torch.as_tensor(v) for k, v in observation.items()}, deterministic=True)
+    np.testing.assert_allclose(longer, exact.clamp(-1, 1).numpy(), atol=1e-6)
+
+
+def test_window_shorter_than_the_receptive_field_is_refused(tape: Tape) -> None:
+    env = make_env(tape, with_windows=True, window_bars=SMALL.receptive_field - 1)
+    observation, _ = env.reset(seed=0)
+    with pytest.raises(ValueError, match=f"set window_bars={SMALL.receptive_field}"):
+        make_policy(tape, env).predict(observation)
+
+
+def test_single_observation_gives_a_single_action_within_the_space(tape: Tape) -> None:
+    env = make_env(tape, with_windows=False)
+    policy = make_policy(tape, env)
+    policy.bind(tape)
+    observation, _ = env.reset(seed=0)
+    single = {name: values[0] for name, values in observation.items()}
+    for deterministic in (False, True):
+        action, state = policy.predict(single, deterministic=deterministic)
+        assert action.shape == env.single_action_space.shape
+        assert state is None
+        assert env.single_action_space.contains(action)
+
+
+def test_fast_path_gives_the_numbers_of_sb3s_own_methods(tape: Tape) -> None:
+    env = make_env(tape, with_windows=False)
+    policy = make_policy(tape, env)
+    policy.bind(tape)
+    observation, _ = env.reset(seed=1)
+    tensors, _ = policy.obs_to_tensor(observation)
+    actions = torch.randn(6, 2)
+    values, log_prob, entropy = policy.evaluate_actions(tensors, actions)
+    context = policy.stretch_context(tensors["bar"][:, 0], 1)[:, 0]  # type: ignore[index]
+    state = torch.cat((tensors["account"].flatten(1), tensors["portfolio"]), dim=1)  # type: ignore[index]
+    fast = policy.evaluate_states(context, state, actions)
+    torch.testing.assert_close(fast.values, values.flatten())
+    torch.testing.assert_close(fast.log_prob, log_prob)
+    torch.testing.assert_close(fast.entropy.expand(6), entropy)
+    torch.testing.assert_close(policy.state_values(context, state), fast.values)
+    torch.testing.assert_close(policy.action_mean(context, state), policy.get_distribution(tensors).mode())
+
+
+def test_index_observation_without_a_tape_says_what_to_do(tape: Tape) -> None:
+    env = make_env(tape, with_windows=False)
+    observation, _ = env.reset(seed=0)
+    with pytest.raises(RuntimeError, match=r"call policy\.bind\(tape\) first"):
+        make_policy(tape, env).predict(observation)
+
+
+def test_tape_with_other_columns_cannot_be_bound(tape: Tape, make_tape: Callable[..., Tape]) -> None:
+    policy = make_policy(tape, make_env(tape, with_windows=False))
+    with pytest.raises(ValueError, match="the policy reads 4 feature columns, the tape has 6"):
+        policy.bind(make_tape(bars=50, n_features=6))
+    with pytest.raises(ValueError, match="the policy reads 3 risk columns, the tape has 2"):
+        policy.bind(make_tape(bars=50, n_risk=2))
+
+
+def test_memory_mapped_tape_is_read_without_a_copy(tape: Tape, tmp_path: Any) -> None:
+    tape.save(tmp_path)
+    mapped = Tape.load(tmp_path)
+    policy = make_policy(tape, make_env(tape, with_windows=False))
+    policy.bind(mapped)
+    bound = policy.features_extractor.bound
+    assert bound.market.data_ptr() == np.asarray(mapped.features).__array_interface__["data"][0]
+
+
+def test_policys_scaler_computes_what_the_fitted_scaler_computes(tape: Tape) -> None:
+    scaler = fit_scaler(tape.features, 0, 100)
+    raw = tape.features * 7.0
+    frozen = FrozenScaler(scaler)(torch.from_numpy(raw))
+    np.testing.assert_array_equal(frozen.numpy(), scaler.transform(raw))
+    assert FrozenScaler(scaler, n_assets=2).center.shape == (8,)
+
+
+def test_scalers_are_frozen_parts_of_the_weights(tape: Tape) -> None:
+    policy = make_policy(tape, make_env(tape, with_windows=False))
+    assert "features_extractor.market_scaler.center" in policy.state_dict()
+    assert not any("scaler" in name for name, _ in policy.named_parameters())
+    # SB3 registers the extractor three times; on disk it has one name
+    assert not any(name.startswith(("pi_", "vf_")) for name in policy.state_dict())
+
+
+def test_embedding_has_no_gradient_from_later_bars(tape: Tape) -> None:
+    policy = make_policy(tape, make_env(tape, with_windows=False))
+    market = torch.from_numpy(tape.features[:30, 0]).unsqueeze(0).requires_grad_()
+    risk = torch.from_numpy(tape.risk[:30, 0]).unsqueeze(0)
+    context = policy.features_extractor.context(market, risk, torch.tensor([0]))
+    context[0, 0].sum().backward()  # type: ignore[no-untyped-call]
+    assert market.grad is not None
+    # the first output stands at bar R - 1: nothing after it moves it
+    assert not market.grad[0, SMALL.receptive_field :].any()
+
+
+def test_state_dependent_exploration_is_refused(tape: Tape) -> None:
+    with pytest.raises(ValueError, match="leave use_sde=False"):
+        make_policy(tape, make_env(tape, with_windows=False), use_sde=True)
+
+
+def test_without_risk_lstm_risk_columns_change_nothing(tape: Tape) -> None:
+    env = make_env(tape, with_windows=True)
+    policy = PerpActorCriticPolicy(
+        env.single_observation_space,
+        env.single_action_space,
+        lambda _: 1e-3,
+        config=replace(SMALL, risk_hidden=0),
+        market_scaler=fit_scaler(tape.features, 0, 100),
+        risk_scaler=fit_scaler(tape.risk, 0, 100),
+    )
+    observation, _ = env.reset(seed=0)
+    before, _ = policy.predict(observation, deterministic=True)
+    observation["risk"] = observation["risk"] * 3.0
+    np.testing.assert_array_equal(policy.predict(observation, deterministic=True)[0], before)
