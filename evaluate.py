@@ -1,0 +1,91 @@
+"""Judge a trained run on its held-out period: python evaluate.py run=RUN_FOLDER."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+from rich.progress import Progress, TaskID
+from rich.table import Table
+
+from perpgym.evaluation.judge import ReportInput
+from perpgym.experiments.console import CONSOLE, errors_in_words, set_up_log
+from perpgym.experiments.judging import judge_run
+from perpgym.experiments.market import open_market, set_threads
+from perpgym.experiments.run_folder import RunFolder
+from perpgym.experiments.settings import Judging, Settings, build
+
+PERIODS = ("test", "valid", "train")
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="evaluate")
+def main(config: DictConfig) -> None:
+    """Backtest the run's agents beside baselines, decide the verdict, write the report."""
+    set_up_log()
+    with errors_in_words():
+        call: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+        if call["period"] not in PERIODS:
+            raise ValueError(f"period must be one of {', '.join(PERIODS)}, was {call['period']!r}")
+        folder = RunFolder(Path(call["run"]))
+        plain = folder.read_config()
+        settings = Settings.from_mapping(plain)
+        set_threads(settings.training.threads)
+        market = open_market(settings)
+        with Progress(console=CONSOLE, transient=True) as bar:
+            tasks: dict[str, TaskID] = {}
+
+            def on_bar(what: str, done: int, total: int) -> None:
+                if what not in tasks:
+                    tasks[what] = bar.add_task(what, total=total)
+                if done % 64 == 0 or done == total:
+                    bar.update(tasks[what], completed=done)
+
+            report, page = judge_run(
+                folder,
+                settings,
+                market,
+                period=call["period"],
+                judging=build(call["evaluation"], Judging, "evaluation"),
+                config=plain,
+                progress=on_bar,
+            )
+        show(report)
+        CONSOLE.print(f"report: {page}", soft_wrap=True)
+
+
+def show(report: ReportInput) -> None:
+    """The verdict and the table, for the terminal."""
+    table = Table(title="held-out period, net of all costs", title_justify="left")
+    table.add_column("account")
+    for column in (
+        "return",
+        "Sharpe",
+        "95 % interval",
+        "drawdown",
+        "turnover/day",
+        "trades",
+        "fees",
+        "funding paid",
+    ):
+        table.add_column(column, justify="right")
+    for name, card in report.scorecards.items():
+        low, high = card.sharpe_interval.low, card.sharpe_interval.high
+        table.add_row(
+            name,
+            f"{100 * card.total_return:+.1f} %",
+            f"{card.sharpe:+.2f}",
+            f"{low:+.2f} … {high:+.2f}",
+            f"{100 * card.max_drawdown:.1f} %",
+            f"{card.turnover_per_day:.2f}",
+            f"{card.trades}",
+            f"{card.fees:,.0f}",
+            f"{card.funding:,.0f}",
+        )
+    CONSOLE.print(table)
+    CONSOLE.print(report.verdict.sentence)
+
+
+if __name__ == "__main__":
+    main()

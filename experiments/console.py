@@ -1,0 +1,86 @@
+"""How a script speaks to a person: one log, one progress bar, errors without a traceback."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+# a log file or a pipe has no width of its own
+CONSOLE = Console(width=None if sys.stdout.isatty() else 140)
+_LOG = logging.getLogger(__name__)
+
+
+def set_up_log() -> None:
+    """Every message of perpgym on the console; warnings of libraries only."""
+    handler = RichHandler(console=CONSOLE, show_path=False, show_level=True, log_time_format="%H:%M:%S")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+    logging.getLogger("perpgym").setLevel(logging.INFO)
+
+
+@contextmanager
+def errors_in_words() -> Iterator[None]:
+    """Turn what users can mend into one message and exit code 1; anything else keeps its traceback."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError, OSError, KeyError, OmegaConfBaseException) as error:
+        if _is_ours(error):
+            CONSOLE.print(Text(f"error: {_message(error)}", style="bold red"))
+            sys.exit(1)
+        raise
+    except KeyboardInterrupt:
+        CONSOLE.print("stopped at once; the last checkpoint is on disk")
+        sys.exit(130)
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether the error was raised on purpose in perpgym, or is about a file or a setting."""
+    if isinstance(error, OSError | OmegaConfBaseException):
+        return True
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    return frame is not None and str(frame.tb_frame.f_globals.get("__name__", "")).startswith("perpgym")
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, KeyError) and error.args:
+        return str(error.args[0])
+    return str(error)
+
+
+class StepsPerSecond(ProgressColumn):
+    """Account steps per second."""
+
+    def render(self, task: Task) -> Text:
+        """The speed, or nothing before it is known."""
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.0f} steps/s", style="progress.data.speed")
+
+
+@contextmanager
+def training_bar(title: str, total: int, done: int = 0) -> Iterator[Callable[[int, float | None], None]]:
+    """A bar with steps/s, time left and the newest validation growth; yields its update."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        StepsPerSecond(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[validation]}"),
+    )
+    with Progress(*columns, console=CONSOLE, transient=False) as bar:
+        task = bar.add_task(title, total=total, completed=done, validation="")
+
+        def update(steps: int, growth: float | None) -> None:
+            text = "" if growth is None else f"validation {100 * growth:+.1f} % log growth"
+            bar.update(task, completed=min(steps, total), validation=text)
+
+        yield update

@@ -1,0 +1,162 @@
+"""Judges a finished run on a period that it has never seen, beside everything it must be compared with."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from perpgym.agents.artifact import load_artifact
+from perpgym.agents.oracle import OracleAgent
+from perpgym.agents.protocol import Agent
+from perpgym.agents.trained import TrainedAgent
+from perpgym.data.clock import iso
+from perpgym.data.splits import BarRange
+from perpgym.data.tape import Tape
+from perpgym.evaluation.comparison import compare
+from perpgym.evaluation.judge import ReportInput, RunContext, judge
+from perpgym.evaluation.report import write_report
+from perpgym.evaluation.trials import TrialLog, curves, smooth
+from perpgym.experiments.market import Market
+from perpgym.experiments.run_folder import RunError, RunFolder
+from perpgym.experiments.settings import Judging, Settings
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Candidates:
+    """The trained agents of a run, the judged one first.
+
+    Attributes:
+        agents: chosen and last checkpoint of every seed.
+        chosen: names of the chosen checkpoints, one a seed.
+        step: of the judged one.
+    """
+
+    agents: tuple[Agent, ...]
+    chosen: tuple[str, ...]
+    step: int
+
+
+def load_candidates(folder: RunFolder, settings: Settings, tape: Tape) -> Candidates:
+    """Load every finished seed; the seed that did best on validation is the one that is judged.
+
+    Raises:
+        RunError: no seed is finished.
+        perpgym.agents.checkpoint.DamagedFileError: a file was altered or truncated.
+        ValueError: the policy was trained on other features or contract rules.
+    """
+    trials = TrialLog(folder.trials).read()
+    growth: dict[int, float] = {}
+    for (_digest, seed), run in curves(trials).items():
+        values = smooth(np.array([float(t["validation_log_growth"]) for t in run]))
+        if np.isfinite(values).any():
+            growth[seed] = float(np.nanmax(values))
+    finished = [seed for seed in settings.seeds if folder.selection(seed).exists()]
+    missing = sorted(set(settings.seeds) - set(finished))
+    if not finished:
+        raise RunError(f"no seed of {folder.path} is finished: python train.py resume={folder.path}")
+    if missing:
+        _LOG.warning("seeds %s are not finished and are left out", missing)
+    finished.sort(key=lambda seed: -growth.get(seed, -np.inf))
+    best: list[TrainedAgent] = []
+    last: list[TrainedAgent] = []
+    steps: list[int] = []
+    for seed in finished:
+        selection = folder.read_selection(seed)
+        for kind, agents in (("best", best), ("last", last)):
+            artifact = load_artifact(folder.policy(seed, int(selection[kind])))
+            artifact.check_tape(tape)
+            agents.append(TrainedAgent(artifact, name=f"seed {seed}, {kind} checkpoint"))
+        steps.append(int(selection["best"]))
+    return Candidates(agents=(*best, *last), chosen=tuple(a.name for a in best), step=steps[0])
+
+
+def judge_run(
+    folder: RunFolder,
+    settings: Settings,
+    market: Market,
+    *,
+    period: str = "test",
+    judging: Judging,
+    config: Mapping[str, Any],
+    progress: Callable[[str, int, int], None] | None = None,
+) -> tuple[ReportInput, Path]:
+    """Run agents, baselines, oracle and random timing over the period and write the report.
+
+    Args:
+        folder: of the run.
+        settings, market: of the run.
+        period: ``train``, ``valid`` or ``test``.
+        judging: draws and seed.
+        config: resolved config, for the report's banner.
+        progress: see :func:`perpgym.evaluation.comparison.compare`.
+
+    Returns:
+        What the report shows, and the path of its HTML file.
+    """
+    facts = folder.read_provenance()
+    candidates = load_candidates(folder, settings, market.tape)
+    bars: BarRange = getattr(market.split, period)
+    notes = list(market.notes)
+    if facts.get("data_hash") != market.tape.data_hash:
+        note = "the data are not those of training: their hash differs"
+        _LOG.warning("%s", note)
+        notes.append(note)
+    comparison = compare(
+        candidates.agents,
+        market.tape,
+        start_bar=bars.start,
+        end_bar=bars.stop,
+        config=market.env_config,
+        limits=market.limits,
+        oracle=_oracle(market),
+        random_draws=judging.random_draws,
+        seed=judging.seed,
+        progress=progress,
+    )
+    context = RunContext(
+        title=f"{settings.name}, {settings.data.symbol}",
+        folds=_folds(market),
+        seeds=settings.seeds,
+        config=config,
+        commit=facts.get("commit"),
+        fallback_reason=market.fallback_reason or facts.get("fallback_reason"),
+        seed_names=candidates.chosen if len(candidates.chosen) > 1 else (),
+        chosen_step=candidates.step,
+        notes=tuple(dict.fromkeys((*facts.get("notes", ()), *notes))),
+    )
+    report = judge(
+        comparison,
+        tape=market.tape,
+        config=market.env_config,
+        limits=market.limits,
+        context=context,
+        trials=TrialLog(folder.trials).read(),
+        bootstrap_draws=judging.bootstrap_draws,
+        seed=judging.seed,
+    )
+    name = "report" if period == "test" else f"report_{period}"
+    return report, write_report(folder.path / name, report)
+
+
+def _oracle(market: Market) -> Agent | None:
+    if market.tape.planted is None:
+        return None
+    return OracleAgent(
+        market.tape, action=market.env_config.action, max_exposure=market.env_config.max_exposure
+    )
+
+
+def _folds(market: Market) -> dict[str, tuple[str, str]]:
+    split, times = market.split, market.tape.open_time_ms
+    named = {"training": split.train, "validation": split.valid, "test": split.test}
+    return {
+        name: (iso(int(times[bars.start]))[:10], iso(int(times[bars.stop - 1]))[:10])
+        for name, bars in named.items()
+    }

@@ -1,0 +1,101 @@
+"""From settings to the market and the accounts of one run: tape, periods, env."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+
+import torch
+
+from perpgym.data.features.build import build_tape
+from perpgym.data.features.scaler import Scaler, fit_scaler
+from perpgym.data.load import load_bars
+from perpgym.data.splits import SplitBars
+from perpgym.data.tape import Tape
+from perpgym.envs.config import EnvConfig
+from perpgym.envs.risk.limits import RiskLimits
+from perpgym.envs.vector import PerpVecEnv
+from perpgym.experiments.settings import Settings
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Market:
+    """The tape of a run with all that is known about it.
+
+    Attributes:
+        tape: features and prices.
+        split: training, validation and test as bars.
+        env_config: with the window of the policy and the resolved reward.
+        limits: the risk overlay's.
+        market_scaler, risk_scaler: fitted on the training period.
+        notes: sentences for the log and the report's first screen.
+        fallback_reason: why the simulated market stands in for real data; None if it does not.
+    """
+
+    tape: Tape
+    split: SplitBars
+    env_config: EnvConfig
+    limits: RiskLimits
+    market_scaler: Scaler
+    risk_scaler: Scaler
+    notes: tuple[str, ...]
+    fallback_reason: str | None
+
+
+def open_market(settings: Settings) -> Market:
+    """Load bars, compute features, cut the periods, fit the scalers.
+
+    Raises:
+        perpgym.data.DataError: the data cannot be used; says what to do.
+        ValueError: a period is too short.
+    """
+    loaded = load_bars(settings.data)
+    features = settings.features
+    tape = build_tape(
+        loaded.bars,
+        features=features.market,
+        risk=features.risk,
+        planted=loaded.planted,
+        source=loaded.source,
+    )
+    split = settings.split.resolve(tape)
+    rule = tape.mark_rules[0]
+    _LOG.info("data    %s, %s bars, mark=%s", loaded.source, f"{len(tape):,}", rule)
+    _LOG.info("periods %s", split.describe(tape))
+    env_config = replace(
+        settings.env,
+        window_bars=settings.policy.receptive_field,
+        reward_scale=settings.reward.resolve(tape, split.train.start, split.train.stop),
+        reward_equity_floor=settings.reward.equity_floor,
+    )
+    return Market(
+        tape=tape,
+        split=split,
+        env_config=env_config,
+        limits=settings.risk,
+        market_scaler=fit_scaler(tape.features, split.train.start, split.train.stop, clip=features.clip),
+        risk_scaler=fit_scaler(tape.risk, split.train.start, split.train.stop, clip=features.clip),
+        notes=loaded.notes,
+        fallback_reason=loaded.fallback_reason,
+    )
+
+
+def training_env(market: Market, settings: Settings, seed: int) -> PerpVecEnv:
+    """The env of the training period."""
+    return PerpVecEnv(
+        market.tape,
+        n_paths=settings.training.n_paths,
+        accounts_per_path=settings.training.accounts_per_path,
+        config=market.env_config,
+        limits=market.limits,
+        start_bar=market.split.train.start,
+        end_bar=market.split.train.stop,
+        seed=seed,
+    )
+
+
+def set_threads(count: int) -> None:
+    """Torch's threads for this process."""
+    torch.set_num_threads(count)

@@ -1,0 +1,176 @@
+"""Every setting of a run as frozen dataclasses, built from the plain mapping that a config file holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from perpgym.agents.ppo import PPOConfig
+from perpgym.data.load import DataConfig
+from perpgym.data.splits import Splits
+from perpgym.envs.config import EnvConfig
+from perpgym.envs.rewards import LogReturn
+from perpgym.envs.risk.limits import RiskLimits
+from perpgym.policies.config import PolicyConfig
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSet:
+    """Columns of the tape.
+
+    Attributes:
+        market, risk: names in the feature registry; None takes its defaults.
+        clip: scaled features are clipped to ± this many deviations.
+    """
+
+    market: tuple[str, ...] | None = None
+    risk: tuple[str, ...] | None = None
+    clip: float = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How long and how wide.
+
+    Attributes:
+        total_steps: account steps; a started rollout is finished.
+        n_paths, accounts_per_path: of the training env.
+        checkpoints: how often validation looks, a checkpoint each, evenly spread.
+        device: torch's name; ``auto`` takes the accelerator if there is one.
+        threads: torch's; one measured best for networks of this size.
+    """
+
+    total_steps: int = 1_000_000
+    n_paths: int = 16
+    accounts_per_path: int = 8
+    checkpoints: int = 20
+    device: str = "auto"
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("total_steps", "n_paths", "accounts_per_path", "checkpoints", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, was {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judging:
+    """How a trained policy is judged.
+
+    Attributes:
+        random_draws: accounts that trade the agent's exposures at random times.
+        bootstrap_draws: of every interval.
+        seed: of both.
+    """
+
+    random_draws: int = 200
+    bootstrap_draws: int = 2_000
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that a run depends on; the resolved config, typed.
+
+    Attributes:
+        name: of the experiment.
+        seeds: one agent is trained for each.
+    """
+
+    name: str = "ppo_btc"
+    seeds: tuple[int, ...] = (0,)
+    data: DataConfig
+    split: Splits = field(default_factory=Splits)
+    features: FeatureSet = field(default_factory=FeatureSet)
+    env: EnvConfig = field(default_factory=EnvConfig)
+    risk: RiskLimits = field(default_factory=RiskLimits)
+    reward: LogReturn = field(default_factory=LogReturn)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    agent: PPOConfig = field(default_factory=PPOConfig)
+    training: Training = field(default_factory=Training)
+    evaluation: Judging = field(default_factory=Judging)
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(
+                f"seeds must be distinct and at least one, were {self.seeds}; write seeds=[0,1,2]"
+            )
+
+    @classmethod
+    def from_mapping(cls, raw: Mapping[str, Any]) -> Settings:
+        """Build from plain types, as a YAML file gives them.
+
+        Raises:
+            ValueError: a key is unknown (the nearest known one is named) or a value impossible.
+        """
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        check_keys(raw, fields, "the config")
+        values: dict[str, Any] = {}
+        for name, value in raw.items():
+            default = _SECTIONS.get(name)
+            values[name] = _plain(value) if default is None else build(value, default, name)
+        if "data" not in values:
+            raise ValueError("the config has no data section: say where bars come from, e.g. data=simulated")
+        return cls(**values)
+
+
+_SECTIONS: dict[str, type] = {
+    "data": DataConfig,
+    "split": Splits,
+    "features": FeatureSet,
+    "env": EnvConfig,
+    "risk": RiskLimits,
+    "reward": LogReturn,
+    "policy": PolicyConfig,
+    "agent": PPOConfig,
+    "training": Training,
+    "evaluation": Judging,
+}
+
+
+def build(section: Mapping[str, Any] | None, default: type[T], where: str) -> T:
+    """One component from its section; ``_target_`` names a class of perpgym other than the default.
+
+    Raises:
+        ValueError: an unknown key, an impossible value, or a class from elsewhere: a config is data from
+            somebody, and must not choose what code runs.
+    """
+    values = {key: _plain(value) for key, value in (section or {}).items()}
+    kind = _locate(str(values.pop("_target_")), where) if "_target_" in values else default
+    check_keys(values, {f.name for f in dataclasses.fields(kind)}, f"{where} ({kind.__name__})")
+    try:
+        return kind(**values)  # type: ignore[no-any-return]
+    except TypeError as error:
+        # a text where a number belongs
+        raise ValueError(f"{where}: a value has the wrong type ({error})") from error
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def check_keys(given: Mapping[str, Any], known: Any, where: str) -> None:
+    """Refuse keys that nothing reads, and guess what was meant."""
+    for key in given:
+        if key not in known:
+            close = difflib.get_close_matches(key, list(known), n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ValueError(f"{where} has no setting {key!r}{hint} Known are: {', '.join(sorted(known))}")
+
+
+def _locate(target: str, where: str) -> type:
+    module, _, name = target.rpartition(".")
+    if not module.startswith("perpgym."):
+        raise ValueError(f"{where}: _target_ must name a class of perpgym, was {target}")
+    found = getattr(importlib.import_module(module), name, None)
+    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
+        raise ValueError(f"{where}: {target} is not a settings class of perpgym")
+    return found
+
+
+def _plain(value: Any) -> Any:
+    return tuple(_plain(v) for v in value) if isinstance(value, list) else value

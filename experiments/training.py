@@ -1,0 +1,291 @@
+"""Trains one seed: learn, look at the validation period, keep checkpoints, choose one by a fixed rule."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import configure
+
+from perpgym.agents.artifact import save_artifact
+from perpgym.agents.checkpoint import write_atomically
+from perpgym.agents.ppo import PerpPPO
+from perpgym.agents.trained import TrainedAgent
+from perpgym.evaluation import metrics
+from perpgym.evaluation.backtest import BacktestResult, run_backtest
+from perpgym.evaluation.trials import TrialLog, curves, smooth
+from perpgym.experiments.market import Market, training_env
+from perpgym.experiments.run_folder import RunFolder, commit
+from perpgym.experiments.settings import Settings
+from perpgym.policies.actor_critic import PerpActorCriticPolicy
+
+_LOG = logging.getLogger(__name__)
+
+# points of a curve in TensorBoard
+_CURVE_POINTS = 500
+
+
+class StopRequestedError(Exception):
+    """The user asked to stop; everything is on disk."""
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """What the progress bar shows; the script draws it.
+
+    Attributes:
+        seed: being trained.
+        total_steps: account steps in all.
+        on_step: called with (steps done, validation log growth of the newest checkpoint or None).
+    """
+
+    seed: int = 0
+    total_steps: int = 0
+    on_step: Callable[[int, float | None], None] = field(default=lambda steps, growth: None)
+
+
+def train_seed(
+    market: Market,
+    settings: Settings,
+    seed: int,
+    folder: RunFolder,
+    config_hash: str,
+    *,
+    progress: Progress | None = None,
+) -> None:
+    """Train one seed to the end, or go on from its last checkpoint.
+
+    Args:
+        market: tape, periods and env settings.
+        settings: of the run.
+        seed: of weights, exploration and env.
+        folder: of the run; everything is written there.
+        config_hash: identifies the config in the trial log.
+        progress: told about every rollout.
+
+    Raises:
+        StopRequestedError: Ctrl-C; the last finished rollout is on disk.
+        OSError: the disk is full; the last checkpoint is intact.
+    """
+    env = training_env(market, settings, seed)
+    model = PerpPPO(
+        PerpActorCriticPolicy,
+        env,
+        config=settings.agent,
+        policy_kwargs={
+            "config": settings.policy,
+            "market_scaler": market.market_scaler,
+            "risk_scaler": market.risk_scaler,
+        },
+        seed=seed,
+        device=settings.training.device,
+    )
+    if folder.resume(seed).exists():
+        model.load_checkpoint(folder.resume(seed))
+        _LOG.info("seed %d resumes at %s steps", seed, f"{model.num_timesteps:,}")
+    model.set_logger(configure(str(folder.tensorboard / f"seed_{seed}"), ["tensorboard"]))
+    left = settings.training.total_steps - model.num_timesteps
+    watcher = CheckpointCallback(market, settings, seed, folder, config_hash, progress or Progress())
+    if left > 0:
+        with stop_on_interrupt(watcher):
+            model.learn(left, callback=watcher, reset_num_timesteps=False)
+    watcher.finish(model)
+    _choose(market, seed, folder, config_hash)
+
+
+class CheckpointCallback(BaseCallback):
+    """Looks at the validation period at evenly spread moments between two rollouts, and saves there.
+
+    A checkpoint is taken before a rollout starts, when weights, optimiser, env and generators are those of a
+    whole number of rollouts and updates; that is what makes a resumed run equal an uninterrupted one.
+    """
+
+    def __init__(
+        self,
+        market: Market,
+        settings: Settings,
+        seed: int,
+        folder: RunFolder,
+        config_hash: str,
+        progress: Progress,
+    ) -> None:
+        super().__init__()
+        self.market, self.settings, self.seed = market, settings, seed
+        self.folder, self.config_hash, self.progress = folder, config_hash, progress
+        self.interval = max(1, settings.training.total_steps // settings.training.checkpoints)
+        self.is_stop_requested = False
+        self._growth: float | None = None
+
+    def _on_rollout_start(self) -> None:
+        model = self.model
+        assert isinstance(model, PerpPPO)
+        steps = model.num_timesteps
+        self.progress.on_step(steps, self._growth)
+        previous = max(0, steps - model.n_steps * model.n_envs)
+        if steps and steps // self.interval > previous // self.interval:
+            self.checkpoint(model)
+        if self.is_stop_requested:
+            model.save_checkpoint(self.folder.resume(self.seed))
+            raise StopRequestedError
+
+    def _on_step(self) -> bool:
+        return True
+
+    def finish(self, model: PerpPPO) -> None:
+        """The last checkpoint, once."""
+        if not self.folder.policy(self.seed, model.num_timesteps).exists():
+            self.checkpoint(model)
+        self.progress.on_step(model.num_timesteps, self._growth)
+
+    def checkpoint(self, model: PerpPPO) -> None:
+        """Validate, record the trial, keep the policy, make the run resumable from here."""
+        started = time.perf_counter()
+        steps = model.num_timesteps
+        result = validate(model.policy, self.market)
+        record = trading_record(result, self.market)
+        self._growth = record["log_growth"]
+        for name, value in record.items():
+            model.logger.record(f"validation/{name}", value)
+        model.logger.dump(steps)
+        artifact = self.folder.policy(self.seed, steps)
+        save_artifact(
+            artifact,
+            model.policy,
+            tape=self.market.tape,
+            env_config=self.market.env_config,
+            limits=self.market.limits,
+            seed=self.seed,
+            commit=commit() or "unknown",
+            extra={"step": steps, "experiment": self.settings.name},
+        )
+        TrialLog(self.folder.trials).append(
+            {
+                "seed": self.seed,
+                "step": steps,
+                "config_hash": self.config_hash,
+                "checkpoint": str(artifact.relative_to(self.folder.path)),
+                "validation_sharpe": record["sharpe"],
+                "validation_log_growth": record["log_growth"],
+                "validation_turnover": record["turnover_per_day"],
+            }
+        )
+        model.save_checkpoint(self.folder.resume(self.seed))
+        _LOG.info(
+            "seed %d %s steps  validation: %+.1f %%, Sharpe %+.2f, drawdown %.1f %%, turnover %.2f/day",
+            self.seed, f"{steps:>11,}", 100 * np.expm1(record["log_growth"]), record["sharpe"],
+            100 * record["max_drawdown"], record["turnover_per_day"],
+        )  # fmt: skip
+        model.logger.record("time/validation_seconds", time.perf_counter() - started)
+
+
+def validate(policy: PerpActorCriticPolicy, market: Market) -> BacktestResult:
+    """The policy's deterministic trade through the validation period."""
+    period = market.split.valid
+    return run_backtest(
+        [TrainedAgent(policy)],
+        market.tape,
+        start_bar=period.start,
+        end_bar=period.stop,
+        config=market.env_config,
+        limits=market.limits,
+    )[0]
+
+
+def trading_record(result: BacktestResult, market: Market) -> dict[str, float]:
+    """What TensorBoard shows of one backtest; money as a share of the initial equity."""
+    initial = float(result.equity[0])
+    config = market.env_config
+    returns = metrics.log_returns(result.equity, floor=config.reward_equity_floor)
+    excess = metrics.excess_returns(
+        returns, risk_free_rate=config.risk_free_rate, bars_per_year=result.bars_per_year
+    )
+    sharpe = metrics.sharpe_ratio(excess, bars_per_year=result.bars_per_year)
+    days = returns.size * result.bar_ms / 86_400_000
+    traded = result.column("traded_notional") / np.maximum(result.column("equity_before"), 1e-9)
+    return {
+        "log_growth": float(returns.sum()),
+        "sharpe": 0.0 if np.isnan(sharpe) else float(sharpe),
+        "equity": float(result.equity[-1]),
+        "max_drawdown": float(result.column("drawdown").max()),
+        "mean_exposure": float(np.abs(result.column("exposure")).mean()),
+        "fees": float(result.column("fees").sum()) / initial,
+        "spread_and_impact": float((result.column("spread") + result.column("impact")).sum()) / initial,
+        "funding": float(result.column("funding").sum()) / initial,
+        "liquidations": float(result.column("liquidated").sum()),
+        "turnover_per_day": float(traded.sum()) / days,
+    }
+
+
+def choose_step(trials: list[Mapping[str, Any]]) -> int:
+    """The chosen checkpoint: the last of the three neighbours whose mean net log growth is highest.
+
+    Args:
+        trials: of one seed and config, in the order of training.
+    """
+    growth = smooth(np.array([float(t["validation_log_growth"]) for t in trials]))
+    return int(trials[int(np.nanargmax(growth))]["step"])
+
+
+def _choose(market: Market, seed: int, folder: RunFolder, config_hash: str) -> None:
+    """Write which checkpoint is used, and its validation curve for TensorBoard."""
+    from perpgym.agents.artifact import load_artifact
+
+    trials = curves(TrialLog(folder.trials).read())[(config_hash, seed)]
+    best, last = choose_step(trials), int(trials[-1]["step"])
+    result = validate(load_artifact(folder.policy(seed, best)).policy, market)
+    _write_curves(folder.tensorboard / f"seed_{seed}_best_on_validation", result)
+    selection = {
+        "best": best,
+        "last": last,
+        "rule": "best three-checkpoint mean of net log growth on validation",
+    }
+    write_atomically({folder.selection(seed): (json.dumps(selection, indent=1) + "\n").encode()})
+
+
+def _write_curves(folder: Path, result: BacktestResult) -> None:
+    """Equity, drawdown, exposure and running costs over the validation period; the step is the bar."""
+    logger = configure(str(folder), ["tensorboard"])
+    initial = float(result.equity[0])
+    series = {
+        "equity": result.equity[1:],
+        "drawdown": result.column("drawdown"),
+        "exposure": result.column("exposure"),
+        "fees": np.cumsum(result.column("fees")) / initial,
+        "funding": np.cumsum(result.column("funding")) / initial,
+        "turnover": np.cumsum(result.column("traded_notional")) / initial,
+        "liquidations": np.cumsum(result.column("liquidated")),
+    }
+    bars = result.equity.size - 1
+    for bar in np.unique(np.linspace(0, bars - 1, min(bars, _CURVE_POINTS)).astype(int)):
+        for name, values in series.items():
+            logger.record(f"trading/{name}", float(values[bar]))
+        logger.dump(int(bar))
+    logger.close()
+
+
+@contextmanager
+def stop_on_interrupt(watcher: CheckpointCallback) -> Iterator[None]:
+    """The first Ctrl-C (or SIGTERM) finishes the rollout and saves; the second one stops at once."""
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if watcher.is_stop_requested:
+            raise KeyboardInterrupt
+        watcher.is_stop_requested = True
+        _LOG.warning("stopping after this rollout; press Ctrl-C again to stop at once")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

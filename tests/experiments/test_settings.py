@@ -1,0 +1,81 @@
+"""Configs are data: every file composes, and none may choose what code runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from perpgym.data.load import DataConfig
+from perpgym.envs.config import EnvConfig
+from perpgym.experiments.settings import _SECTIONS, Settings, build
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
+# composition sets these from the policy and the reward
+_COMPOSED = {"window_bars", "reward_scale", "reward_equity_floor"}
+
+
+def composed(*overrides: str) -> dict[str, Any]:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = OmegaConf.to_container(compose("config", overrides=list(overrides)), resolve=True)
+    assert isinstance(config, dict)
+    return {str(k): v for k, v in config.items() if k not in ("run_dir", "overwrite", "resume")}
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_composes(experiment: str) -> None:
+    assert Settings.from_mapping(composed(f"+experiment={experiment}")).name == experiment
+
+
+@pytest.mark.parametrize("data", ["auto", "simulated", "store", "download"])
+def test_every_data_source_without_a_path_composes(data: str) -> None:
+    assert Settings.from_mapping(composed(f"data={data}")).data.source == data
+
+
+@pytest.mark.parametrize("data", ["freqtrade", "binance_vision", "table"])
+def test_every_data_source_with_a_path_composes(data: str) -> None:
+    assert Settings.from_mapping(composed(f"data={data}", "data.path=/somewhere")).data.path == "/somewhere"
+
+
+def test_the_institutional_account_differs_in_two_settings() -> None:
+    plain = Settings.from_mapping(composed()).env
+    desk = Settings.from_mapping(composed("env=institutional")).env
+    assert desk == dataclasses.replace(plain, funding_multiplier=0.8, risk_free_rate=0.03)
+    assert (plain.funding_multiplier, plain.risk_free_rate) == (1.0, 0.0)
+
+
+def test_the_issue_s_defaults_stand_in_the_config() -> None:
+    env = Settings.from_mapping(composed()).env
+    assert (env.initial_wallet, env.leverage, env.taker_rate, env.max_drawdown) == (1e6, 20.0, 0.0004, 0.3)
+
+
+@pytest.mark.parametrize("section", sorted(set(_SECTIONS) - {"split"}))
+def test_every_setting_of_a_component_can_be_overridden_by_name(section: str) -> None:
+    config = composed()[section]
+    fields = {f.name for f in dataclasses.fields(_SECTIONS[section])}
+    assert set(config) - {"_target_"} == fields - (_COMPOSED if section == "env" else set())
+
+
+def test_a_misspelt_key_names_the_nearest_setting() -> None:
+    with pytest.raises(ValueError, match="did you mean leverage"):
+        build({"levrage": 3}, EnvConfig, "env")
+
+
+def test_a_config_cannot_choose_foreign_code() -> None:
+    with pytest.raises(ValueError, match="class of perpgym"):
+        build({"_target_": "os.system", "command": "true"}, EnvConfig, "env")
+    with pytest.raises(ValueError, match="not a settings class"):
+        build({"_target_": "perpgym.data.load.load_bars"}, DataConfig, "data")
+
+
+def test_an_experiment_file_opens_with_the_command_that_runs_it() -> None:
+    for experiment in EXPERIMENTS:
+        text = (CONFIGS / "experiment" / f"{experiment}.yaml").read_text()
+        assert f"# python train.py +experiment={experiment}" in text
+        assert yaml.safe_load(text)["name"] == experiment

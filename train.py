@@ -1,0 +1,93 @@
+"""Train an agent: python train.py +experiment=ppo_btc [data=simulated] [seeds=[0,1,2]] [resume=FOLDER]."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from perpgym.experiments.console import CONSOLE, errors_in_words, set_up_log, training_bar
+from perpgym.experiments.market import Market, open_market, set_threads
+from perpgym.experiments.run_folder import RunFolder, config_hash
+from perpgym.experiments.settings import Settings
+from perpgym.experiments.training import Progress, StopRequestedError, train_seed
+
+_LOG = logging.getLogger("perpgym.train")
+# what a command line says about this call, and not about the run
+_CALL = ("run_dir", "overwrite", "resume")
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="config")
+def main(config: DictConfig) -> None:
+    """Train every seed of the composed config, or go on with an interrupted run."""
+    set_up_log()
+    with errors_in_words():
+        plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+        call = {name: plain.pop(name) for name in _CALL}
+        if call["resume"]:
+            folder = RunFolder(Path(call["resume"]))
+            plain = folder.read_config()
+            folder.read_provenance()
+        else:
+            folder = RunFolder(Path(call["run_dir"]))
+        settings = Settings.from_mapping(plain)
+        set_threads(settings.training.threads)
+        market = open_market(settings)
+        if not call["resume"]:
+            settings, plain = _as_it_was_loaded(settings, plain, market)
+            folder.create(plain, overwrite=call["overwrite"])
+            folder.write_provenance(_facts(settings, market))
+        try:
+            train(market, settings, folder, config_hash(plain))
+        except StopRequestedError:
+            CONSOLE.print(
+                f"stopped and saved; go on with: python train.py resume={folder.path}", soft_wrap=True
+            )
+            sys.exit(130)
+        CONSOLE.print(f"done; judge it with: python evaluate.py run={folder.path}", soft_wrap=True)
+        CONSOLE.print(f"curves: tensorboard --logdir {folder.tensorboard}", soft_wrap=True)
+
+
+def train(market: Market, settings: Settings, folder: RunFolder, digest: str) -> None:
+    """Every seed that is not done yet."""
+    total = settings.training.total_steps
+    for seed in settings.seeds:
+        if folder.selection(seed).exists():
+            _LOG.info("seed %d is done already", seed)
+            continue
+        with training_bar(f"{settings.name} seed {seed}", total) as on_step:
+            progress = Progress(seed=seed, total_steps=total, on_step=on_step)
+            train_seed(market, settings, seed, folder, digest, progress=progress)
+
+
+def _as_it_was_loaded(
+    settings: Settings, plain: dict[str, Any], market: Market
+) -> tuple[Settings, dict[str, Any]]:
+    """After a fallback, the config that is kept says ``simulated``: evaluation must see the same market."""
+    if market.fallback_reason is None:
+        return settings, plain
+    plain = {**plain, "data": {**plain["data"], "source": "simulated"}}
+    return replace(settings, data=replace(settings.data, source="simulated")), plain
+
+
+def _facts(settings: Settings, market: Market) -> dict[str, Any]:
+    return {
+        "name": settings.name,
+        "seeds": list(settings.seeds),
+        "symbol": settings.data.symbol,
+        "data": market.tape.source,
+        "data_hash": market.tape.data_hash,
+        "mark_rules": list(market.tape.mark_rules),
+        "fallback_reason": market.fallback_reason,
+        "notes": list(market.notes),
+        "periods": market.split.describe(market.tape),
+    }
+
+
+if __name__ == "__main__":
+    main()
