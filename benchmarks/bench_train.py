@@ -4,9 +4,10 @@
 
 Setting of every figure: 16 features, width 32, 2 layers, 4 heads, receptive field 63, policy and value heads
 64-64, 64 accounts x 128 steps, 4 epochs, minibatch 2,048 on both sides, one thread, median of interleaved
-rounds. A round is one rollout and its update (ten of PerpPPO's, which are short). Both sides step the same env and train the same policy class
-with the same optimiser; the rival reads (63, 16) windows, PerpPPO reads bar indices. Parity comes first: one
-stock update on windows and one of PerpPPO on indices must agree in losses, gradients and chosen actions.
+rounds. A round is one rollout and its update; ten of PerpPPO's, which are short. Both sides step the same
+env and train the same policy class with the same optimiser; the rival reads (63, 16) windows, PerpPPO reads
+bar indices. Parity comes first: one stock update on windows and one of PerpPPO on indices must agree in
+losses, gradients and chosen actions.
 """
 
 from __future__ import annotations

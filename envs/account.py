@@ -48,6 +48,7 @@ class Rules(NamedTuple):
     max_drawdown: float
     reward_equity_floor: float
     reward_scale: float
+    reward_risk_aversion: float
     max_leverage: float
     max_notional: float
     max_daily_loss: float

@@ -29,8 +29,6 @@ from perpgym.envs.kernel import step_account
 from perpgym.envs.margin import liquidation_price, maintenance_margin
 from perpgym.envs.risk.overlay import admitted_exposure
 
-OK = 0
-
 
 @kernel
 def _clip(value, low, high):  # type: ignore[no-untyped-def]
@@ -79,12 +77,12 @@ def observe_account(wallet, position, mark_price, brackets, rules, account_out, 
 
 @kernel
 def first_bad_action(actions):  # type: ignore[no-untyped-def]
-    """1 + the first account whose action is not a number, or 0."""
+    """The first account whose action is not a number, or -1."""
     for account in range(actions.shape[0]):
         for column in range(actions.shape[1]):
             if not math.isfinite(actions[account, column]):
-                return account + 1
-    return OK
+                return account
+    return -1
 
 
 @kernel
@@ -97,11 +95,13 @@ def restart(wallet, position, initial_wallet, exposure, mark_price, rules):  # t
 
 @kernel
 def copy_window(columns, newest, window, out):  # type: ignore[no-untyped-def]
-    """Copy ``window`` rows of ``columns`` (T, F), the last one ``newest``, into ``out`` (window * F,)."""
-    width = columns.shape[1]
-    flat = columns[newest - window + 1 : newest + 1].reshape(window * width)
-    for i in range(window * width):
-        out[i] = flat[i]
+    """Copy ``window`` rows of ``columns`` (T, F), the last one ``newest``, into ``out`` (window, A, F / A)."""
+    size = window * columns.shape[1]
+    # one flat loop becomes vector moves: 57 GB/s, where assigning the slice reaches 16
+    source = columns[newest - window + 1 : newest + 1].reshape(size)
+    target = out.reshape(size)
+    for i in range(size):
+        target[i] = source[i]
 
 
 @kernel
@@ -117,11 +117,13 @@ def step_batch(  # type: ignore[no-untyped-def]
     before are restarted in place. ``final_*`` hold the observation before a restart.
 
     Returns:
-        1 + the account whose action is not finite (nothing was booked), or ``OK``.
+        The number of accounts that ended, or -1 - i if the action of account i is not finite (nothing was
+        booked).
     """
     bad = first_bad_action(actions)
-    if bad != OK:
-        return bad
+    if bad >= 0:
+        return -1 - bad
+    ended = 0
     rules = _rules(rule_values)
     for path in range(path_bar.shape[0]):
         now = path_bar[path] + 1
@@ -138,6 +140,7 @@ def step_batch(  # type: ignore[no-untyped-def]
             truncated[i] = is_last and not is_terminated
             shown = now
             if is_last or is_terminated:
+                ended += 1
                 final_bar[i] = now
                 observe_account(
                     wallets[i], positions[i, 0], bar.mark_close, brackets, rules,
@@ -163,7 +166,7 @@ def step_batch(  # type: ignore[no-untyped-def]
             path_bar[path] = next_start[path]
             path_end[path] = next_end[path]
             next_start[path] = -1  # used up: the caller draws another
-    return OK
+    return ended
 
 
 @kernel
@@ -198,10 +201,22 @@ def restart_batch(mark, rule_values, wallets, positions, out_bar, restart_wallet
 
 
 @kernel
-def copy_windows(columns, bars, window, out):  # type: ignore[no-untyped-def]
-    """Copy each account's window of ``columns`` (T, F) into ``out`` (N, window * F)."""
+def copy_windows(features, risk, bars, window, market_out, risk_out):  # type: ignore[no-untyped-def]
+    """Copy each account's windows of ``features`` (T, F) and ``risk`` (T, K) that end at its bar."""
     for i in range(bars.shape[0]):
-        copy_window(columns, bars[i], window, out[i])
+        copy_window(features, bars[i], window, market_out[i])
+        copy_window(risk, bars[i], window, risk_out[i])
+
+
+@kernel
+def copy_final_windows(  # type: ignore[no-untyped-def]
+    features, risk, terminated, truncated, final_bar, window, market_out, risk_out
+):
+    """Copy the windows that end at ``final_bar``, of the accounts that ended."""
+    for i in range(final_bar.shape[0]):
+        if terminated[i] or truncated[i]:
+            copy_window(features, final_bar[i], window, market_out[i])
+            copy_window(risk, final_bar[i], window, risk_out[i])
 
 
 @kernel
@@ -211,5 +226,5 @@ def _rules(values):  # type: ignore[no-untyped-def]
         values[0], values[1], values[2], values[3], values[4], values[5], values[6], values[7], values[8],
         values[9], values[10], values[11], values[12], values[13], values[14], values[15], values[16],
         values[17], values[18], values[19], values[20], values[21], values[22], values[23], values[24],
-        values[25], values[26],
+        values[25], values[26], values[27],
     )  # fmt: skip

@@ -29,7 +29,8 @@ class EnvConfig:
         risk_free_rate: per year; Sharpe ratios are measured over it.
         max_drawdown: fraction of peak equity at which the episode ends as ruin.
         reward_equity_floor: the log return of a step is floored at its logarithm.
-        reward_scale: the reward is the log return times this.
+        reward_scale: the reward is the (risk-adjusted) log return times this.
+        reward_risk_aversion: gamma; log return g is worth g - (gamma - 1) / 2 * g**2, so 1 is plain log growth.
         episode_bars: length of a path before it is truncated.
         restart: a terminated account restarts ``flat``, or with ``random`` exposure and wallet.
         window_bars: R, bars in a window observation.
@@ -53,6 +54,7 @@ class EnvConfig:
     max_drawdown: float = 0.30
     reward_equity_floor: float = 0.01
     reward_scale: float = 1.0
+    reward_risk_aversion: float = 1.0
     episode_bars: int = 2_160
     restart: Literal["flat", "random"] = "flat"
     window_bars: int = 63
@@ -80,6 +82,7 @@ class EnvConfig:
         _within("max_drawdown", self.max_drawdown, 1e-6, 1.0, "a fraction of peak equity")
         _within("reward_equity_floor", self.reward_equity_floor, 1e-12, 0.999, "a fraction of equity")
         _within("reward_scale", self.reward_scale, 1e-12, 1e12, "per log return")
+        _within("reward_risk_aversion", self.reward_risk_aversion, 0.0, 1e6, "dimensionless; 1 is log growth")
         _within("episode_bars", self.episode_bars, 2, 10**9, "bars")
         _within("window_bars", self.window_bars, 1, 100_000, "bars")
         for name, allowed in (

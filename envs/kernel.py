@@ -300,4 +300,7 @@ def close_books(wallet, position, ledger, equity_before, bar, is_midnight, rules
     is_terminated = drawdown >= rules.max_drawdown or equity <= 0.0
     if ledger[_LIQUIDATED] > 0.0 and rules.is_isolated == 0.0:
         is_terminated = True
-    return rules.reward_scale * math.log(growth), is_terminated
+    log_return = math.log(growth)
+    # second-order expansion of power utility over the bar: E g - (gamma - 1) / 2 E g^2
+    penalty = 0.5 * (rules.reward_risk_aversion - 1.0) * log_return * log_return
+    return rules.reward_scale * (log_return - penalty), is_terminated

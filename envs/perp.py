@@ -44,7 +44,8 @@ class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
     and taker fee; stops, liquidation and settlements inside the bar, adverse side first; settlements at the
     close; mark to the mark close; margin check; reward; observation of bar t+1.
 
-    Reward: log equity return, floored at log(reward_equity_floor), times reward_scale.
+    Reward: log equity return g, floored at log(reward_equity_floor), less (reward_risk_aversion - 1) / 2 * g**2,
+    times reward_scale.
 
     Episode end: *terminated* on a cross liquidation or a drawdown of ``max_drawdown``; *truncated* at the end
     of the episode or of the data.

@@ -12,15 +12,18 @@ from perpgym.data.tape import Tape
 
 @dataclass(frozen=True, kw_only=True)
 class LogReturn:
-    """Log equity return of a step, times a fixed scale.
+    """Log equity return of a step, less a price for its risk, times a fixed scale.
 
     Attributes:
         scale: multiplies the log return; None is one over the deviation of the mark's log return per bar over
             the training period, so that a unit exposure earns rewards of unit size on any contract.
+        risk_aversion: gamma; log return g is worth g - (gamma - 1) / 2 * g**2, the second-order expansion of
+            power utility. 1 is log growth, whose optimal exposures draw down by half.
         equity_floor: the log return is floored at this one's logarithm, fraction of equity.
     """
 
     scale: float | None = None
+    risk_aversion: float = 1.0
     equity_floor: float = 0.01
 
     def __post_init__(self) -> None:

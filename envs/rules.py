@@ -44,6 +44,7 @@ def make_rules(contract: Contract, config: EnvConfig, limits: RiskLimits) -> Rul
         max_drawdown=config.max_drawdown,
         reward_equity_floor=config.reward_equity_floor,
         reward_scale=config.reward_scale,
+        reward_risk_aversion=config.reward_risk_aversion,
         max_leverage=limits.max_leverage,
         max_notional=_or_inf(limits.max_notional),
         max_daily_loss=_or_inf(limits.max_daily_loss),

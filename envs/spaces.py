@@ -88,6 +88,8 @@ LEDGER = {name: i for i, name in enumerate(LEDGER_COLUMNS)}
 
 # raw features are finite and clipped by their registry; this bound only makes the Box finite
 FEATURE_BOUND = 1e6
+# the same for every tape, so that a saved model meets the same space on another one
+MAX_BAR = 2**40
 
 ACTION_DIM: dict[str, int] = {"target": 1, "band": 2}
 
@@ -134,7 +136,7 @@ def observation_space(tape: Tape, window: int, with_windows: bool) -> gym.spaces
             spaces[name] = gym.spaces.Box(-FEATURE_BOUND, FEATURE_BOUND, (window, assets, width), np.float32)
         spaces["clock"] = gym.spaces.Box(0, CLOCK_PERIOD - 1, (1,), np.int64)
     else:
-        spaces["bar"] = gym.spaces.Box(0, len(tape) - 1, (1,), np.int64)
+        spaces["bar"] = gym.spaces.Box(0, MAX_BAR, (1,), np.int64)
     return gym.spaces.Dict(spaces)
 
 

@@ -13,7 +13,13 @@ from numpy.typing import NDArray
 
 from perpgym.data.tape import Tape
 from perpgym.envs.account import POSITION_COLUMNS, WALLET_COLUMNS
-from perpgym.envs.batch import OK, copy_windows, observe_batch, restart_batch, step_batch
+from perpgym.envs.batch import (
+    copy_final_windows,
+    copy_windows,
+    observe_batch,
+    restart_batch,
+    step_batch,
+)
 from perpgym.envs.buffers import StepBuffers
 from perpgym.envs.config import EnvConfig
 from perpgym.envs.risk.limits import RiskLimits
@@ -34,7 +40,6 @@ _STATE_ARRAYS = (
     "_next_end",
     "_restart_wallet",
     "_restart_exposure",
-    "_bar",
 )
 
 
@@ -121,7 +126,6 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
         n, p = self.num_envs, self.n_paths
         self._wallets = np.zeros((n, WALLET_COLUMNS))
         self._positions = np.zeros((n, 1, POSITION_COLUMNS))
-        self._bar = np.zeros(n, np.int64)
         self._path_bar, self._path_end = np.zeros(p, np.int64), np.zeros(p, np.int64)
         self._next_start, self._next_end = np.zeros(p, np.int64), np.zeros(p, np.int64)
         self._restart_wallet, self._restart_exposure = np.zeros(n), np.zeros(n)
@@ -151,9 +155,9 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
             self._path_end[:] = self._path_bar + self._rng.integers(1, left + 1)
         self._draw_paths(every_path)
         self._draw_restarts(every_account)
-        self._bar[:] = np.repeat(self._path_bar, self.accounts_per_path)
+        bar = np.repeat(self._path_bar, self.accounts_per_path)
         restart_batch(
-            self.tape.mark, self._rules, self._wallets, self._positions, self._bar, self._restart_wallet,
+            self.tape.mark, self._rules, self._wallets, self._positions, bar, self._restart_wallet,
             self._restart_exposure,
         )  # fmt: skip
         self._draw_restarts(every_account)
@@ -161,7 +165,7 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
 
     def observe_into(self, out: StepBuffers) -> None:
         """Write the present observation, without stepping (after ``load_state_dict``)."""
-        out.bar[:] = self._bar
+        out.bar[:] = np.repeat(self._path_bar, self.accounts_per_path)
         observe_batch(
             self.tape.mark, self._brackets, self._rules, self._wallets, self._positions, out.bar, out.account,
             out.portfolio,
@@ -169,7 +173,9 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
         self._copy_windows(out)
 
     def step_into(self, actions: NDArray[np.float32], out: StepBuffers) -> None:
-        """Book one bar for every account, restart what ended, write ``out``. Allocates nothing.
+        """Book one bar for every account, restart what ended, write ``out``.
+
+        Allocates nothing, but for the draw of a start where a path ended.
 
         Args:
             actions: (N, action_dim) float32 in [-1, 1]; clipped.
@@ -179,7 +185,7 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
             ValueError: an action is not finite; nothing was booked.
         """
         tape = self.tape
-        status = step_batch(
+        ended = step_batch(
             tape.open_time_ms, tape.last, tape.mark, tape.volume, tape.sigma_per_bar, tape.stamp_start,
             tape.stamp_time_ms, tape.stamp_rate, tape.bar_ms, self._brackets, self._rules, self._wallets,
             self._positions, self._path_bar, self._path_end, self._next_start, self._next_end,
@@ -187,37 +193,32 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
             out.reward, out.terminated, out.truncated, out.ledger, out.final_bar, out.final_account,
             out.final_portfolio, self.accounts_per_path,
         )  # fmt: skip
-        if status != OK:
+        if ended < 0:
+            account = -1 - ended
             raise ValueError(
-                f"the action of account {status - 1} is not finite: {actions[status - 1]}; nothing was booked"
+                f"the action of account {account} is not finite: {actions[account]}; nothing was booked"
             )
-        self._bar[:] = out.bar
-        if self.with_windows:
-            self._copy_windows(out)
-        if out.truncated.any() or out.terminated.any():
+        self._copy_windows(out)
+        if ended > 0:
             self._after_restarts(out)
 
     def _after_restarts(self, out: StepBuffers) -> None:
         """Draw what the next restarts will use, and copy the windows that ended."""
-        done = np.flatnonzero(out.terminated | out.truncated)
         moved = np.flatnonzero(self._next_start < 0)
         if moved.size:
             self._draw_paths(moved)
-        self._draw_restarts(done)
+        if self.config.restart == "random":
+            self._draw_restarts(np.flatnonzero(out.terminated | out.truncated))
         if out.final_market is not None and out.final_risk is not None:
-            for columns, target in ((self._features, out.final_market), (self._risk, out.final_risk)):
-                window = np.empty((done.size, *target.shape[1:]), np.float32)
-                copy_windows(
-                    columns, out.final_bar[done], self.config.window_bars, window.reshape(done.size, -1)
-                )
-                target[done] = window
+            copy_final_windows(
+                self._features, self._risk, out.terminated, out.truncated, out.final_bar,
+                self.config.window_bars, out.final_market, out.final_risk,
+            )  # fmt: skip
 
     def _copy_windows(self, out: StepBuffers) -> None:
-        if out.market is None or out.risk is None:
-            return
-        window, n = self.config.window_bars, self.num_envs
-        copy_windows(self._features, out.bar, window, out.market.reshape(n, -1))
-        copy_windows(self._risk, out.bar, window, out.risk.reshape(n, -1))
+        if out.market is not None and out.risk is not None:
+            window = self.config.window_bars
+            copy_windows(self._features, self._risk, out.bar, window, out.market, out.risk)
 
     def _draw_paths(self, paths: NDArray[np.int64]) -> None:
         """Draw the next start and end of these paths."""

@@ -68,6 +68,7 @@ def open_market(settings: Settings) -> Market:
         settings.env,
         window_bars=settings.policy.receptive_field,
         reward_scale=settings.reward.resolve(tape, split.train.start, split.train.stop),
+        reward_risk_aversion=settings.reward.risk_aversion,
         reward_equity_floor=settings.reward.equity_floor,
     )
     return Market(

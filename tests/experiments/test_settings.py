@@ -18,7 +18,7 @@ from perpgym.experiments.settings import _SECTIONS, Settings, build
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
 # composition sets these from the policy and the reward
-_COMPOSED = {"window_bars", "reward_scale", "reward_equity_floor"}
+_COMPOSED = {"window_bars", "reward_scale", "reward_risk_aversion", "reward_equity_floor"}
 
 
 def composed(*overrides: str) -> dict[str, Any]:
