@@ -30,7 +30,7 @@ class EnvConfig:
         max_drawdown: fraction of peak equity at which the episode ends as ruin.
         reward_equity_floor: the log return of a step is floored at its logarithm.
         reward_scale: the reward is the (risk-adjusted) log return times this.
-        reward_risk_aversion: gamma; log return g is worth g - (gamma - 1) / 2 * g**2, so 1 is plain log growth.
+        reward_risk_aversion: gamma; log return g is worth g - (gamma - 1) / 2 * g**2: 1 is plain log growth.
         episode_bars: length of a path before it is truncated.
         restart: a terminated account restarts ``flat``, or with ``random`` exposure and wallet.
         window_bars: R, bars in a window observation.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
@@ -44,8 +45,8 @@ class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
     and taker fee; stops, liquidation and settlements inside the bar, adverse side first; settlements at the
     close; mark to the mark close; margin check; reward; observation of bar t+1.
 
-    Reward: log equity return g, floored at log(reward_equity_floor), less (reward_risk_aversion - 1) / 2 * g**2,
-    times reward_scale.
+    Reward: log equity return g, floored at log(reward_equity_floor), less
+    (reward_risk_aversion - 1) / 2 * g**2, times reward_scale.
 
     Episode end: *terminated* on a cross liquidation or a drawdown of ``max_drawdown``; *truncated* at the end
     of the episode or of the data.
@@ -95,6 +96,7 @@ class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
         funding: pd.DataFrame | None = None,
         mark: pd.DataFrame | None = None,
         contract: str | Contract = "BTC/USDT:USDT",
+        repair: Sequence[str] = (),
         **kwargs: Any,
     ) -> PerpEnv:
         """An env from a frame of bars with columns ``date, open, high, low, close, volume``.
@@ -104,6 +106,7 @@ class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
             funding: ``date, rate`` of settlements; None means that the contract never settles, and says so.
             mark: mark prices with the columns of ``df``; None is the named rule ``mark=last``.
             contract: a shipped symbol or a Contract of your own.
+            repair: named rules by which faults may be repaired, e.g. ``fill_flat``.
             **kwargs: ``config``, ``limits``, ``start_bar``, ``end_bar``.
 
         Raises:
@@ -112,7 +115,7 @@ class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
         from perpgym.data.features.build import build_tape
         from perpgym.data.sources.table import bars_from_frames
 
-        bars = bars_from_frames(df, funding=funding, mark=mark, contract=contract)
+        bars = bars_from_frames(df, funding=funding, mark=mark, contract=contract, repair=repair)
         return cls(build_tape(bars, source="frame"), **kwargs)
 
     def reset(

@@ -220,6 +220,8 @@ _SENTENCES = {
 def _beside(e: Evidence, kind: Kind) -> str:
     """The second sentence: what the number stands beside."""
     parts = []
+    if kind in ("flat", "ruined") and e.beat_flat_on_validation is False:
+        parts.append("no checkpoint beat flat on validation")
     if kind not in ("nothing", "flat", "ruined") and math.isfinite(e.hold_sharpe):
         relation = "more" if e.sharpe > e.hold_sharpe else "less"
         parts.append(f"that is {relation} than buy and hold's Sharpe ratio of {_signed(e.hold_sharpe)}")

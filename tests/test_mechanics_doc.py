@@ -54,7 +54,7 @@ def test_there_is_an_example_in_every_chapter_that_moves_money() -> None:
 
 
 def test_a_wrong_number_would_be_noticed(names: dict[str, object]) -> None:
-    wrong = EXAMPLES[0].replace("0.003", "0.004")
+    wrong = EXAMPLES[0].replace("(0.003,", "(0.004,")
     test = doctest.DocTestParser().get_doctest(wrong, dict(names), "wrong", "mechanics.md", 0)
     assert doctest.DocTestRunner().run(test, out=lambda _text: None).failed > 0
 

@@ -19,7 +19,7 @@ from perpgym.data.contract import Contract
 from perpgym.data.tape import Tape
 from perpgym.envs import EnvConfig, PerpVecEnv, RiskLimits
 from perpgym.envs.margin import liquidation_price, maintenance_margin
-from perpgym.envs.spaces import LEDGER
+from perpgym.envs.spaces import LEDGER, PORTFOLIO_NAMES
 
 SLOW_FIXTURE = [HealthCheck.function_scoped_fixture]
 FREE = RiskLimits(max_leverage=100.0, max_daily_loss=None)
@@ -203,6 +203,21 @@ def test_an_account_above_its_requirement_after_every_step_or_closed(make_tape: 
         for equity, value in zip(out.ledger[:, LEDGER["equity"]], notional, strict=True):
             assert value == 0.0 or equity > maintenance_margin(value, table)
     assert liquidations > 10, "the market was meant to be wild enough to liquidate"
+
+
+def test_no_account_restarts_with_a_position_that_is_already_liquidated(
+    make_tape: Callable[..., Tape],
+) -> None:
+    for leverage in (20.0, 100.0, 125.0):
+        config = EnvConfig(
+            initial_wallet=1e5, leverage=leverage, max_exposure=leverage, restart="random", window_bars=1
+        )
+        env = PerpVecEnv(make_tape(), n_paths=200, config=config, limits=FREE)
+        out = env.make_buffers()
+        env.reset_into(out, 0)
+        ratio = out.portfolio[:, PORTFOLIO_NAMES.index("margin_ratio")]
+        assert (ratio > 0).sum() > 150
+        assert ratio.max() < 0.9
 
 
 PLAIN = """

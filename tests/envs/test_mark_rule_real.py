@@ -17,6 +17,7 @@ from perpgym.data.tape import Tape
 from perpgym.envs import EnvConfig, PerpVecEnv, RiskLimits
 from perpgym.envs.spaces import LEDGER
 
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "mechanics.md"
 SYMBOL = "BTC/USDT:USDT"
 HOLD_BARS = 24
 
@@ -35,7 +36,7 @@ def tapes(shared_data: Path) -> dict[str, Tape]:
 
 
 def liquidations(tape: Tape, leverage: float) -> np.ndarray:
-    """(entries, 2) bool: whether the isolated long and short opened at each hour for 23 hours were liquidated.
+    """(entries, 2) bool: whether the isolated long and short opened at each hour were liquidated in 23 hours.
 
     Account k of a side opens at every hour that is k modulo 24, with 1 % of its equity as notional, and holds
     what is left of it until the hour before it opens again.
@@ -88,3 +89,4 @@ def test_marking_at_the_last_price_invents_liquidations(tapes: dict[str, Tape], 
     assert real.sum() > 0, text
     assert proxy.sum() > real.sum(), text
     assert invented > missed, text
+    assert text in PAGE.read_text("utf-8"), f"docs/mechanics.md must say: {text}"

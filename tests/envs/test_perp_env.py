@@ -7,10 +7,13 @@ from collections.abc import Callable
 
 import gymnasium as gym
 import numpy as np
+import pandas as pd
 import pytest
 from gymnasium.utils.env_checker import check_env as gymnasium_check
 from stable_baselines3.common.env_checker import check_env as sb3_check
 
+from perpgym.data import DataError
+from perpgym.data.synthetic import SimulatedMarketConfig, simulate_market
 from perpgym.data.tape import Tape
 from perpgym.envs import EnvConfig, PerpEnv
 from perpgym.envs.spaces import ACCOUNT_NAMES, PORTFOLIO_NAMES
@@ -70,3 +73,28 @@ def test_the_docstring_lists_every_column() -> None:
 def test_impossible_settings_are_refused_by_name(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=field):
         EnvConfig(**{field: value})  # type: ignore[arg-type]
+
+
+def test_three_lines_turn_a_frame_into_an_env(caplog: pytest.LogCaptureFixture) -> None:
+    market = simulate_market(SimulatedMarketConfig(start="2024-01-01", end="2024-03-31"))
+    bars = market.bars
+    frame = pd.DataFrame(bars.last[:, :4], columns=["open", "high", "low", "close"])
+    frame.insert(0, "date", pd.to_datetime(bars.open_time_ms, unit="ms", utc=True))
+    frame["volume"] = bars.volume
+    env = PerpEnv.from_frame(frame, contract="BTC/USDT:USDT")
+    observation, _ = env.reset(seed=0)
+    assert env.observation_space.contains(observation)
+    assert env.tape.mark_rules == ("last",)
+    assert "mark=last" in caplog.text
+    assert "no funding series" in caplog.text
+
+
+def test_a_frame_with_a_gap_is_refused_unless_the_rule_is_named() -> None:
+    market = simulate_market(SimulatedMarketConfig(start="2024-01-01", end="2024-03-31"))
+    frame = pd.DataFrame(market.bars.last, columns=["open", "high", "low", "close"])
+    frame.insert(0, "date", pd.to_datetime(market.bars.open_time_ms, unit="ms", utc=True))
+    frame["volume"] = market.bars.volume
+    broken = frame.drop(index=range(900, 903))
+    with pytest.raises(DataError, match="fill_flat"):
+        PerpEnv.from_frame(broken)
+    assert len(PerpEnv.from_frame(broken, repair=["fill_flat"]).tape) == len(frame)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -91,3 +92,9 @@ def test_a_loss_carries_a_true_minus_sign() -> None:
     sentence = decide(replace(GOOD, sharpe=-0.5, total_return=-0.12, interval=(-2.0, 1.0))).sentence
     assert "−12.00 %" in sentence
     assert "-12" not in sentence
+
+
+@pytest.mark.parametrize("change", [{"trades": 0}, {"end_reason": "drawdown stop", "ended_on": "2024-08-05"}])
+def test_the_verdict_says_when_no_checkpoint_beat_flat_on_validation(change: dict[str, Any]) -> None:
+    verdict = decide(replace(GOOD, beat_flat_on_validation=False, **change))
+    assert "no checkpoint beat flat on validation" in verdict.sentence.lower()

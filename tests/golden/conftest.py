@@ -383,7 +383,9 @@ class Reference:
         self.row["reward_floored"] = float(ratio < floor)
         is_over = drawdown >= self.config.max_drawdown or self.now <= 0
         is_over |= self.row["liquidated"] == 1 and not self.is_isolated
-        return self.config.reward_scale * math.log(max(ratio, floor)), is_over
+        growth = math.log(max(ratio, floor))
+        worth = growth - (self.config.reward_risk_aversion - 1) * growth**2 / 2
+        return self.config.reward_scale * worth, is_over
 
 
 class Pair:

@@ -70,6 +70,7 @@ def random_config(rng: np.random.Generator) -> EnvConfig:
         max_drawdown=pick(0.3, 0.9, 1.0),
         reward_equity_floor=pick(0.01, 0.5),
         reward_scale=pick(1.0, 100.0),
+        reward_risk_aversion=pick(1.0, 8.0),
     )
 
 
