@@ -49,6 +49,10 @@ def main(config: DictConfig) -> None:
                 f"stopped and saved; go on with: python train.py resume={folder.path}", soft_wrap=True
             )
             sys.exit(130)
+        except OSError as error:
+            raise OSError(
+                error.errno, f"{error.strerror}; go on with: python train.py resume={folder.path}"
+            ) from error
         CONSOLE.print(f"done; judge it with: python evaluate.py run={folder.path}", soft_wrap=True)
         CONSOLE.print(f"curves: tensorboard --logdir {folder.tensorboard}", soft_wrap=True)
 

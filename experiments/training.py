@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import configure
+from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat, configure
 
 from perpgym.agents.artifact import save_artifact
 from perpgym.agents.checkpoint import write_atomically
@@ -94,6 +94,7 @@ def train_seed(
         model.load_checkpoint(folder.resume(seed))
         _LOG.info("seed %d resumes at %s steps", seed, f"{model.num_timesteps:,}")
     model.set_logger(configure(str(folder.tensorboard / f"seed_{seed}"), ["tensorboard"]))
+    _describe(model.logger, market)
     left = settings.training.total_steps - model.num_timesteps
     watcher = CheckpointCallback(market, settings, seed, folder, config_hash, progress or Progress())
     if left > 0:
@@ -101,6 +102,16 @@ def train_seed(
             model.learn(left, callback=watcher, reset_num_timesteps=False)
     watcher.finish(model)
     _choose(market, seed, folder, config_hash)
+
+
+def _describe(logger: Logger, market: Market) -> None:
+    """Say in TensorBoard what the run is about; loudly, if it is not what was asked for."""
+    lines = [f"data: {market.tape.source}", f"periods: {market.split.describe(market.tape)}", *market.notes]
+    if market.fallback_reason is not None:
+        lines.insert(0, f"**NOT REAL DATA**: simulated market, because {market.fallback_reason}")
+    for output in logger.output_formats:
+        if isinstance(output, TensorBoardOutputFormat):
+            output.writer.add_text("run", "\n\n".join(lines))
 
 
 class CheckpointCallback(BaseCallback):
