@@ -11,6 +11,7 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from perpgym.evaluation.judge import ReportInput
+from perpgym.evaluation.numerals import decimal, interval, money, number, percent, share
 from perpgym.experiments.console import CONSOLE, errors_in_words, set_up_log
 from perpgym.experiments.judging import judge_run
 from perpgym.experiments.market import open_market, set_threads
@@ -57,7 +58,9 @@ def main(config: DictConfig) -> None:
 
 def show(report: ReportInput) -> None:
     """The verdict and the table, for the terminal."""
-    table = Table(title="held-out period, net of all costs", title_justify="left")
+    seen = report.context.seen_as
+    title = "held-out period" if seen is None else f"{seen} period, not held out"
+    table = Table(title=f"{title}, net of all costs", title_justify="left")
     table.add_column("account")
     for column in (
         "return",
@@ -71,17 +74,16 @@ def show(report: ReportInput) -> None:
     ):
         table.add_column(column, justify="right")
     for name, card in report.scorecards.items():
-        low, high = card.sharpe_interval.low, card.sharpe_interval.high
         table.add_row(
             name,
-            f"{100 * card.total_return:+.1f} %",
-            f"{card.sharpe:+.2f}",
-            f"{low:+.2f} … {high:+.2f}",
-            f"{100 * card.max_drawdown:.1f} %",
-            f"{card.turnover_per_day:.2f}",
-            f"{card.trades}",
-            f"{card.fees:,.0f}",
-            f"{card.funding:,.0f}",
+            percent(card.total_return),
+            number(card.sharpe),
+            interval(card.sharpe_interval),
+            share(card.max_drawdown),
+            decimal(card.turnover_per_day),
+            f"{card.trades:,}",
+            money(card.fees),
+            money(card.funding),
         )
     CONSOLE.print(table)
     CONSOLE.print(report.verdict.sentence)

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from perpgym.experiments.console import CONSOLE, errors_in_words, set_up_log, training_bar
 from perpgym.experiments.market import Market, open_market, set_threads
-from perpgym.experiments.run_folder import RunFolder, config_hash
+from perpgym.experiments.run_folder import RunError, RunFolder, config_hash
 from perpgym.experiments.settings import Settings
 from perpgym.experiments.training import Progress, StopRequestedError, train_seed
 
@@ -32,7 +32,13 @@ def main(config: DictConfig) -> None:
         if call["resume"]:
             folder = RunFolder(Path(call["resume"]))
             plain = folder.read_config()
-            folder.read_provenance()
+            if folder.is_config_altered():
+                raise RunError(
+                    f"{folder.config} is not what the run was started with, and going on with other settings "
+                    "would be neither run: restore it, or start another run"
+                )
+        elif not call["run_dir"]:
+            raise ValueError("run_dir is empty: name the folder that the run is written to")
         else:
             folder = RunFolder(Path(call["run_dir"]))
         settings = Settings.from_mapping(plain)
@@ -40,8 +46,7 @@ def main(config: DictConfig) -> None:
         market = open_market(settings)
         if not call["resume"]:
             settings, plain = _as_it_was_loaded(settings, plain, market)
-            folder.create(plain, overwrite=call["overwrite"])
-            folder.write_provenance(_facts(settings, market))
+            folder.create(plain, _facts(settings, market), overwrite=call["overwrite"])
         try:
             train(market, settings, folder, config_hash(plain))
         except StopRequestedError:

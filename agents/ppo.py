@@ -16,8 +16,10 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from perpgym.agents.checkpoint import read_checkpoint, write_checkpoint
 from perpgym.agents.collect import collect
+from perpgym.agents.forecast import ForecastTask
 from perpgym.agents.rollout import Minibatch, PathRollout
 from perpgym.agents.training_state import restore_training_state, training_state
+from perpgym.data.bars import CLOSE
 from perpgym.envs.buffers import StepBuffers
 from perpgym.envs.sb3 import SB3PerpVecEnv
 from perpgym.envs.vector import PerpVecEnv
@@ -45,6 +47,9 @@ class PPOConfig:
             subtract the market's own move.
         ent_coef, vf_coef: weights of entropy bonus and value loss.
         max_grad_norm: of all gradients together.
+        forecast_coef: weight of the loss of the policy's forecasts; 0 where it makes none.
+        path_baseline: measure each advantage against the mean of its path's accounts at the same bar, which
+            takes out the market's own move; needs at least two accounts a path.
         target_kl: no further epoch once the mean KL of an epoch exceeds 1.5 times this; None for no limit.
     """
 
@@ -60,6 +65,8 @@ class PPOConfig:
     ent_coef: float = 0.0
     vf_coef: float = 0.5
     max_grad_norm: float = 0.5
+    forecast_coef: float = 0.0
+    path_baseline: bool = False
     target_kl: float | None = None
 
     def __post_init__(self) -> None:
@@ -73,6 +80,7 @@ class PPOConfig:
             ("clip_range", 1e-6, 10.0),
             ("ent_coef", 0.0, 100.0),
             ("vf_coef", 0.0, 100.0),
+            ("forecast_coef", 0.0, 1e4),
             ("max_grad_norm", 1e-9, 1e9),
         ):
             if not low <= getattr(self, name) <= high:
@@ -170,9 +178,34 @@ class PerpPPO(PPO):
                 f"set window_bars={reach} in the env's config"
             )
         self.policy.bind(native.tape)
+        self.forecast_task = self._make_forecast_task()
         self.episode_return = np.zeros(native.num_envs)
         self.episode_length = np.zeros(native.num_envs, np.int64)
         self._no_infos: list[dict[str, Any]] = [{} for _ in range(native.num_envs)]
+
+    def _make_forecast_task(self) -> ForecastTask | None:
+        """What the forecasts are trained on; None without them.
+
+        Raises:
+            ValueError: a setting of agent, policy and env contradicts another.
+        """
+        native, horizons = self.native, self.policy.config.forecast_bars
+        if self.config.path_baseline and native.accounts_per_path < 2:
+            raise ValueError(
+                "path_baseline compares the accounts of a path, there is 1: "
+                "set accounts_per_path to 2 or more, or path_baseline=False"
+            )
+        if self.config.forecast_coef == 0.0:
+            return None
+        if not horizons or min(horizons) > self.n_steps:
+            raise ValueError(
+                f"forecast_coef={self.config.forecast_coef} trains forecasts over at most "
+                f"n_steps={self.n_steps} bars, the policy's forecast_bars are {list(horizons)}: "
+                "give it one, e.g. [8], or set forecast_coef=0"
+            )
+        period = native.tape.mark[native.first_bar : native.end_bar, 0, CLOSE]
+        deviation = float(np.diff(np.log(period)).std())
+        return ForecastTask(native.tape, horizons, 1.0 / max(deviation, 1e-12), self.device)
 
     @property
     def native(self) -> PerpVecEnv:
@@ -208,7 +241,7 @@ class PerpPPO(PPO):
         self._take_env()
 
     def _excluded_save_params(self) -> list[str]:
-        mine = ("noise", "shuffle", "episode_return", "episode_length", "_no_infos")
+        mine = ("forecast_task", "noise", "shuffle", "episode_return", "episode_length", "_no_infos")
         return [*super()._excluded_save_params(), *mine]
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
@@ -279,6 +312,8 @@ class PerpPPO(PPO):
         rollout = self.rollout_buffer
         per_path = rollout.n_steps * rollout.n_accounts
         paths_per_batch = max(1, self.batch_size // per_path)
+        if self.config.path_baseline:
+            rollout.subtract_path_baseline()
         if self.normalize_advantage:
             rollout.normalise_advantages()
         statistics: list[torch.Tensor] = []
@@ -289,6 +324,8 @@ class PerpPPO(PPO):
             # the one moment of an epoch at which the host waits for the device
             if self.target_kl is not None and float(statistics[-1][_KL]) > 1.5 * self.target_kl:
                 break
+        if self.forecast_task is not None:
+            self._update_forecasts(self.forecast_task, paths_per_batch)
         self._record(torch.stack(statistics), rollout)
         self.logger.record("time/update_seconds", time.perf_counter() - started)
         self._is_resumable = True
@@ -296,12 +333,31 @@ class PerpPPO(PPO):
     def _update(self, batch: Minibatch) -> torch.Tensor:
         """One step of Adam; returns (6,) detached statistics in the order of ``_STATISTICS``."""
         loss, statistics = self.loss(batch)
+        self._descend(loss)
+        return statistics
+
+    def _descend(self, loss: torch.Tensor) -> None:
         optimizer = self.policy.optimizer
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
         optimizer.step()
-        return statistics
+
+    def _update_forecasts(self, task: ForecastTask, paths_per_batch: int) -> None:
+        """One pass of the forecasts' own loss, which alone moves the encoders.
+
+        A phase of its own, after the policy's (Cobbe et al. 2021): forecasts that moved during the policy's
+        epochs would move the actions, and be taken for a change of policy.
+        """
+        rollout, losses = self.rollout_buffer, []
+        for batch in rollout.minibatches(paths_per_batch, self.shuffle):
+            rollout.encoded_bars += len(batch.first_bar) * (rollout.n_steps + self.policy.receptive_field - 1)
+            encoded = self.policy.stretch_context(batch.first_bar, rollout.n_steps)  # S T C
+            forecast = self.policy.features_extractor.forecasts(encoded)  # S T H
+            loss = task.loss(forecast, batch.first_bar, batch.length)
+            self._descend(self.config.forecast_coef * loss)
+            losses.append(loss.detach())
+        self.logger.record("train/forecast_loss", float(torch.stack(losses).mean()))
 
     def loss(self, batch: Minibatch) -> tuple[torch.Tensor, torch.Tensor]:
         """PPO's loss of a minibatch: Schulman et al. 2017, eqs. 7 and 9, as SB3 weighs them.

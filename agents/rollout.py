@@ -31,6 +31,7 @@ class Minibatch:
             paths' first segments.
         slot: (G, T) int64, where in the (S * T,) encoded bars each decision's bar stands; None if every
             path is a single segment, so that row g holds path g's bars in order.
+        length: (S,) int64, decisions that the rollout took along each row.
         state: (G, T, K, S) float32, raw account state.
         actions: (G, T, K, a) float32, before clipping.
         log_prob, advantages, returns: (G, T, K) float32.
@@ -38,6 +39,7 @@ class Minibatch:
 
     first_bar: torch.Tensor
     slot: torch.Tensor | None
+    length: torch.Tensor
     state: torch.Tensor
     actions: torch.Tensor
     log_prob: torch.Tensor
@@ -138,6 +140,14 @@ class PathRollout:
         """Mean 0 and deviation 1 over the whole rollout, as SB3 does over a minibatch."""
         self.advantages.sub_(self.advantages.mean()).div_(self.advantages.std() + 1e-8)
 
+    def subtract_path_baseline(self) -> None:
+        """Take from each advantage the mean of its path's K accounts at that step (Mao et al. 2019).
+
+        The accounts of a path meet the same market, whatever they do, so the mean of the others is a baseline
+        that knows what the market did next; including the account itself only scales it by 1 - 1/K.
+        """
+        self.advantages.sub_(self.advantages.mean(dim=2, keepdim=True))
+
     def explained_variance(self) -> float:
         """1 - Var(returns - values) / Var(returns); nan if the returns do not vary."""
         variance = float(self.returns.var())
@@ -161,6 +171,7 @@ class PathRollout:
             paths = torch.from_numpy(group).to(self.device)
             yield Minibatch(
                 first_bar=torch.tensor([row.first_bar for row in rows], device=self.device),
+                length=torch.tensor(self._lengths(rows), device=self.device),
                 slot=None if slot is None else torch.from_numpy(slot).to(self.device),
                 state=self.state[paths, :-1],
                 actions=self.actions[paths],
@@ -168,6 +179,15 @@ class PathRollout:
                 advantages=self.advantages[paths],
                 returns=self.returns[paths],
             )
+
+    def _lengths(self, rows: list[Segment]) -> list[int]:
+        """Decisions of each segment: it ends where the path's next one begins; rows are in order of time."""
+        end = dict.fromkeys((row.path for row in rows), self.n_steps)
+        lengths = []
+        for row in reversed(rows):
+            lengths.append(end[row.path] - row.first_step)
+            end[row.path] = row.first_step
+        return lengths[::-1]
 
     def _rows(self, group: NDArray[np.int64]) -> tuple[list[Segment], NDArray[np.int64] | None]:
         """The segments of a group of paths, and the (G, T) slots of the group's decisions in them."""

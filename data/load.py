@@ -336,7 +336,9 @@ def _simulate(config: DataConfig) -> LoadedData:
         market_config = SimulatedMarketConfig(**settings)
     except TypeError as error:
         known = ", ".join(SimulatedMarketConfig.__dataclass_fields__)
-        raise ValueError(f"unknown setting of the simulated market: {error}; known are {known}") from None
+        raise ValueError(
+            f"data.simulated: a setting is unknown or of the wrong type ({error}); known are {known}"
+        ) from None
     try:
         market = simulate_market(market_config)
     except KeyError as error:

@@ -101,13 +101,15 @@ class Tape:
 
     @property
     def data_hash(self) -> str:
-        """sha256 over every array, name and contract rule: provenance of a run."""
+        """sha256 over every array, name and contract rule, wherever they were read from."""
         if "hash" not in self._cache:
             digest = hashlib.sha256()
             for name in _ARRAYS:
                 digest.update(name.encode())
                 digest.update(np.ascontiguousarray(getattr(self, name)).tobytes())
-            digest.update(json.dumps(self._meta(), sort_keys=True).encode())
+            # the same bars from another folder, or from the market that a download fell back to, are the same
+            meta = {name: value for name, value in self._meta().items() if name != "source"}
+            digest.update(json.dumps(meta, sort_keys=True).encode())
             self._cache["hash"] = digest.hexdigest()
         return self._cache["hash"]
 

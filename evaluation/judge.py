@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,8 @@ class RunContext:
         seed_names: names of the results that are the chosen checkpoints of the seeds; empty for a single one.
         chosen_step: environment steps of the chosen checkpoint, None if unknown.
         notes: more lines for the list of assumptions.
+        alarms: what must not be overlooked, for the first screen.
+        seen_as: what the judged period was used for before; None if it is held out.
     """
 
     title: str = "perpgym"
@@ -48,6 +50,8 @@ class RunContext:
     seed_names: tuple[str, ...] = ()
     chosen_step: int | None = None
     notes: tuple[str, ...] = ()
+    alarms: tuple[str, ...] = ()
+    seen_as: Literal["training", "validation"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -196,6 +200,7 @@ def _evidence(
         oracle_share=_share(comparison, cards, "sharpe"),
         seeds=len(seeds),
         seeds_above_flat=sum(cards[name].total_return > 0 for name in seeds),
+        seen_as=context.seen_as,
     )
 
 

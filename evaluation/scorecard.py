@@ -143,7 +143,7 @@ def measure(
         fees=float(result.column("fees").sum()),
         spread=float(result.column("spread").sum()),
         impact=float(result.column("impact").sum()),
-        funding=-float(result.column("funding").sum()),
+        funding=0.0 - float(result.column("funding").sum()),
         clearance=float(result.column("clearance").sum()),
         insurance=float(result.column("insurance").sum()),
         liquidations=int(np.count_nonzero(result.column("liquidated"))),

@@ -25,7 +25,7 @@ NOT_MODELLED = (
 
 def alarms(report: ReportInput) -> list[str]:
     """What must not be overlooked, above everything but the verdict."""
-    out = []
+    out = list(report.context.alarms)
     if report.context.fallback_reason:
         out.append(f"Not the data that was asked for: {report.context.fallback_reason}")
     if report.has_edge is not None:
@@ -130,9 +130,10 @@ def comparison_note(report: ReportInput) -> str:
     ]
     if report.evidence.oracle_share is not None and report.growth_share is not None:
         lines.append(
-            "The oracle sees the planted edge, which no agent can, and pays the same costs: it is the most "
-            f"that was there. {report.comparison.headline} reached {share(report.evidence.oracle_share, 0)} "
-            f"of its Sharpe ratio and {share(report.growth_share, 0)} of its log growth."
+            "The oracle sees the planted edge, which no agent can, and pays the same costs. On average "
+            "nothing can do better; over one period luck can. "
+            f"{report.comparison.headline} reached {share(report.evidence.oracle_share, 0)} of its Sharpe "
+            f"ratio and {share(report.growth_share, 0)} of its log growth."
         )
     return "".join(f'<p class="note">{escape(line)}</p>' for line in lines)
 

@@ -54,7 +54,7 @@ class TrialLog:
             os.close(handle)
 
     def read(self) -> list[dict[str, Any]]:
-        """Every trial so far, oldest first; a line that a crash cut short is skipped, and said so."""
+        """Every trial so far, oldest first; a line that is no trial (a crash?) is skipped, and said so."""
         if not self.path.exists():
             return []
         trials = []
@@ -62,8 +62,12 @@ class TrialLog:
             if not line.strip():
                 continue
             try:
-                trials.append(json.loads(line))
+                trial = json.loads(line)
             except ValueError:
+                trial = None
+            if isinstance(trial, dict) and all(key in trial for key in REQUIRED):
+                trials.append(trial)
+            else:
                 _log.warning(
                     "%s: line %d is not whole (a crash while writing?) and is skipped", self.path, number
                 )

@@ -3,15 +3,16 @@
 The rules, in order; the first that applies is the verdict:
 
 1. ``nothing``   the market is simulated and its edges are off: whatever happened is luck and costs.
-2. ``ruined``    the account was liquidated, or hit the drawdown stop.
-3. ``flat``      the agent never traded.
-4. ``no_edge``   no checkpoint beat flat on validation, so nothing was found, whatever the test period says.
-5. ``luck``      the Sharpe ratio is within 1.96 standard errors of 0, or its bootstrap interval contains 0.
-6. ``loses``     both exclude 0, on the losing side.
-7. ``not_timing`` a profit, but random timing with the same trades does as well (p > 0.05).
-8. ``unproven``  a profit and timing, but the deflated Sharpe ratio is below 0.95 after the trials on record,
+2. ``seen``      the period is not held out: the agent was trained on it, or chosen by it.
+3. ``ruined``    the account was liquidated, or hit the drawdown stop.
+4. ``flat``      the agent never traded.
+5. ``no_edge``   no checkpoint beat flat on validation, so nothing was found, whatever the test period says.
+6. ``luck``      the Sharpe ratio is within 1.96 standard errors of 0, or its bootstrap interval contains 0.
+7. ``loses``     both exclude 0, on the losing side.
+8. ``not_timing`` a profit, but random timing with the same trades does as well (p > 0.05).
+9. ``unproven``  a profit and timing, but the deflated Sharpe ratio is below 0.95 after the trials on record,
    or no random draws or no trials exist to measure against.
-9. ``better``    everything holds. Whether it also beat buy and hold is said beside it, not required: a market
+10. ``better``   everything holds. Whether it also beat buy and hold is said beside it, not required: a market
    that went straight up would make every honest agent a failure.
 """
 
@@ -21,7 +22,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["nothing", "ruined", "flat", "no_edge", "luck", "loses", "not_timing", "unproven", "better"]
+Kind = Literal[
+    "nothing", "seen", "ruined", "flat", "no_edge", "luck", "loses", "not_timing", "unproven", "better"
+]
 
 SIGNIFICANT_Z = 1.96
 TIMING_LEVEL = 0.05
@@ -29,6 +32,7 @@ DEFLATED_LEVEL = 0.95
 
 _TONE: dict[Kind, Literal["good", "neutral", "bad"]] = {
     "nothing": "neutral",
+    "seen": "neutral",
     "ruined": "bad",
     "flat": "neutral",
     "no_edge": "bad",
@@ -63,6 +67,7 @@ class Evidence:
         oracle_share: the agent's Sharpe ratio over the oracle's; None without an oracle.
         seeds: number of seeds that were evaluated.
         seeds_above_flat: how many of them ended above flat.
+        seen_as: what the period was used for before (``training``, ``validation``); None if it is held out.
     """
 
     period: str
@@ -84,6 +89,7 @@ class Evidence:
     oracle_share: float | None = None
     seeds: int = 1
     seeds_above_flat: int = 0
+    seen_as: Literal["training", "validation"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +125,8 @@ def is_significant(evidence: Evidence) -> bool:
 def _kind(e: Evidence) -> Kind:
     if e.is_simulated and e.has_edge is False:
         return "nothing"
+    if e.seen_as is not None:
+        return "seen"
     if e.end_reason is not None:
         return "ruined"
     if e.trades == 0:
@@ -140,6 +148,13 @@ def _nothing(e: Evidence) -> str:
     return (
         "There is nothing to find: this simulated market has its planted edges switched off, so the agent's "
         f"{_result(e)} is luck and costs."
+    )
+
+
+def _seen(e: Evidence) -> str:
+    use = "the agent was trained on" if e.seen_as == "training" else "its checkpoint was chosen by"
+    return (
+        f"No judgement: this is the {e.seen_as} period, which {use}; {_result(e)}, and no evidence of skill."
     )
 
 
@@ -206,6 +221,7 @@ def _better(e: Evidence) -> str:
 
 _SENTENCES = {
     "nothing": _nothing,
+    "seen": _seen,
     "ruined": _ruined,
     "flat": _flat,
     "no_edge": _no_edge,

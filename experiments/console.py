@@ -36,7 +36,7 @@ def errors_in_words() -> Iterator[None]:
             sys.exit(1)
         raise
     except KeyboardInterrupt:
-        CONSOLE.print("stopped at once; the last checkpoint is on disk")
+        CONSOLE.print("stopped at once; what was saved before is on disk")
         sys.exit(130)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -26,6 +26,11 @@ from perpgym.experiments.run_folder import RunError, RunFolder
 from perpgym.experiments.settings import Judging, Settings
 
 _LOG = logging.getLogger(__name__)
+_SEEN_AS: dict[str, Literal["training", "validation"] | None] = {
+    "train": "training",
+    "valid": "validation",
+    "test": None,
+}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -36,18 +41,20 @@ class Candidates:
         agents: chosen and last checkpoint of every seed.
         chosen: names of the chosen checkpoints, one a seed.
         step: of the judged one.
+        unfinished: seeds that are left out.
     """
 
     agents: tuple[Agent, ...]
     chosen: tuple[str, ...]
     step: int
+    unfinished: tuple[int, ...] = ()
 
 
 def load_candidates(folder: RunFolder, settings: Settings, tape: Tape) -> Candidates:
     """Load every finished seed; the seed that did best on validation is the one that is judged.
 
     Raises:
-        RunError: no seed is finished.
+        RunError: no seed is finished, or the trial log has lost one.
         perpgym.agents.checkpoint.DamagedFileError: a file was altered or truncated.
         ValueError: the policy was trained on other features or contract rules.
     """
@@ -59,11 +66,14 @@ def load_candidates(folder: RunFolder, settings: Settings, tape: Tape) -> Candid
             growth[seed] = float(np.nanmax(values))
     finished = [seed for seed in settings.seeds if folder.selection(seed).exists()]
     missing = sorted(set(settings.seeds) - set(finished))
+    if lost := [seed for seed in finished if seed not in growth]:
+        raise RunError(
+            f"{folder.trials} is missing or has lost seeds {lost}: without it nobody knows how many "
+            "attempts the result was chosen from; restore it or train anew"
+        )
     if not finished:
         raise RunError(f"no seed of {folder.path} is finished: python train.py resume={folder.path}")
-    if missing:
-        _LOG.warning("seeds %s are not finished and are left out", missing)
-    finished.sort(key=lambda seed: -growth.get(seed, -np.inf))
+    finished.sort(key=lambda seed: -growth[seed])
     best: list[TrainedAgent] = []
     last: list[TrainedAgent] = []
     steps: list[int] = []
@@ -74,7 +84,12 @@ def load_candidates(folder: RunFolder, settings: Settings, tape: Tape) -> Candid
             artifact.check_tape(tape)
             agents.append(TrainedAgent(artifact, name=f"seed {seed}, {kind} checkpoint"))
         steps.append(int(selection["best"]))
-    return Candidates(agents=(*best, *last), chosen=tuple(a.name for a in best), step=steps[0])
+    return Candidates(
+        agents=(*best, *last),
+        chosen=tuple(a.name for a in best),
+        step=steps[0],
+        unfinished=tuple(missing),
+    )
 
 
 def judge_run(
@@ -103,15 +118,12 @@ def judge_run(
     facts = folder.read_provenance()
     candidates = load_candidates(folder, settings, market.tape)
     bars: BarRange = getattr(market.split, period)
-    notes = list(market.notes)
-    if facts.get("data_hash") != market.tape.data_hash:
-        note = "the data are not those of training: their hash differs"
-        _LOG.warning("%s", note)
-        notes.append(note)
+    # the first bars of training have no whole window before them
+    first = market.tape.first_valid_bar + market.env_config.window_bars - 1
     comparison = compare(
         candidates.agents,
         market.tape,
-        start_bar=bars.start,
+        start_bar=max(bars.start, first),
         end_bar=bars.stop,
         config=market.env_config,
         limits=market.limits,
@@ -129,8 +141,12 @@ def judge_run(
         fallback_reason=market.fallback_reason or facts.get("fallback_reason"),
         seed_names=candidates.chosen if len(candidates.chosen) > 1 else (),
         chosen_step=candidates.step,
-        notes=tuple(dict.fromkeys((*facts.get("notes", ()), *notes))),
+        notes=tuple(dict.fromkeys((*facts.get("notes", ()), *market.notes))),
+        alarms=tuple(_alarms(folder, facts, market, candidates)),
+        seen_as=_SEEN_AS[period],
     )
+    for alarm in context.alarms:
+        _LOG.warning("%s", alarm)
     report = judge(
         comparison,
         tape=market.tape,
@@ -143,6 +159,21 @@ def judge_run(
     )
     name = "report" if period == "test" else f"report_{period}"
     return report, write_report(folder.path / name, report)
+
+
+def _alarms(
+    folder: RunFolder, facts: Mapping[str, Any], market: Market, candidates: Candidates
+) -> Iterator[str]:
+    """Whatever makes this another judgement than that of the run as it was trained."""
+    if folder.is_config_altered():
+        yield (
+            "config.yaml was changed after training: costs, periods or the account here are not those that "
+            "the agent was trained and chosen with."
+        )
+    if facts.get("data_hash") != market.tape.data_hash:
+        yield "The data are not those of training: their hash differs."
+    if candidates.unfinished:
+        yield f"Seeds {', '.join(map(str, candidates.unfinished))} are not finished and are left out."
 
 
 def _oracle(market: Market) -> Agent | None:

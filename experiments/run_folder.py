@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -19,6 +20,8 @@ from perpgym.agents.checkpoint import write_atomically
 
 FORMAT = 1
 _LIBRARIES = ("torch", "numpy", "numba", "gymnasium", "stable_baselines3")
+# all that a run may write into its folder
+_OWN = re.compile(r"config\.yaml|run\.json|trials\.jsonl|tensorboard|report(_valid|_train)?|seed_\d+")
 
 
 class RunError(ValueError):
@@ -74,36 +77,65 @@ class RunFolder:
         """The artifact of one checkpoint."""
         return self.seed(seed) / "policies" / f"step_{step:010d}"
 
+    def policy_steps(self, seed: int) -> set[int]:
+        """Steps of the checkpoints that have an artifact."""
+        return {int(path.name.removeprefix("step_")) for path in self.seed(seed).glob("policies/step_*")}
+
     def selection(self, seed: int) -> Path:
         """Which checkpoint was chosen; there once the seed is done."""
         return self.seed(seed) / "selection.json"
 
-    def create(self, config: Mapping[str, Any], *, overwrite: bool) -> None:
-        """Start a run here.
+    def create(self, config: Mapping[str, Any], facts: Mapping[str, Any], *, overwrite: bool) -> None:
+        """Start a run here: keep its config and where it comes from.
+
+        Args:
+            config: resolved, plain types.
+            facts: joins the provenance.
+            overwrite: whether a run that is here may be replaced; files that are not a run's stay.
 
         Raises:
-            RunError: there is a run already.
+            RunError: there is a run already, or somebody else's files.
         """
-        if self.provenance.exists() or self.config.exists():
-            if not overwrite:
-                raise RunError(
-                    f"{self.path} already holds a run: resume={self.path} goes on with it, overwrite=true "
-                    "replaces it, run_dir=ANOTHER keeps both"
-                )
-            shutil.rmtree(self.path)
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_atomically({self.config: yaml.safe_dump(dict(config), sort_keys=False).encode()})
-
-    def write_provenance(self, facts: Mapping[str, Any]) -> None:
-        """Record where the run comes from."""
+        if self.path.exists() and any(self.path.iterdir()):
+            self._make_room(overwrite)
         record = {
             "format": FORMAT,
             "perpgym": perpgym.__version__,
             "commit": commit(),
             "libraries": {name: importlib.metadata.version(name) for name in _LIBRARIES},
+            "config_hash": config_hash(config),
             **facts,
         }
-        write_atomically({self.provenance: (json.dumps(record, indent=1) + "\n").encode()})
+        write_atomically(
+            {
+                self.config: yaml.safe_dump(dict(config), sort_keys=False).encode(),
+                self.provenance: (json.dumps(record, indent=1) + "\n").encode(),
+            }
+        )
+
+    def _make_room(self, overwrite: bool) -> None:
+        """Delete the run that is here, and nothing that is not a run's."""
+        if not self._is_run():
+            raise RunError(
+                f"{self.path} holds files that are no run of perpgym, and they are left alone: give run_dir "
+                "a new or an empty folder"
+            )
+        if not overwrite:
+            raise RunError(
+                f"{self.path} already holds a run: resume={self.path} goes on with it, overwrite=true "
+                "replaces it, run_dir=ANOTHER keeps both"
+            )
+        # the record goes last: a folder that was half emptied is still known for a run
+        for path in sorted(self.path.iterdir(), key=lambda path: path == self.provenance):
+            if _OWN.fullmatch(path.name):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+    def _is_run(self) -> bool:
+        try:
+            record = json.loads(self.provenance.read_text("utf-8"))
+        except (OSError, ValueError):
+            return False
+        return isinstance(record, dict) and {"format", "perpgym"} <= set(record)
 
     def read_config(self) -> dict[str, Any]:
         """The resolved config.
@@ -131,15 +163,25 @@ class RunFolder:
         """
         return self._read_json(self.provenance, versioned=True)
 
+    def is_config_altered(self) -> bool:
+        """Whether ``config.yaml`` is no longer the one that the run was started with."""
+        return self.read_provenance().get("config_hash") not in (None, config_hash(self.read_config()))
+
     def read_selection(self, seed: int) -> dict[str, Any]:
         """Steps of the chosen and the last checkpoint of a seed.
 
         Raises:
-            RunError: the seed is not done.
+            RunError: the seed is not done, or the file is damaged.
         """
         if not self.selection(seed).exists():
             raise RunError(f"seed {seed} of {self.path} is not finished: python train.py resume={self.path}")
-        return self._read_json(self.selection(seed), versioned=False)
+        record = self._read_json(self.selection(seed), versioned=False)
+        if not all(isinstance(record.get(name), int) for name in ("best", "last")):
+            raise RunError(
+                f"{self.selection(seed)} is damaged: it names no checkpoints; delete it, and "
+                f"resume={self.path} chooses again"
+            )
+        return record
 
     def _read_json(self, path: Path, *, versioned: bool) -> dict[str, Any]:
         try:
@@ -150,12 +192,14 @@ class RunFolder:
             ) from None
         except ValueError as error:
             raise RunError(f"{path} is damaged ({error}); restore it or train anew") from error
+        if not isinstance(record, dict):
+            raise RunError(f"{path} is damaged: it holds no record; restore it or train anew")
         if versioned and record.get("format") != FORMAT:
             raise RunError(
                 f"{path} has format {record.get('format')}, this perpgym reads format {FORMAT}: use the "
                 f"version that wrote it (perpgym {record.get('perpgym', 'unknown')}) or train anew"
             )
-        return dict(record)
+        return record
 
 
 def config_hash(config: Mapping[str, Any]) -> str:

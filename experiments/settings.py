@@ -5,9 +5,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import torch
 
 from perpgym.agents.ppo import PPOConfig
 from perpgym.data.load import DataConfig
@@ -33,6 +37,10 @@ class FeatureSet:
     risk: tuple[str, ...] | None = None
     clip: float = 5.0
 
+    def __post_init__(self) -> None:
+        if not 0 < self.clip < math.inf:
+            raise ValueError(f"clip must be positive and finite (deviations), was {self.clip}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
@@ -57,6 +65,13 @@ class Training:
         for name in ("total_steps", "n_paths", "accounts_per_path", "checkpoints", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, was {getattr(self, name)}")
+        if self.device != "auto":
+            try:
+                torch.device(self.device)
+            except RuntimeError:
+                raise ValueError(
+                    f"device must be auto or one of torch's, such as cpu or cuda:0, was {self.device!r}"
+                ) from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +87,11 @@ class Judging:
     random_draws: int = 200
     bootstrap_draws: int = 2_000
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("random_draws", 0), ("bootstrap_draws", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, was {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,10 +117,15 @@ class Settings:
     evaluation: Judging = field(default_factory=Judging)
 
     def __post_init__(self) -> None:
+        if not self.name:
+            raise ValueError("name must not be empty: it titles the report")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(
                 f"seeds must be distinct and at least one, were {self.seeds}; write seeds=[0,1,2]"
             )
+        # numpy and torch take no others
+        if not all(0 <= seed < 2**32 for seed in self.seeds):
+            raise ValueError(f"seeds must lie between 0 and {2**32 - 1}, were {self.seeds}")
 
     @classmethod
     def from_mapping(cls, raw: Mapping[str, Any]) -> Settings:
@@ -117,6 +142,7 @@ class Settings:
             values[name] = _plain(value) if default is None else build(value, default, name)
         if "data" not in values:
             raise ValueError("the config has no data section: say where bars come from, e.g. data=simulated")
+        check_types(cls, values, "the config")
         return cls(**values)
 
 
@@ -143,12 +169,15 @@ def build(section: Mapping[str, Any] | None, default: type[T], where: str) -> T:
     """
     values = {key: _plain(value) for key, value in (section or {}).items()}
     kind = _locate(str(values.pop("_target_")), where) if "_target_" in values else default
-    check_keys(values, {f.name for f in dataclasses.fields(kind)}, f"{where} ({kind.__name__})")
+    if not issubclass(kind, default):
+        raise ValueError(f"{where}: _target_ {kind.__name__} is no {default.__name__}")
+    known = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    check_keys(values, known, f"{where} ({kind.__name__})")
+    check_types(kind, values, where)
     try:
-        return kind(**values)  # type: ignore[no-any-return]
+        return kind(**values)
     except TypeError as error:
-        # a text where a number belongs
-        raise ValueError(f"{where}: a value has the wrong type ({error})") from error
+        raise ValueError(f"{where}: a setting is missing ({error})") from error
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
 
@@ -162,11 +191,51 @@ def check_keys(given: Mapping[str, Any], known: Any, where: str) -> None:
             raise ValueError(f"{where} has no setting {key!r}{hint} Known are: {', '.join(sorted(known))}")
 
 
+def check_types(kind: type, values: Mapping[str, Any], where: str) -> None:
+    """Refuse a text where a number belongs, a fraction where a count does, and the like.
+
+    Raises:
+        ValueError: names the setting and what it may be.
+    """
+    hints = get_type_hints(kind)
+    for name, value in values.items():
+        if not _fits(value, hints[name]):
+            raise ValueError(
+                f"{where}: {name} has the wrong type: it takes {_in_words(hints[name])}, was {value!r}"
+            )
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_fits(value, one) for one in inner)
+    if origin is Literal:
+        return isinstance(value, str)  # the class itself names what is allowed
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(one, inner[0]) for one in value)
+    if isinstance(value, bool) or hint is bool:
+        return isinstance(value, bool) and hint is bool
+    return isinstance(value, (int, float) if hint is float else origin or hint)
+
+
+def _in_words(hint: Any) -> str:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return " or ".join(_in_words(one) for one in inner)
+    if origin is tuple:
+        return f"a list, each {_in_words(inner[0])}"
+    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+    return words.get(hint, "text" if origin is Literal else "names with values")
+
+
 def _locate(target: str, where: str) -> type:
     module, _, name = target.rpartition(".")
     if not module.startswith("perpgym."):
         raise ValueError(f"{where}: _target_ must name a class of perpgym, was {target}")
-    found = getattr(importlib.import_module(module), name, None)
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except ModuleNotFoundError:
+        raise ValueError(f"{where}: _target_ {target} does not exist") from None
     if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
         raise ValueError(f"{where}: {target} is not a settings class of perpgym")
     return found

@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
+import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat, configure
 
@@ -25,7 +26,7 @@ from perpgym.evaluation import metrics
 from perpgym.evaluation.backtest import BacktestResult, run_backtest
 from perpgym.evaluation.trials import TrialLog, curves, smooth
 from perpgym.experiments.market import Market, training_env
-from perpgym.experiments.run_folder import RunFolder, commit
+from perpgym.experiments.run_folder import RunError, RunFolder, commit
 from perpgym.experiments.settings import Settings
 from perpgym.policies.actor_critic import PerpActorCriticPolicy
 
@@ -75,8 +76,14 @@ def train_seed(
 
     Raises:
         StopRequestedError: Ctrl-C; the last finished rollout is on disk.
+        RunError: the trial log has lost what the choice is made from.
+        ValueError: the device is not there.
         OSError: the disk is full; the last checkpoint is intact.
     """
+    device = settings.training.device
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        # SB3 would take the CPU without a word
+        raise ValueError(f"training.device is {device}, but torch sees no such accelerator; use auto or cpu")
     env = training_env(market, settings, seed)
     model = PerpPPO(
         PerpActorCriticPolicy,
@@ -88,7 +95,7 @@ def train_seed(
             "risk_scaler": market.risk_scaler,
         },
         seed=seed,
-        device=settings.training.device,
+        device=device,
     )
     if folder.resume(seed).exists():
         model.load_checkpoint(folder.resume(seed))
@@ -97,11 +104,14 @@ def train_seed(
     _describe(model.logger, market)
     left = settings.training.total_steps - model.num_timesteps
     watcher = CheckpointCallback(market, settings, seed, folder, config_hash, progress or Progress())
-    if left > 0:
-        with stop_on_interrupt(watcher):
+    with stop_on_interrupt(watcher):
+        if left > 0:
             model.learn(left, callback=watcher, reset_num_timesteps=False)
-    watcher.finish(model)
-    _choose(market, seed, folder, config_hash)
+        watcher.finish(model)
+        _choose(market, seed, folder, config_hash)
+    # asked for after the last rollout began: this seed is whole, and no other may start
+    if watcher.is_stop_requested:
+        raise StopRequestedError
 
 
 def _describe(logger: Logger, market: Market) -> None:
@@ -154,7 +164,11 @@ class CheckpointCallback(BaseCallback):
 
     def finish(self, model: PerpPPO) -> None:
         """The last checkpoint, once."""
-        if not self.folder.policy(self.seed, model.num_timesteps).exists():
+        steps = model.num_timesteps
+        run = curves(TrialLog(self.folder.trials).read()).get((self.config_hash, self.seed), [])
+        is_logged = any(trial["step"] == steps for trial in run)
+        # a crash may have come between the two
+        if not (is_logged and self.folder.policy(self.seed, steps).exists()):
             self.checkpoint(model)
         self.progress.on_step(model.num_timesteps, self._growth)
 
@@ -252,6 +266,13 @@ def _choose(market: Market, seed: int, folder: RunFolder, config_hash: str) -> N
     from perpgym.agents.artifact import load_artifact
 
     trials = curves(TrialLog(folder.trials).read())[(config_hash, seed)]
+    logged, kept = {int(t["step"]) for t in trials}, folder.policy_steps(seed)
+    if logged != kept:
+        raise RunError(
+            f"the choice is made from every checkpoint, but {folder.trials.name} and {folder.seed(seed)} "
+            f"differ in steps {sorted(logged ^ kept)}: restore what was deleted, or delete "
+            f"{folder.seed(seed)}, and resuming trains the seed again"
+        )
     best, last = choose_step(trials), int(trials[-1]["step"])
     result = validate(load_artifact(folder.policy(seed, best)).policy, market)
     _write_curves(folder.tensorboard / f"seed_{seed}_best_on_validation", result)

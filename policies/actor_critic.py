@@ -16,6 +16,7 @@ from perpgym.data.features.scaler import Scaler
 from perpgym.data.tape import Tape
 from perpgym.policies.config import PolicyConfig
 from perpgym.policies.features import PerpFeatures
+from perpgym.policies.forecast import WithForecasts
 
 _LOG_SQRT_TWO_PI = 0.5 * math.log(2.0 * math.pi)
 
@@ -77,6 +78,25 @@ class PerpActorCriticPolicy(ActorCriticPolicy):
         # SB3 registers the extractor under two more names; one set of weights needs one name on disk
         del self.pi_features_extractor, self.vf_features_extractor
         self.features_extractor.reset_parameters()
+        self._start_from_forecasts()
+
+    def _build_mlp_extractor(self) -> None:
+        super()._build_mlp_extractor()
+        if n_forecasts := len(self.config.forecast_bars):
+            self.mlp_extractor.policy_net = WithForecasts(self.mlp_extractor.policy_net, n_forecasts)  # type: ignore[assignment]
+            self.mlp_extractor.latent_dim_pi += n_forecasts
+
+    def _start_from_forecasts(self) -> None:
+        """The first action, signed exposure in either action space, follows the mean forecast; see config."""
+        config, n_forecasts = self.config, len(self.config.forecast_bars)
+        layer = self.action_net
+        assert isinstance(layer, nn.Linear)
+        with torch.no_grad():
+            if n_forecasts:
+                layer.weight[:, -n_forecasts:].zero_()
+                layer.weight[0, -n_forecasts:].fill_(config.forecast_response / n_forecasts)
+            if layer.out_features == 2:
+                layer.bias[1].fill_(config.band_width_init)
 
     @property
     def receptive_field(self) -> int:
@@ -118,42 +138,39 @@ class PerpActorCriticPolicy(ActorCriticPolicy):
     # --- the face of encode-once training ---
 
     def stretch_context(self, first_bar: torch.Tensor, n_bars: int) -> torch.Tensor:
-        """(S, n_bars, 2D) contexts of consecutive bars; see :meth:`PerpFeatures.stretch_context`."""
+        """(S, n_bars, C) contexts of consecutive bars; see :meth:`PerpFeatures.stretch_context`."""
         return self.features_extractor.stretch_context(first_bar, n_bars)
 
     def action_mean(self, context: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         """Means of the actions.
 
         Args:
-            context: (..., 2D); leading axes broadcast with those of ``state``.
+            context: (..., C); leading axes broadcast with those of ``state``.
             state: (..., S) raw account columns, then portfolio columns.
 
         Returns:
             (..., action_dim).
         """
-        features = self._fuse(context, state)
+        features = self.features_extractor.fuse(context, state)
         mean: torch.Tensor = self.action_net(self.mlp_extractor.forward_actor(features))
         return mean
 
     def state_values(self, context: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         """(...,) values; arguments as in :meth:`action_mean`."""
-        values: torch.Tensor = self.value_net(self.mlp_extractor.forward_critic(self._fuse(context, state)))
+        values: torch.Tensor = self.value_net(
+            self.mlp_extractor.forward_critic(self.features_extractor.fuse(context, state))
+        )
         return values.squeeze(-1)
 
     def evaluate_states(
         self, context: torch.Tensor, state: torch.Tensor, actions: torch.Tensor
     ) -> Evaluation:
         """What the PPO loss needs of (..., action_dim) actions; arguments as in :meth:`action_mean`."""
-        features = self._fuse(context, state)
+        features = self.features_extractor.fuse(context, state)
         mean = self.action_net(self.mlp_extractor.forward_actor(features))
         values = self.value_net(self.mlp_extractor.forward_critic(features)).squeeze(-1)
         entropy = (self.log_std + 0.5 + _LOG_SQRT_TWO_PI).sum()
         return Evaluation(values, gaussian_log_prob(mean, self.log_std, actions), entropy)
-
-    def _fuse(self, context: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
-        extractor = self.features_extractor
-        features: torch.Tensor = extractor.fusion(context, extractor.scale_state(state))
-        return features
 
 
 def gaussian_log_prob(mean: torch.Tensor, log_std: torch.Tensor, action: torch.Tensor) -> torch.Tensor:

@@ -20,6 +20,12 @@ class PolicyConfig:
         risk_hidden: width of the risk LSTM; 0 leaves it out.
         risk_chunk: C, bars between restarts of the LSTM; divides the clock's period, 2**20.
         risk_warmup: B, bars that the LSTM reads before each chunk; it reaches B + C bars.
+        forecast_bars: horizons; the heads read a forecast of the return over the next h bars for each, which
+            the agent trains by its own loss. Empty for none.
+        forecast_response: initial slope of the exposure action on the mean forecast, where a forecast that
+            explains 1 % of its target's variance has size one. Training goes on from there.
+        band_width_init: initial mean of the second action where there is one, the width of the no-trade band;
+            -1 is no band. Inside a wide band no centre makes a difference, and none is learnt.
         policy_hidden, value_hidden: widths of the two heads' hidden layers.
         log_std_init: initial logarithm of the actions' standard deviation (actions lie in [-1, 1]).
     """
@@ -32,6 +38,9 @@ class PolicyConfig:
     risk_hidden: int = 16
     risk_chunk: int = 32
     risk_warmup: int = 31
+    forecast_bars: tuple[int, ...] = ()
+    forecast_response: float = 0.0
+    band_width_init: float = 0.0
     policy_hidden: tuple[int, ...] = (64, 64)
     value_hidden: tuple[int, ...] = (64, 64)
     log_std_init: float = -0.5
@@ -52,6 +61,14 @@ class PolicyConfig:
             raise ValueError(f"risk_chunk must be a power of two up to 2**20 (bars), was {self.risk_chunk}")
         if not -5.0 <= self.log_std_init <= 1.0:
             raise ValueError(f"log_std_init must lie between -5 and 1 (a logarithm), was {self.log_std_init}")
+        horizons = tuple(int(horizon) for horizon in self.forecast_bars)
+        if min(horizons, default=1) < 1:
+            raise ValueError(f"forecast_bars must be positive (bars), was {horizons}; [] for no forecast")
+        object.__setattr__(self, "forecast_bars", horizons)
+        if not -1.0 <= self.band_width_init <= 1.0:
+            raise ValueError(
+                f"band_width_init must lie between -1 and 1 (an action), was {self.band_width_init}"
+            )
         # a config that comes from YAML or JSON brings lists
         for name in ("policy_hidden", "value_hidden"):
             widths = tuple(int(width) for width in getattr(self, name))

@@ -11,6 +11,7 @@ from perpgym.data.tape import Tape
 from perpgym.policies.bound_tape import BoundTape
 from perpgym.policies.config import PolicyConfig
 from perpgym.policies.encoders import MarketTransformer, RiskLSTM
+from perpgym.policies.forecast import ForecastHead
 from perpgym.policies.fusion import GatedFusion
 from perpgym.policies.scaler import FrozenScaler
 from perpgym.policies.state import STATE_CLIP, state_divisors
@@ -19,7 +20,10 @@ Observation = dict[str, torch.Tensor]
 
 
 class PerpFeatures(BaseFeaturesExtractor):
-    """Scalers, encoders and fusion.
+    """Scalers, encoders, forecasts and fusion.
+
+    A bar's *context* is all that is blind to the account: C columns, 2D of the fusion, then one forecast
+    for each horizon.
 
     Two faces of one function. An *index* observation holds ``bar``, ``account`` and ``portfolio``, and the
     bound tape supplies the market. A *window* observation carries its own ``market`` (N, R, A, F), ``risk``
@@ -35,7 +39,7 @@ class PerpFeatures(BaseFeaturesExtractor):
         market_scaler: Scaler,
         risk_scaler: Scaler,
     ) -> None:
-        super().__init__(observation_space, features_dim=config.d_model)
+        super().__init__(observation_space, features_dim=config.d_model + len(config.forecast_bars))
         self.receptive_field = config.receptive_field
         n_assets = observation_space["account"].shape[0]  # type: ignore[index]
         self.market_scaler = FrozenScaler(market_scaler, n_assets)
@@ -51,8 +55,10 @@ class PerpFeatures(BaseFeaturesExtractor):
         self.risk_encoder = _risk_encoder(config, len(self.risk_scaler))
         divisors = state_divisors(n_assets)
         self.register_buffer("inverse_divisors", 1.0 / divisors, persistent=False)
+        embedding_size = config.d_model + (config.risk_hidden if self.risk_encoder is not None else 0)
+        self.forecast = ForecastHead(embedding_size, config.forecast_bars) if config.forecast_bars else None
         self.fusion = GatedFusion(
-            market_features=config.d_model + (config.risk_hidden if self.risk_encoder is not None else 0),
+            market_features=embedding_size,
             state_features=len(divisors),
             out_features=config.d_model,
         )
@@ -64,6 +70,8 @@ class PerpFeatures(BaseFeaturesExtractor):
         self.fusion.reset_parameters()
         if self.risk_encoder is not None:
             self.risk_encoder.reset_parameters()
+        if self.forecast is not None:
+            self.forecast.reset_parameters()
 
     @property
     def bound(self) -> BoundTape:
@@ -100,7 +108,7 @@ class PerpFeatures(BaseFeaturesExtractor):
             first_bar: (B,) int64, bars since the epoch of the first bar, or modulo 2**20.
 
         Returns:
-            (B, L - R + 1, 2D).
+            (B, L - R + 1, C).
         """
         skip = self.receptive_field - self.market_encoder.receptive_field
         embedding = self.market_encoder.encode(self.market_scaler(market[:, skip:]), first_bar + skip)
@@ -108,7 +116,33 @@ class PerpFeatures(BaseFeaturesExtractor):
             skip = self.receptive_field - self.risk_encoder.receptive_field
             state = self.risk_encoder.encode(self.risk_scaler(risk[:, skip:]), first_bar + skip)
             embedding = torch.cat((embedding, state), dim=-1)  # B L-R+1 M
-        return self.fusion.context(embedding)  # B L-R+1 2D
+        if self.forecast is None:
+            return self.fusion.context(embedding)  # B L-R+1 2D
+        # encoders that forecast learn from that alone (Stooke et al. 2021): a policy gradient is mostly noise
+        context = self.fusion.context(embedding.detach())  # B L-R+1 2D
+        return torch.cat((context, self.forecast(embedding)), dim=-1)  # B L-R+1 C
+
+    def forecasts(self, context: torch.Tensor) -> torch.Tensor:
+        """(..., C) contexts -> (..., H) forecasts, in deviations of the return over each horizon."""
+        return context[..., 2 * self.fusion.out_features :]
+
+    def fuse(self, context: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        """The features of accounts; leading axes broadcast.
+
+        Args:
+            context: (..., C).
+            state: (..., S) raw account columns, then portfolio columns.
+
+        Returns:
+            (..., D + H).
+        """
+        fused: torch.Tensor = self.fusion(
+            context[..., : 2 * self.fusion.out_features], self.scale_state(state)
+        )  # ... D
+        if self.forecast is None:
+            return fused
+        forecasts = self.forecast.for_heads(self.forecasts(context))  # ... H
+        return torch.cat((fused, forecasts.expand(*fused.shape[:-1], -1)), dim=-1)  # ... D+H
 
     def stretch_context(
         self, first_bar: torch.Tensor, n_bars: int, bound: BoundTape | None = None
@@ -121,7 +155,7 @@ class PerpFeatures(BaseFeaturesExtractor):
             bound: another tape than the one that observations refer to.
 
         Returns:
-            (S, n_bars, 2D).
+            (S, n_bars, C).
         """
         warmup = self.receptive_field - 1
         tape = self.bound if bound is None else bound
@@ -132,16 +166,15 @@ class PerpFeatures(BaseFeaturesExtractor):
         return (raw * self.inverse_divisors).clamp_(-STATE_CLIP, STATE_CLIP)
 
     def forward(self, observation: Observation) -> torch.Tensor:
-        """(N, D) features of either face of an observation."""
+        """(N, D + H) features of either face of an observation."""
         if "market" in observation:
             context = self._window_context(observation)
         else:
             # accounts on the same bar share its context
             bars, inverse = torch.unique(observation["bar"].reshape(-1), return_inverse=True)
-            context = self.stretch_context(bars, 1)[:, 0][inverse]  # N 2D
+            context = self.stretch_context(bars, 1)[:, 0][inverse]  # N C
         state = torch.cat((observation["account"].flatten(1), observation["portfolio"].flatten(1)), dim=1)
-        features: torch.Tensor = self.fusion(context, self.scale_state(state))  # N D
-        return features
+        return self.fuse(context, state)  # N D+H
 
     def _window_context(self, observation: Observation) -> torch.Tensor:
         market = observation["market"].flatten(2)  # N W A*F
@@ -155,7 +188,7 @@ class PerpFeatures(BaseFeaturesExtractor):
         clock = observation["clock"].reshape(-1).long()  # N; SB3's buffers make it a float, exact below 2**24
         first_bar = clock - (self.receptive_field - 1)
         newest = slice(window - self.receptive_field, None)
-        return self.context(market[:, newest], risk[:, newest], first_bar)[:, 0]  # N 2D
+        return self.context(market[:, newest], risk[:, newest], first_bar)[:, 0]  # N C
 
 
 def _risk_encoder(config: PolicyConfig, n_columns: int) -> RiskLSTM | None:

@@ -16,6 +16,7 @@ class GatedFusion(nn.Module):
 
     def __init__(self, *, market_features: int, state_features: int, out_features: int) -> None:
         super().__init__()
+        self.out_features = out_features
         self.market = nn.Linear(market_features, 2 * out_features)
         self.state = nn.Linear(state_features, 2 * out_features)
         self.reset_parameters()

@@ -154,7 +154,7 @@ def test_the_simulated_market_needs_nothing() -> None:
 
 
 def test_a_misspelt_setting_of_the_simulated_market_is_told_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"unknown setting of the simulated market.*sede.*known are symbol"):
+    with pytest.raises(ValueError, match=r"data.simulated: a setting is unknown.*sede.*known are symbol"):
         load_bars(DataConfig(source="simulated", simulated={"sede": 3}))
 
 

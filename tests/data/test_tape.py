@@ -99,7 +99,8 @@ def test_one_changed_price_changes_the_hash() -> None:
     last[50, 3] *= 1 + 1e-12
     assert build(bars).data_hash == build(walk()).data_hash
     assert build(bars).data_hash != build(replace(bars, last=last)).data_hash
-    assert build(bars).data_hash != build(bars, source="elsewhere").data_hash
+    # a folder that was moved, or a fallback that is read again as what it was, holds the same data
+    assert build(bars).data_hash == build(bars, source="elsewhere").data_hash
 
 
 def test_a_moment_is_found_by_text_milliseconds_and_datetime() -> None:

@@ -128,3 +128,16 @@ def test_plain_types_survive_json(tmp_path: Path) -> None:
     assert json.loads(json.dumps(plain(value)))["a"] == [1, 2]
     assert plain(value)["path"] == str(tmp_path)
     assert plain(value)["yes"] is True
+
+
+@pytest.mark.parametrize("line", ['{"seed": 3}', "[1, 2]", "7", '{"seed": 1, "st'])
+def test_a_line_that_is_no_trial_is_skipped_and_said_so(
+    tmp_path: Path, line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = TrialLog(tmp_path / "trials.jsonl")
+    log.append(_trial(1, 0.1))
+    with log.path.open("a") as file:
+        file.write(line + "\n")
+    log.append(_trial(2, 0.2))
+    assert [t["step"] for t in log.read()] == [1, 2]
+    assert "line 2" in caplog.text

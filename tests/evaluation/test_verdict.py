@@ -98,3 +98,14 @@ def test_a_loss_carries_a_true_minus_sign() -> None:
 def test_the_verdict_says_when_no_checkpoint_beat_flat_on_validation(change: dict[str, Any]) -> None:
     verdict = decide(replace(GOOD, beat_flat_on_validation=False, **change))
     assert "no checkpoint beat flat on validation" in verdict.sentence.lower()
+
+
+@pytest.mark.parametrize(("use", "words"), [("training", "trained on"), ("validation", "chosen by")])
+def test_a_period_that_was_seen_before_is_never_judged_nor_called_held_out(use: Any, words: str) -> None:
+    for change in ({}, {"beat_flat_on_validation": False}, {"trades": 0}):
+        verdict = decide(replace(GOOD, seen_as=use, **change))
+        assert verdict.kind == "seen"
+        assert verdict.tone == "neutral"
+        assert f"this is the {use} period" in verdict.sentence
+        assert words in verdict.sentence
+        assert "held-out" not in verdict.sentence

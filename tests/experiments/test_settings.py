@@ -73,6 +73,54 @@ def test_a_config_cannot_choose_foreign_code() -> None:
     with pytest.raises(ValueError, match="not a settings class"):
         build({"_target_": "perpgym.data.load.load_bars"}, DataConfig, "data")
 
+    with pytest.raises(ValueError, match="does not exist"):
+        build({"_target_": "perpgym.nowhere.Thing"}, EnvConfig, "env")
+    with pytest.raises(ValueError, match="no EnvConfig"):
+        build({"_target_": "perpgym.agents.ppo.PPOConfig"}, EnvConfig, "env")
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value"),
+    [
+        ("training", "total_steps", 1.5),
+        ("training", "total_steps", True),
+        ("training", "threads", None),
+        ("training", "device", "gpu3"),
+        ("split", "embargo_bars", 1.5),
+        ("split", "train_end", 2023),
+        ("env", "leverage", "lots"),
+        ("env", "stop_loss", "tight"),
+        ("agent", "learning_rate", [0.1]),
+        ("agent", "anneal_learning_rate", "yes"),
+        ("features", "market", "log_return_1"),
+        ("features", "market", [1]),
+        ("features", "clip", -1.0),
+        ("policy", "policy_hidden", 64),
+        ("data", "simulated", [1]),
+        ("evaluation", "random_draws", -1),
+        ("evaluation", "bootstrap_draws", 0),
+        ("evaluation", "seed", -1),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_refused_by_name(section: str, name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"^{section}: .*{name}"):
+        build({name: value}, _SECTIONS[section], section)
+
+
+def test_a_whole_number_serves_where_a_fraction_may_stand() -> None:
+    assert build({"leverage": 3}, EnvConfig, "env").leverage == 3
+
+
+@pytest.mark.parametrize("seeds", [3, [], ["a"], [1.5], [-1], [True], [0, 0], [2**32]])
+def test_seeds_are_distinct_whole_numbers(seeds: object) -> None:
+    with pytest.raises(ValueError, match="seeds"):
+        Settings.from_mapping({**composed(), "seeds": seeds})
+
+
+def test_a_run_has_a_name() -> None:
+    with pytest.raises(ValueError, match="name"):
+        Settings.from_mapping({**composed(), "name": ""})
+
 
 def test_an_experiment_file_opens_with_the_command_that_runs_it() -> None:
     for experiment in EXPERIMENTS:

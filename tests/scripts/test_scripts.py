@@ -163,6 +163,58 @@ def test_a_run_of_another_version_is_refused(run: Path, tmp_path: Path) -> None:
     assert "perpgym 9.9" in done.stdout
 
 
+def test_somebody_else_s_folder_is_never_emptied(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("site: mine\n")
+    (tmp_path / "thesis.tex").write_text("all of it\n")
+    done = call("train.py", *SMALL, f"run_dir={tmp_path}", "overwrite=true")
+    assert done.returncode == 1
+    assert "left alone" in done.stdout
+    assert (tmp_path / "thesis.tex").read_text() == "all of it\n"
+
+
+def test_a_config_that_was_altered_after_training_is_loud_and_not_resumed(run: Path, tmp_path: Path) -> None:
+    folder = copy_of(run, tmp_path)
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(text.replace("taker_rate: 0.0004", "taker_rate: 0.0"))
+    few = ("evaluation.random_draws=0", "evaluation.bootstrap_draws=10")
+    done = call("evaluate.py", f"run={folder}", *few)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "was changed after training" in done.stdout
+    page = (folder / "report" / "report.html").read_text()
+    assert page.index("was changed after training") < page.index("Beside what it must beat")
+    done = call("train.py", f"resume={folder}")
+    assert done.returncode == 1
+    assert "started with" in done.stdout
+
+
+def test_validation_judged_again_gives_the_figures_of_its_trial_and_no_verdict(run: Path) -> None:
+    few = ("evaluation.random_draws=0", "evaluation.bootstrap_draws=10")
+    for period in ("valid", "train"):
+        done = call("evaluate.py", f"run={run}", f"period={period}", *few)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "not held out" in done.stdout
+        report = json.loads((run / f"report_{period}" / "report.json").read_text())
+        assert report["verdict"]["kind"] == "seen"
+    accounts = json.loads((run / "report_valid" / "report.json").read_text())["accounts"]
+    trials = [json.loads(line) for line in (run / "trials.jsonl").read_text().splitlines()]
+    for trial in (t for t in trials if t["step"] == 4096):
+        card = accounts[f"seed {trial['seed']}, last checkpoint"]
+        assert card["log_growth"] == pytest.approx(trial["validation_log_growth"], abs=1e-12)
+        assert card["turnover_per_day"] == pytest.approx(trial["validation_turnover"], abs=1e-12)
+
+
+def test_a_run_without_its_trial_log_is_not_judged(run: Path, tmp_path: Path) -> None:
+    folder = copy_of(run, tmp_path)
+    (folder / "trials.jsonl").unlink()
+    done = call("evaluate.py", f"run={folder}")
+    assert done.returncode == 1
+    assert "how many attempts" in done.stdout
+    (folder / "seed_0" / "selection.json").unlink()
+    done = call("train.py", f"resume={folder}")
+    assert done.returncode == 1
+    assert "trials.jsonl" in done.stdout
+
+
 def test_a_damaged_policy_is_refused(run: Path, tmp_path: Path) -> None:
     folder = copy_of(run, tmp_path)
     for weights in folder.rglob("weights.safetensors"):

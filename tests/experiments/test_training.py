@@ -1,0 +1,64 @@
+"""Training one seed ends in a choice, and a wish to stop is never lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from perpgym.agents.ppo import PPOConfig
+from perpgym.data.load import DataConfig
+from perpgym.data.splits import Splits
+from perpgym.experiments.market import Market, open_market
+from perpgym.experiments.run_folder import RunFolder
+from perpgym.experiments.settings import Settings, Training
+from perpgym.experiments.training import Progress, StopRequestedError, choose_step, train_seed
+from perpgym.policies.config import PolicyConfig
+
+SETTINGS = Settings(
+    data=DataConfig(source="simulated", start="2022-01-01", end="2022-12-31"),
+    split=Splits(train_end="2022-08-31", valid_end="2022-10-31", test_end="2022-12-31"),
+    policy=PolicyConfig(d_model=16, band=8, risk_hidden=0, policy_hidden=(16,), value_hidden=(16,)),
+    agent=PPOConfig(n_steps=32, batch_size=64, n_epochs=1),
+    training=Training(total_steps=256, n_paths=2, accounts_per_path=2, checkpoints=2),
+)
+
+
+@pytest.fixture(scope="module")
+def market() -> Market:
+    return open_market(SETTINGS)
+
+
+def test_a_stop_asked_for_at_the_very_end_keeps_the_seed_and_starts_no_other(
+    market: Market, tmp_path: Path
+) -> None:
+    def press(steps: int, growth: float | None) -> None:
+        if steps == SETTINGS.training.total_steps:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    folder = RunFolder(tmp_path)
+    with pytest.raises(StopRequestedError):
+        train_seed(market, SETTINGS, 0, folder, "hash", progress=Progress(on_step=press))
+    assert folder.read_selection(0)["last"] == SETTINGS.training.total_steps
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_artifact_without_its_trial_is_looked_at_again(market: Market, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    train_seed(market, SETTINGS, 0, folder, "hash")
+    selection = folder.selection(0).read_text()
+    folder.selection(0).unlink()
+    # as a crash between the artifact and the log leaves it
+    lines = folder.trials.read_text().splitlines(keepends=True)
+    folder.trials.write_text("".join(lines[:-1]))
+    train_seed(market, SETTINGS, 0, folder, "hash")
+    assert folder.selection(0).read_text() == selection
+    assert folder.trials.read_text() == "".join(lines)
+
+
+def test_the_choice_is_the_last_of_the_best_three_neighbours() -> None:
+    growth = [0.0, 0.9, -0.9, 0.2, 0.3, 0.2, -0.5]
+    trials = [{"step": 10 * i, "validation_log_growth": g} for i, g in enumerate(growth)]
+    assert choose_step(trials) == 50
