@@ -41,6 +41,7 @@ def main(config: DictConfig) -> None:
             raise ValueError("run_dir is empty: name the folder that the run is written to")
         else:
             folder = RunFolder(Path(call["run_dir"]))
+            folder.check_room(overwrite=call["overwrite"])
         settings = Settings.from_mapping(plain)
         set_threads(settings.training.threads)
         market = open_market(settings)

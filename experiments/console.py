@@ -32,7 +32,8 @@ def errors_in_words() -> Iterator[None]:
         yield
     except (ValueError, FileNotFoundError, OSError, KeyError, OmegaConfBaseException) as error:
         if _is_ours(error):
-            CONSOLE.print(Text(f"error: {_message(error)}", style="bold red"))
+            # unbroken, so that a path or a command can be copied
+            CONSOLE.print(Text(f"error: {_message(error)}", style="bold red"), soft_wrap=True)
             sys.exit(1)
         raise
     except KeyboardInterrupt:
@@ -47,7 +48,9 @@ def _is_ours(error: BaseException) -> bool:
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
-    return frame is not None and str(frame.tb_frame.f_globals.get("__name__", "")).startswith("perpgym")
+    # a script's own name is __main__
+    name = "" if frame is None else str(frame.tb_frame.f_globals.get("__name__", ""))
+    return name.startswith("perpgym") or name == "__main__"
 
 
 def _message(error: BaseException) -> str:

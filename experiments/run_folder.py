@@ -96,8 +96,8 @@ class RunFolder:
         Raises:
             RunError: there is a run already, or somebody else's files.
         """
-        if self.path.exists() and any(self.path.iterdir()):
-            self._make_room(overwrite)
+        self.check_room(overwrite=overwrite)
+        self._remove_run()
         record = {
             "format": FORMAT,
             "perpgym": perpgym.__version__,
@@ -113,8 +113,14 @@ class RunFolder:
             }
         )
 
-    def _make_room(self, overwrite: bool) -> None:
-        """Delete the run that is here, and nothing that is not a run's."""
+    def check_room(self, *, overwrite: bool) -> None:
+        """Whether a run may start here; asked before anything is loaded.
+
+        Raises:
+            RunError: as in :meth:`create`.
+        """
+        if not (self.path.exists() and any(self.path.iterdir())):
+            return
         if not self._is_run():
             raise RunError(
                 f"{self.path} holds files that are no run of perpgym, and they are left alone: give run_dir "
@@ -125,6 +131,11 @@ class RunFolder:
                 f"{self.path} already holds a run: resume={self.path} goes on with it, overwrite=true "
                 "replaces it, run_dir=ANOTHER keeps both"
             )
+
+    def _remove_run(self) -> None:
+        """Delete what is a run's, and nothing else."""
+        if not self.path.exists():
+            return
         # the record goes last: a folder that was half emptied is still known for a run
         for path in sorted(self.path.iterdir(), key=lambda path: path == self.provenance):
             if _OWN.fullmatch(path.name):

@@ -163,6 +163,13 @@ def test_a_run_of_another_version_is_refused(run: Path, tmp_path: Path) -> None:
     assert "perpgym 9.9" in done.stdout
 
 
+def test_an_unknown_period_is_one_message(run: Path) -> None:
+    done = call("evaluate.py", f"run={run}", "period=tomorrow")
+    assert done.returncode == 1
+    assert "period must be one of" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
 def test_somebody_else_s_folder_is_never_emptied(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("site: mine\n")
     (tmp_path / "thesis.tex").write_text("all of it\n")

@@ -1,0 +1,33 @@
+"""The speed benchmark times an env that does its work: its own parity checks hold, and fail when broken."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("bench_env")
+
+
+def test_the_benchmark_sees_every_kind_of_event_before_it_times(bench: ModuleType) -> None:
+    said = bench.check_parity(bench.market("2020-01-01"))
+    assert "batch = single" in said
+
+
+def test_the_bare_copies_write_what_the_env_writes(bench: ModuleType) -> None:
+    tape = bench.market("2025-01-01")
+    ours = bench.Ours(tape, bench.action_tapes(4)["trading"], with_windows=True)
+    ours.run(5)
+    bench.check_bare_copies(ours)
+    ours.windows()[0, 0, 0] += np.float32(1.0)
+    with pytest.raises(SystemExit, match="differs from the env's windows"):
+        bench.check_bare_copies(ours)
