@@ -11,8 +11,8 @@ seconds of one thread; contestants take turns, and a ratio is the median of the 
   fill an order. Quoted, without windows, as ``account_steps_per_s_1024``, and with windows as
   ``window_copy_fraction``.
 - trading, the hardest: a new random target every bar, no band; nearly every step fills an order. Quoted as
-  ``..._1024_trading``, and with 1,024 paths of one account, where no two share a bar and the latency of memory
-  shows, as ``..._1024_trading_unshared``.
+  ``..._1024_trading``, and with 1,024 paths of one account, where no two share a bar and the latency of
+  memory shows, as ``..._1024_trading_unshared``.
 - daily: a band drawn anew every 24 bars, at hours that differ between accounts.
 - holding: long half of the equity, with a band of a tenth around it.
 
