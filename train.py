@@ -11,7 +11,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from perpgym.experiments.console import CONSOLE, errors_in_words, set_up_log, training_bar
+from perpgym.experiments.console import CONSOLE, errors_in_words, python, set_up_log, training_bar
 from perpgym.experiments.market import Market, open_market, set_threads
 from perpgym.experiments.run_folder import RunError, RunFolder, config_hash
 from perpgym.experiments.settings import Settings
@@ -52,14 +52,14 @@ def main(config: DictConfig) -> None:
             train(market, settings, folder, config_hash(plain))
         except StopRequestedError:
             CONSOLE.print(
-                f"stopped and saved; go on with: python train.py resume={folder.path}", soft_wrap=True
+                f"stopped and saved; go on with: {python()} train.py resume={folder.path}", soft_wrap=True
             )
             sys.exit(130)
         except OSError as error:
             raise OSError(
-                error.errno, f"{error.strerror}; go on with: python train.py resume={folder.path}"
+                error.errno, f"{error.strerror}; go on with: {python()} train.py resume={folder.path}"
             ) from error
-        CONSOLE.print(f"done; judge it with: python evaluate.py run={folder.path}", soft_wrap=True)
+        CONSOLE.print(f"done; judge it with: {python()} evaluate.py run={folder.path}", soft_wrap=True)
         CONSOLE.print(f"curves: tensorboard --logdir {folder.tensorboard}", soft_wrap=True)
 
 

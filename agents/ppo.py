@@ -441,4 +441,5 @@ class _Annealed:
         self.initial = initial
 
     def __call__(self, progress_remaining: float) -> float:
-        return progress_remaining * self.initial
+        # the last rollout runs past the total: less than nothing would climb the loss
+        return max(progress_remaining, 0.0) * self.initial

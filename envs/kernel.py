@@ -2,7 +2,7 @@
 
 ``envs/account.py`` holds the account and its fills, ``envs/orders.py`` the way from an action to an order,
 ``envs/margin.py`` and ``envs/execution.py`` the formulas. The rules and their sources are in
-``docs/mechanics.md``; the order of events is DESIGN's "One step, in order".
+``docs/mechanics.md``; the order of events is its first section.
 """
 
 from __future__ import annotations

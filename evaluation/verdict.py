@@ -240,7 +240,10 @@ def _beside(e: Evidence, kind: Kind) -> str:
         parts.append("no checkpoint beat flat on validation")
     if kind not in ("nothing", "flat", "ruined") and math.isfinite(e.hold_sharpe):
         relation = "more" if e.sharpe > e.hold_sharpe else "less"
-        parts.append(f"that is {relation} than buy and hold's Sharpe ratio of {_signed(e.hold_sharpe)}")
+        parts.append(
+            f"that is {relation} than the Sharpe ratio of {_signed(e.hold_sharpe)} of buy and hold "
+            "without stops"
+        )
     if kind != "nothing" and e.oracle_share is not None:
         reached = max(0.0, e.oracle_share)
         parts.append(f"it reached {100 * reached:.0f} % of the Sharpe ratio that the oracle shows was there")

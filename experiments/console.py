@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
@@ -23,6 +24,14 @@ def set_up_log() -> None:
     handler = RichHandler(console=CONSOLE, show_path=False, show_level=True, log_time_format="%H:%M:%S")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
     logging.getLogger("perpgym").setLevel(logging.INFO)
+
+
+def python() -> str:
+    """This interpreter as a person would type it: relative where it lies below the working folder."""
+    here, path = Path.cwd(), Path(sys.prefix) / "bin" / "python"
+    if not path.exists():
+        return sys.executable
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 @contextmanager

@@ -116,6 +116,7 @@ def judge_run(
         What the report shows, and the path of its HTML file.
     """
     facts = folder.read_provenance()
+    warn_of_fallback(facts)
     candidates = load_candidates(folder, settings, market.tape)
     bars: BarRange = getattr(market.split, period)
     # the first bars of training have no whole window before them
@@ -191,3 +192,13 @@ def _folds(market: Market) -> dict[str, tuple[str, str]]:
         name: (iso(int(times[bars.start]))[:10], iso(int(times[bars.stop - 1]))[:10])
         for name, bars in named.items()
     }
+
+
+def warn_of_fallback(facts: Mapping[str, Any]) -> None:
+    """Say again, whenever a run is used, that its market stands in for a real one."""
+    if facts.get("fallback_reason"):
+        _LOG.warning(
+            "NOT REAL DATA: this run is on the simulated market, because %s; nothing in it is about %s",
+            facts["fallback_reason"],
+            facts.get("symbol"),
+        )

@@ -51,6 +51,7 @@ def open_market(settings: Settings) -> Market:
         perpgym.data.DataError: the data cannot be used; says what to do.
         ValueError: a period is too short.
     """
+    _LOG.info("loading %s, source=%s ...", settings.data.symbol, settings.data.source)
     loaded = load_bars(settings.data)
     features = settings.features
     tape = build_tape(

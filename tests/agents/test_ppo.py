@@ -290,3 +290,13 @@ def test_env_whose_episodes_start_too_early_is_refused(tape: Tape) -> None:
 def test_impossible_setting_is_refused_by_name(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=field):
         PPOConfig(**{field: value})
+
+
+def test_the_learning_rate_never_turns_negative_where_the_last_rollout_runs_past_the_total(
+    tape: Tape,
+) -> None:
+    model = make_model(make_env(tape), learning_rate=1e-3, anneal_learning_rate=True)
+    per_rollout = model.n_steps * model.n_envs
+    model.learn(per_rollout + 1)
+    assert model.num_timesteps == 2 * per_rollout
+    assert model.policy.optimizer.param_groups[0]["lr"] >= 0.0

@@ -31,7 +31,7 @@ def test_everything_proven_is_better_than_luck() -> None:
     assert verdict.kind == "better"
     assert verdict.tone == "good"
     assert verdict.sentence.startswith("Better than luck: +80.00 % over 2024-07-01 to 2025-06-30")
-    assert "more than buy and hold" in verdict.sentence
+    assert "more than the Sharpe ratio" in verdict.sentence
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,8 @@ def test_several_seeds_are_said() -> None:
 
 
 def test_falling_short_of_buy_and_hold_is_said() -> None:
-    assert "less than buy and hold's Sharpe ratio of +4.00" in decide(replace(GOOD, hold_sharpe=4.0)).sentence
+    sentence = decide(replace(GOOD, hold_sharpe=4.0)).sentence
+    assert "less than the Sharpe ratio of +4.00 of buy and hold without stops" in sentence
 
 
 def test_significance_needs_the_standard_error_and_the_bootstrap_to_agree() -> None:

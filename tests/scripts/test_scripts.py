@@ -38,8 +38,14 @@ SMALL = (
 )
 
 
-def call(script: str, *arguments: str, timeout: int = 240) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+# a tracer slows a training threefold, and Hydra shows a traceback to anything that looks like a debugger
+UNTRACED = {key: value for key, value in os.environ.items() if not key.startswith("COVERAGE_")}
+
+
+def call(
+    script: str, *arguments: str, timeout: int = 240, is_traced: bool = False
+) -> subprocess.CompletedProcess[str]:
+    environment = {**(os.environ if is_traced else UNTRACED), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     return subprocess.run(
         [sys.executable, str(ROOT / script), *arguments],
         capture_output=True, text=True, timeout=timeout, env=environment, check=False,
@@ -50,7 +56,7 @@ def call(script: str, *arguments: str, timeout: int = 240) -> subprocess.Complet
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small finished run with two seeds."""
     folder = tmp_path_factory.mktemp("runs") / "small"
-    done = call("train.py", *SMALL, "seeds=[0,1]", f"run_dir={folder}")
+    done = call("train.py", *SMALL, "seeds=[0,1]", f"run_dir={folder}", is_traced=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
@@ -72,7 +78,8 @@ def test_a_run_folder_holds_config_provenance_trials_policies_and_curves(run: Pa
 
 
 def test_evaluation_writes_a_report_whose_first_line_is_a_verdict(run: Path) -> None:
-    done = call("evaluate.py", f"run={run}", "evaluation.random_draws=20", "evaluation.bootstrap_draws=100")
+    few = ("evaluation.random_draws=20", "evaluation.bootstrap_draws=100")
+    done = call("evaluate.py", f"run={run}", *few, is_traced=True)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((run / "report" / "report.json").read_text())
     assert report["verdict"]["sentence"].split()[0] in done.stdout
@@ -97,7 +104,7 @@ def interrupt(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "train.py"), *SMALL, f"run_dir={folder}", *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**UNTRACED, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     for _ in range(1_200):
         if (folder / "trials.jsonl").exists() or process.poll() is not None:
