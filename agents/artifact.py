@@ -238,7 +238,7 @@ def _build_policy(body: dict[str, Any]) -> PerpActorCriticPolicy:
     config = PolicyConfig(**body["policy_config"])
     return PerpActorCriticPolicy(
         _both_faces(body, config.receptive_field),
-        action_space(body["env_config"]["action"]),
+        action_space(body["env_config"]["action"], len(body["contracts"])),
         lambda _: 0.0,
         config=config,
         market_scaler=Scaler.from_json(body["market_scaler"]),

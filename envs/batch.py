@@ -13,20 +13,24 @@ from perpgym.envs.account import (
     ENTRY_PRICE,
     EQUITY,
     INITIAL_WALLET,
+    ISOLATED_WALLET,
     PEAK_EQUITY,
     QUANTITY,
     RECENT_COSTS,
     STOP_PRICE,
     TARGET_PRICE,
-    Rules,
+    free_wallet,
     give_position,
-    margin_balance,
+    notional,
     open_account,
-    read_bar,
+    position_excess,
+    unrealised_profit,
 )
+from perpgym.envs.arrays import Account, contract_rules
 from perpgym.envs.compile import kernel
 from perpgym.envs.kernel import step_account
 from perpgym.envs.margin import liquidation_price, maintenance_margin
+from perpgym.envs.orders import exposure_of
 from perpgym.envs.risk.overlay import admitted_exposure
 
 
@@ -41,33 +45,63 @@ def _distance(price, mark_price):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def observe_account(wallet, position, mark_price, brackets, rules, account_out, portfolio_out):  # type: ignore[no-untyped-def]
+def observe_account(wallet, positions, world, now, account_out, portfolio_out):  # type: ignore[no-untyped-def]
     """Write one account's observation columns, in the order of ``envs.spaces``.
 
     Args:
-        wallet, position: the account's rows.
-        mark_price: quote, mark close of the newest bar.
-        account_out: (Ca,) float32, in place.
+        wallet, positions: the account's rows.
+        world: ``World``.
+        now: the newest closed bar.
+        account_out: (A, Ca) float32, in place.
         portfolio_out: (Cp,) float32, in place.
     """
-    quantity, equity = position[QUANTITY], max(wallet[EQUITY], 1e-9)
-    balance = margin_balance(wallet, position, rules)
-    unrealised = quantity * (mark_price - position[ENTRY_PRICE])
-    liquidation = liquidation_price(balance, quantity, position[ENTRY_PRICE], brackets)
-    account_out[0] = _clip(quantity * mark_price / equity, -10.0, 10.0)
-    account_out[1] = _clip(unrealised / equity, -5.0, 5.0)
-    account_out[2] = _distance(liquidation, mark_price)
-    account_out[3] = _distance(position[STOP_PRICE], mark_price)
-    account_out[4] = _distance(position[TARGET_PRICE], mark_price)
-    account_out[5] = _clip(position[BARS_HELD] / 1_000.0, 0.0, 10.0)
-    margin = maintenance_margin(abs(quantity) * mark_price, brackets)
-    margin_equity = max(balance + unrealised, 1e-9) if quantity != 0.0 else 1.0
+    rules = world.rules
+    equity = max(wallet[EQUITY], 1e-9)
+    cross = free_wallet(wallet, positions)
+    cross_balance, cross_excess, cross_margin = cross, cross, 0.0
+    margin_ratio = 0.0
+    for asset in range(positions.shape[0]):
+        position, quantity = positions[asset], positions[asset, QUANTITY]
+        if quantity == 0.0:
+            continue
+        contract = contract_rules(world.contracts[asset])
+        mark = world.market.mark[now, asset, CLOSE]
+        profit = unrealised_profit(position, mark, contract.is_inverse)
+        margin = maintenance_margin(notional(quantity, mark, contract.is_inverse), world.brackets[asset])
+        if contract.is_isolated > 0.0:
+            margin_ratio = max(margin_ratio, margin / max(position[ISOLATED_WALLET] + profit, 1e-9))
+        else:
+            cross_balance += profit
+            cross_margin += margin
+            cross_excess += profit - margin
+    if cross_margin != 0.0:
+        margin_ratio = max(margin_ratio, cross_margin / max(cross_balance, 1e-9))
+    for asset in range(positions.shape[0]):
+        position = positions[asset]
+        contract = contract_rules(world.contracts[asset])
+        mark = world.market.mark[now, asset, CLOSE]
+        out = account_out[asset]
+        balance = position[ISOLATED_WALLET]
+        if contract.is_isolated == 0.0:
+            balance = cross_excess - position_excess(
+                position, mark, world.brackets[asset], contract.is_inverse
+            )
+        liquidation = liquidation_price(
+            balance, position[QUANTITY], position[ENTRY_PRICE], world.brackets[asset], contract.is_inverse
+        )
+        out[0] = _clip(exposure_of(position, mark, equity, contract), -10.0, 10.0)
+        out[1] = _clip(unrealised_profit(position, mark, contract.is_inverse) / equity, -5.0, 5.0)
+        out[2] = _distance(liquidation, mark)
+        out[3] = _distance(position[STOP_PRICE], mark)
+        out[4] = _distance(position[TARGET_PRICE], mark)
+        out[5] = _clip(position[BARS_HELD] / 1_000.0, 0.0, 10.0)
     cap, _bit = admitted_exposure(
         equity, wallet[PEAK_EQUITY], wallet[DAY_EQUITY], wallet[DAY_LOW_EQUITY], rules.max_leverage,
-        rules.max_notional, rules.max_daily_loss, rules.drawdown_start, rules.max_drawdown,
+        rules.max_daily_loss, rules.drawdown_start, rules.max_drawdown,
     )  # fmt: skip
+    cap = min(cap, positions.shape[0] * rules.max_notional / equity)
     portfolio_out[0] = _clip(math.log(equity / wallet[INITIAL_WALLET]), -5.0, 5.0)
-    portfolio_out[1] = _clip(margin / margin_equity, 0.0, 1.0)
+    portfolio_out[1] = _clip(margin_ratio, 0.0, 1.0)
     portfolio_out[2] = _clip(1.0 - equity / wallet[PEAK_EQUITY], 0.0, 1.0)
     portfolio_out[3] = _clip(equity / wallet[DAY_EQUITY] - 1.0, -1.0, 1.0)
     portfolio_out[4] = min(1.0, cap / rules.max_exposure)
@@ -86,11 +120,13 @@ def first_bad_action(actions):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def restart(wallet, position, initial_wallet, exposure, mark_price, rules):  # type: ignore[no-untyped-def]
-    """Open the account anew, flat or with a position entered at the mark."""
-    open_account(wallet, position, initial_wallet)
-    if exposure != 0.0:
-        give_position(wallet, position, exposure, mark_price, rules)
+def restart(wallet, positions, world, now, initial_wallet, exposure):  # type: ignore[no-untyped-def]
+    """Open the account anew, flat or with positions entered at the mark; ``exposure`` is (A,)."""
+    open_account(wallet, positions, initial_wallet)
+    for asset in range(positions.shape[0]):
+        mark = world.market.mark[now, asset, CLOSE]
+        contract = contract_rules(world.contracts[asset])
+        give_position(wallet, positions, asset, exposure[asset], mark, contract, world.rules)
 
 
 @kernel
@@ -105,16 +141,19 @@ def copy_window(columns, newest, window, out):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def step_batch(  # type: ignore[no-untyped-def]
-    open_time_ms, last, mark, volume, sigma_per_bar, stamp_start, stamp_time_ms, stamp_rate, bar_ms, brackets,
-    rule_values, wallets, positions, path_bar, path_end, next_start, next_end,
-    restart_wallet, restart_exposure, actions, out_bar, account, portfolio, reward, terminated, truncated,
-    ledger, final_bar, final_account, final_portfolio, accounts_per_path,
-):  # fmt: skip
+def step_batch(world, state, actions, scratch, out, accounts_per_path):  # type: ignore[no-untyped-def]
     """Step every account, restart what ended, observe.
 
     Paths that reach their end truncate all their accounts and continue at ``next_start``; accounts that end
     before are restarted in place. ``final_*`` hold the observation before a restart.
+
+    Args:
+        world: ``World``.
+        state: ``BatchState``.
+        actions: (N, A * action_dim) float32.
+        scratch: ``Account``; its orders serve every account in turn.
+        out: ``StepArrays``.
+        accounts_per_path: K.
 
     Returns:
         The number of accounts that ended, or -1 - i if the action of account i is not finite (nothing was
@@ -124,79 +163,52 @@ def step_batch(  # type: ignore[no-untyped-def]
     if bad >= 0:
         return -1 - bad
     ended = 0
-    rules = _rules(rule_values)
-    for path in range(path_bar.shape[0]):
-        now = path_bar[path] + 1
-        bar = read_bar(last, mark, volume, sigma_per_bar, now, 0)
-        mark_before = mark[now - 1, 0, CLOSE]
-        is_last = now >= path_end[path]
+    for path in range(state.path_bar.shape[0]):
+        now = state.path_bar[path] + 1
+        is_last = now >= state.path_end[path]
         for i in range(path * accounts_per_path, (path + 1) * accounts_per_path):
-            reward[i], is_terminated = step_account(
-                wallets[i], positions[i, 0], ledger[i], actions[i], mark_before, bar,
-                open_time_ms[now], bar_ms, brackets, rules,
-                stamp_start[0, now], stamp_start[0, now + 1], stamp_time_ms, stamp_rate,
-            )  # fmt: skip
-            terminated[i] = is_terminated
-            truncated[i] = is_last and not is_terminated
+            wallet, positions = state.wallets[i], state.positions[i]
+            account = Account(wallet, positions, out.ledger[i], out.holdings[i], scratch.orders)
+            out.reward[i], is_terminated = step_account(account, world, actions[i], now, scratch)
+            out.terminated[i] = is_terminated
+            out.truncated[i] = is_last and not is_terminated
             shown = now
             if is_last or is_terminated:
                 ended += 1
-                final_bar[i] = now
-                observe_account(
-                    wallets[i], positions[i, 0], bar.mark_close, brackets, rules,
-                    final_account[i, 0], final_portfolio[i],
-                )  # fmt: skip
-                shown = next_start[path] if is_last else now
-                restart(
-                    wallets[i], positions[i, 0], restart_wallet[i], restart_exposure[i],
-                    mark[shown, 0, CLOSE], rules,
-                )  # fmt: skip
-            out_bar[i] = shown
-            observe_account(
-                wallets[i],
-                positions[i, 0],
-                mark[shown, 0, CLOSE],
-                brackets,
-                rules,
-                account[i, 0],
-                portfolio[i],
-            )
-        path_bar[path] = now
+                out.final_bar[i] = now
+                observe_account(wallet, positions, world, now, out.final_account[i], out.final_portfolio[i])
+                shown = state.next_start[path] if is_last else now
+                restart(wallet, positions, world, shown, state.restart_wallet[i], state.restart_exposure[i])
+            out.bar[i] = shown
+            observe_account(wallet, positions, world, shown, out.account[i], out.portfolio[i])
+        state.path_bar[path] = now
         if is_last:
-            path_bar[path] = next_start[path]
-            path_end[path] = next_end[path]
-            next_start[path] = -1  # used up: the caller draws another
+            state.path_bar[path] = state.next_start[path]
+            state.path_end[path] = state.next_end[path]
+            state.next_start[path] = -1  # used up: the caller draws another
     return ended
 
 
 @kernel
-def observe_batch(mark, brackets, rule_values, wallets, positions, out_bar, account, portfolio):  # type: ignore[no-untyped-def]
+def observe_batch(world, state, bars, account_out, portfolio_out):  # type: ignore[no-untyped-def]
     """Write every account's observation at its bar, without stepping."""
-    rules = _rules(rule_values)
-    for i in range(out_bar.shape[0]):
+    for i in range(bars.shape[0]):
         observe_account(
-            wallets[i],
-            positions[i, 0],
-            mark[out_bar[i], 0, CLOSE],
-            brackets,
-            rules,
-            account[i, 0],
-            portfolio[i],
+            state.wallets[i], state.positions[i], world, bars[i], account_out[i], portfolio_out[i]
         )
 
 
 @kernel
-def restart_batch(mark, rule_values, wallets, positions, out_bar, restart_wallet, restart_exposure):  # type: ignore[no-untyped-def]
+def restart_batch(world, state, bars):  # type: ignore[no-untyped-def]
     """Open every account at its bar."""
-    rules = _rules(rule_values)
-    for i in range(out_bar.shape[0]):
+    for i in range(bars.shape[0]):
         restart(
-            wallets[i],
-            positions[i, 0],
-            restart_wallet[i],
-            restart_exposure[i],
-            mark[out_bar[i], 0, CLOSE],
-            rules,
+            state.wallets[i],
+            state.positions[i],
+            world,
+            bars[i],
+            state.restart_wallet[i],
+            state.restart_exposure[i],
         )
 
 
@@ -217,14 +229,3 @@ def copy_final_windows(  # type: ignore[no-untyped-def]
         if terminated[i] or truncated[i]:
             copy_window(features, final_bar[i], window, market_out[i])
             copy_window(risk, final_bar[i], window, risk_out[i])
-
-
-@kernel
-def _rules(values):  # type: ignore[no-untyped-def]
-    """Name the packed rule values; the tuple lives in registers, so this costs nothing."""
-    return Rules(
-        values[0], values[1], values[2], values[3], values[4], values[5], values[6], values[7], values[8],
-        values[9], values[10], values[11], values[12], values[13], values[14], values[15], values[16],
-        values[17], values[18], values[19], values[20], values[21], values[22], values[23], values[24],
-        values[25], values[26], values[27],
-    )  # fmt: skip

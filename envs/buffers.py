@@ -7,7 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from perpgym.envs.spaces import ACCOUNT_COLUMNS, LEDGER_COLUMNS, PORTFOLIO_COLUMNS
+from perpgym.envs.account import POSITION_COLUMNS, WALLET_COLUMNS
+from perpgym.envs.arrays import Account, StepArrays
+from perpgym.envs.orders import ORDER_COLUMNS
+from perpgym.envs.spaces import (
+    ACCOUNT_COLUMNS,
+    CONTRACT_LEDGER_COLUMNS,
+    LEDGER_COLUMNS,
+    PORTFOLIO_COLUMNS,
+)
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -25,6 +33,7 @@ class StepBuffers:
         terminated: (N,) bool, cross liquidation or ruin.
         truncated: (N,) bool, end of the episode or of the data.
         ledger: (N, L) float64, columns ``LEDGER_COLUMNS``, of the step just booked.
+        holdings: (N, A, H) float64, columns ``CONTRACT_LEDGER_COLUMNS``, of the same step.
         final_bar, final_account, final_portfolio: the observation before an automatic restart; valid where
             terminated or truncated.
         market, risk: (N, R, A, F) and (N, R, A, K) float32 windows, newest bar last; None without windows.
@@ -38,6 +47,7 @@ class StepBuffers:
     terminated: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
     ledger: Float64
+    holdings: Float64
     final_bar: NDArray[np.int64]
     final_account: Float32
     final_portfolio: Float32
@@ -45,6 +55,10 @@ class StepBuffers:
     risk: Float32 | None = None
     final_market: Float32 | None = None
     final_risk: Float32 | None = None
+
+    def step_arrays(self) -> StepArrays:
+        """The arrays that the compiled step writes."""
+        return StepArrays(*(getattr(self, name) for name in StepArrays._fields))
 
     @classmethod
     def allocate(
@@ -65,8 +79,20 @@ class StepBuffers:
             terminated=np.zeros(n, np.bool_),
             truncated=np.zeros(n, np.bool_),
             ledger=np.zeros((n, len(LEDGER_COLUMNS)), np.float64),
+            holdings=np.zeros((n, a, len(CONTRACT_LEDGER_COLUMNS)), np.float64),
             final_bar=np.zeros(n, np.int64),
             final_account=np.zeros((n, a, len(ACCOUNT_COLUMNS)), np.float32),
             final_portfolio=np.zeros((n, len(PORTFOLIO_COLUMNS)), np.float32),
             **windows,
         )
+
+
+def make_account(n_contracts: int) -> Account:
+    """Zeroed rows of one account."""
+    return Account(
+        wallet=np.zeros(WALLET_COLUMNS),
+        positions=np.zeros((n_contracts, POSITION_COLUMNS)),
+        ledger=np.zeros(len(LEDGER_COLUMNS)),
+        holdings=np.zeros((n_contracts, len(CONTRACT_LEDGER_COLUMNS))),
+        orders=np.zeros((n_contracts, ORDER_COLUMNS)),
+    )

@@ -17,9 +17,13 @@ KERNEL_FILES = (
     "compile.py",
     "execution.py",
     "margin.py",
+    "arrays.py",
     "account.py",
     "risk/overlay.py",
     "orders.py",
+    "fills.py",
+    "liquidation.py",
+    "path.py",
     "kernel.py",
     "batch.py",
 )
@@ -41,14 +45,24 @@ def _sources_stamp() -> str:
 
 
 def kernel(function: Callable[..., Any]) -> Any:
-    """Compile a scalar or batch kernel in nopython mode, IEEE arithmetic, cached on disk.
+    """Compile a scalar or batch kernel in nopython mode, IEEE arithmetic, inlined, cached on disk."""
+    return _compile(function, _OPTIONS)
+
+
+def cold_kernel(function: Callable[..., Any]) -> Any:
+    """The same for what rarely runs: a function of its own, so that the path that always runs stays short."""
+    return _compile(function, {**_OPTIONS, "forceinline": False})
+
+
+def _compile(function: Callable[..., Any], options: dict[str, Any]) -> Any:
+    """Compile and cache.
 
     Numba stamps a cached function with the time of its own file only, so a changed ``margin.py`` would leave
     yesterday's arithmetic inside ``kernel.py``'s cache. Here the cache's files carry the hash of every kernel
     file in their name. Where numba's cache has another shape than expected, the function is compiled anew in
     each process instead.
     """
-    dispatcher = njit(cache=True, **_OPTIONS)(function)
+    dispatcher = njit(cache=True, **options)(function)
     stamp = _sources_stamp()
     try:
         files = dispatcher._cache
@@ -58,5 +72,5 @@ def kernel(function: Callable[..., Any]) -> Any:
             source_stamp=stamp,
         )
     except AttributeError:
-        return njit(**_OPTIONS)(function)
+        return njit(**options)(function)
     return dispatcher

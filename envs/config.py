@@ -22,9 +22,13 @@ class EnvConfig:
         half_spread_bps: distance from the last price to the touch.
         impact_coefficient: Y of the square-root law, impact = Y * sigma * sqrt(quantity / bar volume).
         max_participation: largest share of a bar's volume that one order may take.
-        taker_rate: fraction of notional; None takes the contract's.
+        taker_rate, maker_rate: fraction of notional; None takes the contract's.
         stop_loss, take_profit: fraction of the entry price, None for none.
         stop_trigger: the series that stops watch.
+        liquidation: ``full``, or ``brackets``: a position above its lowest bracket is reduced bracket by
+            bracket until margin suffices.
+        extremes: with several cross positions, ``worse`` walks all lows then all highs and the reverse and
+            keeps the worse; ``joint_adverse`` has every contract at its own adverse extreme at once.
         funding_multiplier: scales every settlement.
         risk_free_rate: per year; Sharpe ratios are measured over it.
         max_drawdown: fraction of peak equity at which the episode ends as ruin.
@@ -46,9 +50,12 @@ class EnvConfig:
     impact_coefficient: float = 1.0
     max_participation: float = 0.10
     taker_rate: float | None = 0.0004
+    maker_rate: float | None = None
     stop_loss: float | None = None
     take_profit: float | None = None
     stop_trigger: Literal["last", "mark"] = "mark"
+    liquidation: Literal["full", "brackets"] = "full"
+    extremes: Literal["worse", "joint_adverse"] = "worse"
     funding_multiplier: float = 1.0
     risk_free_rate: float = 0.0
     max_drawdown: float = 0.30
@@ -69,8 +76,10 @@ class EnvConfig:
         _within("half_spread_bps", self.half_spread_bps, 0.0, 1_000.0, "basis points")
         _within("impact_coefficient", self.impact_coefficient, 0.0, 100.0, "dimensionless")
         _within("max_participation", self.max_participation, 1e-9, 1.0, "a fraction of the bar's volume")
-        if self.taker_rate is not None:
-            _within("taker_rate", self.taker_rate, -0.01, 0.01, "a fraction of notional; 4 bp is 0.0004")
+        for name in ("taker_rate", "maker_rate"):
+            rate = getattr(self, name)
+            if rate is not None:
+                _within(name, rate, -0.01, 0.01, "a fraction of notional; 4 bp is 0.0004")
         for name in ("stop_loss", "take_profit"):
             value = getattr(self, name)
             if value is not None:
@@ -89,6 +98,8 @@ class EnvConfig:
             ("margin_mode", ("cross", "isolated")),
             ("action", ("target", "band")),
             ("stop_trigger", ("last", "mark")),
+            ("liquidation", ("full", "brackets")),
+            ("extremes", ("worse", "joint_adverse")),
             ("restart", ("flat", "random")),
         ):
             if getattr(self, name) not in allowed:

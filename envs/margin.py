@@ -1,7 +1,12 @@
-"""Margin of a linear position: brackets, maintenance, liquidation price and bankruptcy price.
+"""Margin of a position: worth, brackets, maintenance, liquidation price and bankruptcy price.
 
-Sources: Binance USD-M futures, "Leverage and Margin of USDⓈ-M Futures" and "How to Calculate Liquidation
-Price of USDⓈ-M Futures Contracts". Positions are signed base units (long > 0); money is quote.
+One arithmetic serves both kinds of contract. A unit of quantity is *worth* its price on a linear contract and
+-1 / price on an inverse one, whose money is the base coin: profit = quantity * (worth now - worth at entry),
+notional = size * |worth|. Worth rises with the price, so highs stay highs.
+
+Sources: Binance, "Leverage and Margin of USDⓈ-M Futures", "How to Calculate Liquidation Price of USDⓈ-M
+Futures Contracts" and the same pages on COIN-M. Quantities are signed (long > 0); money is
+the settle currency.
 """
 
 from __future__ import annotations
@@ -15,65 +20,92 @@ _CAP, _MMR, _CUM = 1, 2, 3
 
 
 @kernel
-def maintenance_margin(notional, brackets):  # type: ignore[no-untyped-def]
-    """Maintenance margin of a position.
+def worth(price, is_inverse):  # type: ignore[no-untyped-def]
+    """Settle currency for a unit of quantity: price (linear), or -1 / price (inverse)."""
+    return -1.0 / price if is_inverse > 0.0 else price
 
-    Args:
-        notional: quote, |position| * mark price.
-        brackets: (B, 5) float64, ``Contract.bracket_table()``.
 
-    Returns:
-        quote: notional * mmr - cum of the bracket that holds ``notional``.
-    """
+@kernel
+def price_of(value, is_inverse):  # type: ignore[no-untyped-def]
+    """The price at which a unit is worth ``value``; the inverse of :func:`worth`."""
+    return -1.0 / value if is_inverse > 0.0 else value
+
+
+@kernel
+def bracket_row(notional, brackets):  # type: ignore[no-untyped-def]
+    """The row that holds ``notional``; a floor belongs to its row."""
     last = brackets.shape[0] - 1
     row = 0
     while row < last and notional >= brackets[row, _CAP]:
         row += 1
+    return row
+
+
+@kernel
+def maintenance_margin(notional, brackets):  # type: ignore[no-untyped-def]
+    """Maintenance margin of a position.
+
+    Args:
+        notional: settle currency, at the mark.
+        brackets: (B, 5) float64, ``Contract.bracket_table()``.
+
+    Returns:
+        settle currency: notional * mmr - cum of the bracket that holds ``notional``.
+    """
+    row = bracket_row(notional, brackets)
     return notional * brackets[row, _MMR] - brackets[row, _CUM]
 
 
 @kernel
-def liquidation_price(balance, position, entry_price, brackets):  # type: ignore[no-untyped-def]
+def liquidation_price(balance, quantity, entry_price, brackets, is_inverse):  # type: ignore[no-untyped-def]
     """Mark price at which margin balance equals maintenance margin.
 
-    LP = (WB + cum - s*Q*EP) / (Q*MMR - s*Q), with the bracket that holds Q*LP itself. Margin balance minus
-    maintenance margin is monotone in the price and convex in the bracket, so the first bracket whose root
-    does not exceed its cap is the right one.
+    In worth, for both kinds: LW = (WB + cum - q * EW) / (|q| * sign * MMR - q), sign -1 on inverse contracts,
+    with the bracket that holds the notional at LW itself. Margin balance minus maintenance margin is concave
+    in the worth; the bracket whose root its own notional fits is the right one.
 
     Args:
-        balance: quote; the wallet (cross) or the isolated wallet.
-        position: base, signed.
+        balance: settle currency behind the position: the wallet (cross; plus unrealised profit and less
+            maintenance margin of the other positions) or the isolated wallet.
+        quantity: signed.
         entry_price: quote.
         brackets: (B, 5) float64.
+        is_inverse: 1 or 0.
 
     Returns:
         quote, or nan where no positive price liquidates.
     """
-    if position == 0.0:
+    if quantity == 0.0:
         return math.nan
-    size = abs(position)
-    side = 1.0 if position > 0.0 else -1.0
+    size = abs(quantity)
+    sign = -1.0 if is_inverse > 0.0 else 1.0
+    entry = worth(entry_price, is_inverse)
     last = brackets.shape[0] - 1
-    price = math.nan
+    value = math.nan
     for row in range(last + 1):
-        price = (balance + brackets[row, _CUM] - position * entry_price) / (
-            size * brackets[row, _MMR] - position
-        )
-        if size * price <= brackets[row, _CAP]:
+        slope = size * sign * brackets[row, _MMR] - quantity
+        value = (balance + brackets[row, _CUM] - quantity * entry) / slope
+        if size * sign * value <= brackets[row, _CAP]:
             break
-    if side > 0.0 and price <= 0.0:
-        return math.nan
-    # a short whose balance is already below any positive requirement is liquidated at every price
-    return max(price, 0.0)
+    if sign * value > 0.0:
+        return price_of(value, is_inverse)
+    # worth beyond zero: a fall no price reaches; or already liquidated whatever the price
+    if quantity > 0.0:
+        return math.nan if sign > 0.0 else math.inf
+    return 0.0 if sign > 0.0 else math.nan
 
 
 @kernel
-def bankruptcy_price(balance, position, entry_price):  # type: ignore[no-untyped-def]
-    """Price at which the balance behind a position is gone: EP - s*balance/Q, at least 0.
+def bankruptcy_worth(balance, quantity, entry_price, is_inverse):  # type: ignore[no-untyped-def]
+    """Worth at which the balance behind a position is gone: EW - balance / q, that of a positive price.
+
+    The price is EP - s * balance / Q on a linear contract.
 
     Args:
-        balance: quote; the wallet (cross) or the isolated wallet.
-        position: base, signed, not 0.
+        balance: settle currency; what stands behind the position before its own unrealised profit.
+        quantity: signed, not 0.
         entry_price: quote.
+        is_inverse: 1 or 0.
     """
-    return max(entry_price - balance / position, 0.0)
+    value = worth(entry_price, is_inverse) - balance / quantity
+    return min(value, -1e-12) if is_inverse > 0.0 else max(value, 0.0)

@@ -1,10 +1,12 @@
-"""From an action to an order that the exchange would accept: overlay, sizing, rounding, caps and margin."""
+"""From an action to orders that the exchange would accept: overlay, sizing, rounding, caps and margin."""
 
 from __future__ import annotations
 
 import math
 
+from perpgym.data.bars import CLOSE
 from perpgym.envs.account import (
+    CROSS,
     DAY_EQUITY,
     DAY_LOW_EQUITY,
     ENTRY_PRICE,
@@ -12,125 +14,222 @@ from perpgym.envs.account import (
     ISOLATED_WALLET,
     PEAK_EQUITY,
     QUANTITY,
-    WALLET,
+    margin_balance,
+    notional,
+    unrealised_profit,
 )
+from perpgym.envs.arrays import contract_rules
 from perpgym.envs.compile import kernel
 from perpgym.envs.execution import round_to_tick, round_toward_zero, square_root_impact, touch_price
-from perpgym.envs.risk.overlay import admitted_exposure, apply_overlay
-from perpgym.envs.spaces import LEDGER
+from perpgym.envs.margin import worth
+from perpgym.envs.risk.overlay import NOTIONAL, admitted_exposure
 
-_OVERLAY = LEDGER["overlay"]
+# why an order was cut or dropped: bits of the ``reason`` column
+MAX_QUANTITY, PARTICIPATION, MARGIN, BRACKET, TOO_SMALL, NO_MARKET = 1, 2, 4, 8, 16, 32
+
+# columns of the orders of one account, one row a contract
+ORDER_QUANTITY, ORDER_HELD, ORDER_REASON = range(3)
+ORDER_COLUMNS = 3
 
 
 @kernel
-def market_fill_price(reference, quantity, bar, rules):  # type: ignore[no-untyped-def]
+def market_fill_price(reference, quantity, bar, contract, rules):  # type: ignore[no-untyped-def]
     """Touch and fill price of a taker order against ``reference``, the last price at that moment."""
     side = 1.0 if quantity > 0.0 else -1.0
-    touch = touch_price(reference, rules.half_spread, rules.tick_size, side)
+    touch = touch_price(reference, rules.half_spread, contract.tick_size, side)
     share = square_root_impact(quantity, bar.volume, bar.sigma_per_bar, rules.impact_coefficient)
-    return touch, round_to_tick(touch + side * reference * min(share, 0.5), rules.tick_size, side)
+    return touch, round_to_tick(touch + side * reference * min(share, 0.5), contract.tick_size, side)
 
 
 @kernel
-def affordable_quantity(wallet, position, quantity, price, mark_price, rules):  # type: ignore[no-untyped-def]
+def free_margin(account, world, fine, asset):  # type: ignore[no-untyped-def]
+    """Settle currency that can carry new initial margin, at the open of bar ``fine``, ``asset`` left out.
+
+    Isolated wallets are taken out, cross positions stand at the mark and tie up their initial margin.
+    """
+    free = margin_balance(account, CROSS)
+    for other in range(account.positions.shape[0]):
+        if other != asset and account.positions[other, QUANTITY] != 0.0:
+            rules = contract_rules(world.contracts[other])
+            if rules.is_isolated == 0.0:
+                mark = world.market.fine_mark[fine, other, 0]
+                free += unrealised_profit(account.positions[other], mark, rules.is_inverse)
+                free -= notional(account.positions[other, QUANTITY], mark, rules.is_inverse) / rules.leverage
+    return free
+
+
+@kernel
+def affordable_quantity(position, free, quantity, price, mark_price, contract):  # type: ignore[no-untyped-def]
     """Cut the opening part of an order to what the account can pay when the order reaches the book.
 
     Each unit opened needs its initial margin, its fee, and its loss from the fill to the mark. Cross pays
-    from the equity at this mark less the initial margin of what is kept; isolated from the wallet less the
-    isolated margin of what is kept. No position may exceed the notional that its brackets admit at this
-    leverage. The closing part always goes through.
+    from the equity at this mark less the initial margin of what is kept; isolated from the free wallet and
+    what closing releases. No position may exceed the notional that its brackets admit at this leverage. The
+    closing part always goes through.
 
     Args:
-        quantity: base, signed.
+        position: (POSITION_COLUMNS,), of this contract.
+        free: settle currency, :func:`free_margin` without this contract.
+        quantity: signed.
         price: quote, the fill price of the whole order.
         mark_price: quote, at the same instant.
+
+    Returns:
+        (quantity, reason): signed, in whole lots, and the bit of the rule that cut it, or 0.
     """
-    held, entry = position[QUANTITY], position[ENTRY_PRICE]
+    held = position[QUANTITY]
     side = 1.0 if quantity > 0.0 else -1.0
     closed = min(abs(held), abs(quantity)) if held * quantity < 0.0 else 0.0
     kept = abs(held) - closed
-    fee = price * max(rules.taker_rate, 0.0)
-    if rules.is_isolated > 0.0:
-        kept_margin = 0.0 if kept == 0.0 else position[ISOLATED_WALLET] * kept / abs(held)
-        free = wallet[WALLET] - kept_margin - side * closed * (price - entry)
+    value, mark = worth(price, contract.is_inverse), worth(mark_price, contract.is_inverse)
+    unit_notional = abs(value)
+    fee = unit_notional * max(contract.taker_rate, 0.0)
+    if contract.is_isolated > 0.0:
+        if held != 0.0:
+            free += position[ISOLATED_WALLET] * closed / abs(held)
+            free -= side * closed * (value - worth(position[ENTRY_PRICE], contract.is_inverse))
     else:
-        equity = wallet[WALLET] + held * (mark_price - entry)
-        free = equity - kept * price / rules.leverage - side * closed * (price - mark_price)
-    unit = price / rules.leverage + fee + max(side * (price - mark_price), 0.0)
+        free += unrealised_profit(position, mark_price, contract.is_inverse)
+        free -= kept * unit_notional / contract.leverage + side * closed * (value - mark)
+    unit = unit_notional / contract.leverage + fee + max(side * (value - mark), 0.0)
     most = max(free - closed * fee, 0.0) / unit
-    most = max(min(most, rules.max_position_notional / price - kept), 0.0)
+    reason = MARGIN
+    admitted = max(contract.max_position_notional / unit_notional - kept, 0.0)
+    if admitted < most:
+        most, reason = admitted, BRACKET
     if abs(quantity) - closed <= most:
-        return quantity
-    return round_toward_zero(math.copysign(closed + most, quantity), rules.lot_size)
+        return quantity, 0
+    return round_toward_zero(math.copysign(closed + most, quantity), contract.lot_size), reason
 
 
 @kernel
-def order_quantity(wallet, position, exposure, mark_close, bar, rules):  # type: ignore[no-untyped-def]
-    """The order that moves the account to ``exposure``, as the exchange would accept it; 0 for none.
+def wanted_quantity(position, exposure, equity, mark_close, contract):  # type: ignore[no-untyped-def]
+    """The order that moves the position to ``exposure``, in whole lots towards zero.
 
     Args:
         exposure: signed notional over equity, after the overlay.
+        equity: settle currency.
         mark_close: quote, of the bar that has just closed: sizing never sees the next open.
-        bar: the bar in which the order fills.
-
-    Returns:
-        base, signed, in whole lots.
     """
     held = position[QUANTITY]
-    equity = wallet[EQUITY]
-    wanted = exposure * equity / mark_close - held
     if exposure == 0.0:
-        wanted = -held
-    quantity = wanted if exposure == 0.0 else round_toward_zero(wanted, rules.lot_size)
-    quantity = math.copysign(min(abs(quantity), rules.max_quantity), quantity)
-    most = round_toward_zero(rules.max_participation * bar.volume, rules.lot_size)
-    quantity = math.copysign(min(abs(quantity), most), quantity)
-    if quantity != 0.0 and not _is_reduce_only(held, quantity):
-        _touch, price = market_fill_price(bar.last_open, quantity, bar, rules)
-        quantity = affordable_quantity(wallet, position, quantity, price, bar.mark_open, rules)
-    is_small = abs(quantity) < rules.min_quantity or abs(quantity) * bar.last_open < rules.min_notional
-    return 0.0 if is_small and not _is_reduce_only(held, quantity) else quantity
+        return -held
+    unit = abs(worth(mark_close, contract.is_inverse))
+    return round_toward_zero(exposure * equity / unit - held, contract.lot_size)
 
 
 @kernel
-def _is_reduce_only(held, quantity):  # type: ignore[no-untyped-def]
+def is_reduce_only(held, quantity):  # type: ignore[no-untyped-def]
+    """Whether an order only closes."""
     return held * quantity < 0.0 and abs(quantity) <= abs(held)
 
 
 @kernel
-def wanted_exposure(action, exposure, rules):  # type: ignore[no-untyped-def]
-    """The exposure that an action asks for, given the present one.
+def accepted_quantity(account, world, fine, asset, quantity, bar, contract):  # type: ignore[no-untyped-def]
+    """What of a wanted order the exchange and the volume of the bar admit.
+
+    Returns:
+        (quantity, reason): signed, in whole lots, 0 if nothing is left; bits of the rules that cut it.
+    """
+    held = account.positions[asset, QUANTITY]
+    reason = 0
+    if abs(quantity) > contract.max_quantity:
+        quantity, reason = math.copysign(contract.max_quantity, quantity), MAX_QUANTITY
+    most = round_toward_zero(world.rules.max_participation * bar.volume, contract.lot_size)
+    if abs(quantity) > most:
+        quantity = math.copysign(most, quantity)
+        reason |= PARTICIPATION if bar.volume > 0.0 else NO_MARKET
+    if quantity == 0.0 or is_reduce_only(held, quantity):
+        return quantity, reason
+    _touch, price = market_fill_price(bar.last_open, quantity, bar, contract, world.rules)
+    free = free_margin(account, world, fine, asset)
+    quantity, cut = affordable_quantity(
+        account.positions[asset], free, quantity, price, bar.mark_open, contract
+    )
+    reason |= cut
+    size = abs(quantity)
+    in_quote = size if contract.is_inverse > 0.0 else size * bar.last_open
+    is_small = size < contract.min_quantity or in_quote < contract.min_notional
+    if is_small and not is_reduce_only(held, quantity):
+        return 0.0, reason | TOO_SMALL
+    return quantity, reason
+
+
+@kernel
+def wanted_exposure(action, asset, exposure, rules):  # type: ignore[no-untyped-def]
+    """The exposure that an action asks for on one contract, given the present one.
 
     ``target``: a * max_exposure. ``band``: x' = clip(x, c - w, c + w), so holding inside the band is free.
     """
-    centre = min(1.0, max(-1.0, action[0])) * rules.max_exposure
     if rules.is_band == 0.0:
-        return centre
-    width = 0.5 * (min(1.0, max(-1.0, action[1])) + 1.0) * rules.max_exposure
+        return min(1.0, max(-1.0, action[asset])) * rules.max_exposure
+    centre = min(1.0, max(-1.0, action[2 * asset])) * rules.max_exposure
+    width = 0.5 * (min(1.0, max(-1.0, action[2 * asset + 1])) + 1.0) * rules.max_exposure
     return min(centre + width, max(centre - width, exposure))
 
 
 @kernel
-def decide(wallet, position, ledger, action, mark_close, bar, rules):  # type: ignore[no-untyped-def]
-    """From action to order quantity, at the close before ``bar``."""
-    equity = wallet[EQUITY]
-    exposure = position[QUANTITY] * mark_close / equity if equity > 0.0 else 0.0
+def exposure_of(position, mark_close, equity, contract):  # type: ignore[no-untyped-def]
+    """Signed notional over equity."""
+    if equity <= 0.0 or position[QUANTITY] == 0.0:
+        return 0.0
+    return position[QUANTITY] * abs(worth(mark_close, contract.is_inverse)) / equity
+
+
+@kernel
+def decide(account, world, action, now):  # type: ignore[no-untyped-def]
+    """From action to wanted orders, at the close before bar ``now``; nothing of that bar is read.
+
+    The limits on leverage, daily loss and drawdown hold for gross exposure, and shrink every wish alike; the
+    limit on notional holds by contract.
+
+    Returns:
+        Bits of the limits that changed the action.
+    """
+    equity = account.wallet[EQUITY]
     cap, bit = admitted_exposure(
         equity,
-        wallet[PEAK_EQUITY],
-        wallet[DAY_EQUITY],
-        wallet[DAY_LOW_EQUITY],
-        rules.max_leverage,
-        rules.max_notional,
-        rules.max_daily_loss,
-        rules.drawdown_start,
-        rules.max_drawdown,
+        account.wallet[PEAK_EQUITY],
+        account.wallet[DAY_EQUITY],
+        account.wallet[DAY_LOW_EQUITY],
+        world.rules.max_leverage,
+        world.rules.max_daily_loss,
+        world.rules.drawdown_start,
+        world.rules.max_drawdown,
     )
-    target, changed = apply_overlay(wanted_exposure(action, exposure, rules), cap, bit)
-    ledger[_OVERLAY] = changed
-    if abs(target - exposure) <= rules.rebalance_threshold:
-        if abs(exposure) <= cap:
-            return 0.0
-        # a limit is obeyed however small the excess
-        ledger[_OVERLAY] = bit
-    return order_quantity(wallet, position, target, mark_close, bar, rules)
+    single_cap = world.rules.max_notional / equity if equity > 0.0 else 0.0
+    wanted_gross, held_gross = 0.0, 0.0
+    changed = 0
+    for asset in range(account.positions.shape[0]):
+        contract = contract_rules(world.contracts[asset])
+        mark = world.market.mark[now - 1, asset, CLOSE]
+        exposure = exposure_of(account.positions[asset], mark, equity, contract)
+        wish = wanted_exposure(action, asset, exposure, world.rules)
+        if abs(wish) > single_cap:
+            wish = math.copysign(single_cap, wish)
+            if single_cap < cap:
+                changed |= NOTIONAL
+        account.orders[asset, ORDER_QUANTITY] = wish
+        wanted_gross += abs(wish)
+        held_gross += abs(exposure)
+    scale = 1.0
+    if wanted_gross > cap:
+        scale = cap / wanted_gross
+        changed |= bit
+    for asset in range(account.positions.shape[0]):
+        contract = contract_rules(world.contracts[asset])
+        mark = world.market.mark[now - 1, asset, CLOSE]
+        exposure = exposure_of(account.positions[asset], mark, equity, contract)
+        target = account.orders[asset, ORDER_QUANTITY] * scale
+        account.orders[asset, ORDER_QUANTITY] = 0.0
+        account.orders[asset, ORDER_HELD] = account.positions[asset, QUANTITY]
+        account.orders[asset, ORDER_REASON] = 0.0
+        if abs(target - exposure) <= world.rules.rebalance_threshold:
+            if abs(exposure) <= single_cap and held_gross <= cap:
+                continue
+            # a limit is obeyed however small the excess
+            changed |= NOTIONAL if single_cap < cap else bit
+        account.orders[asset, ORDER_QUANTITY] = wanted_quantity(
+            account.positions[asset], target, equity, mark, contract
+        )
+    return changed

@@ -1,36 +1,47 @@
-"""From contract, account settings and limits to the one row of numbers that the kernel reads."""
+"""From tape, contracts, account settings and limits to the arrays that the kernels read."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from perpgym.data.contract import Contract
-from perpgym.envs.account import Rules
+from perpgym.data.tape import Tape
+from perpgym.envs.arrays import AccountRules, ContractRules, Market, World
 from perpgym.envs.config import EnvConfig
 from perpgym.envs.risk.limits import RiskLimits
 
+Float64 = NDArray[np.float64]
 
-def make_rules(contract: Contract, config: EnvConfig, limits: RiskLimits) -> Rules:
-    """The kernel's rules for one account on one contract.
+
+def make_contract_rules(contract: Contract, config: EnvConfig) -> ContractRules:
+    """The kernel's rules for one contract.
 
     Raises:
-        ValueError: the contract is inverse, or admits no position at this leverage.
+        ValueError: the contract admits no position at this leverage.
     """
-    if contract.kind != "linear":
-        raise ValueError(f"{contract.symbol} is {contract.kind}: only linear contracts are supported for now")
-    return Rules(
+    return ContractRules(
+        is_inverse=float(contract.kind == "inverse"),
+        is_isolated=float(config.margin_mode == "isolated"),
         tick_size=contract.tick_size,
         lot_size=contract.lot_size,
         min_quantity=contract.min_quantity,
         max_quantity=contract.max_quantity,
         min_notional=contract.min_notional,
         taker_rate=contract.taker_rate if config.taker_rate is None else config.taker_rate,
+        maker_rate=contract.maker_rate if config.maker_rate is None else config.maker_rate,
         clearance_rate=contract.clearance_rate,
         leverage=config.leverage,
-        is_isolated=float(config.margin_mode == "isolated"),
+        max_position_notional=_max_position_notional(contract, config.leverage),
+    )
+
+
+def make_account_rules(config: EnvConfig, limits: RiskLimits) -> AccountRules:
+    """The kernel's rules for the account."""
+    return AccountRules(
         is_band=float(config.action == "band"),
         max_exposure=config.max_exposure,
         rebalance_threshold=config.rebalance_threshold,
@@ -41,6 +52,8 @@ def make_rules(contract: Contract, config: EnvConfig, limits: RiskLimits) -> Rul
         take_profit=config.take_profit or 0.0,
         stop_on_mark=float(config.stop_trigger == "mark"),
         funding_multiplier=config.funding_multiplier,
+        liquidates_by_bracket=float(config.liquidation == "brackets"),
+        is_joint_adverse=float(config.extremes == "joint_adverse"),
         max_drawdown=config.max_drawdown,
         reward_equity_floor=config.reward_equity_floor,
         reward_scale=config.reward_scale,
@@ -49,17 +62,118 @@ def make_rules(contract: Contract, config: EnvConfig, limits: RiskLimits) -> Rul
         max_notional=_or_inf(limits.max_notional),
         max_daily_loss=_or_inf(limits.max_daily_loss),
         drawdown_start=_or_inf(limits.drawdown_start),
-        max_position_notional=_max_position_notional(contract, config.leverage),
     )
 
 
-def pack_rules(contract: Contract, config: EnvConfig, limits: RiskLimits) -> NDArray[np.float64]:
-    """(len(Rules),) float64, in the order of ``Rules``."""
-    return np.array(make_rules(contract, config, limits), dtype=np.float64)
+def pack_contracts(contracts: tuple[Contract, ...], config: EnvConfig) -> tuple[Float64, Float64]:
+    """Rules (A, len(ContractRules)) and brackets (A, B, 5), short tables filled up with their last row.
+
+    Raises:
+        ValueError: the contracts settle in different currencies, or one admits no position at this leverage.
+    """
+    currencies = {settle_currency(c) for c in contracts}
+    if len(currencies) > 1:
+        raise ValueError(
+            "contracts on one tape must settle in one currency, these settle in "
+            f"{', '.join(sorted(currencies))}: collateral of several currencies is not modelled, "
+            "build one tape for each"
+        )
+    rules = np.array([make_contract_rules(c, config) for c in contracts], dtype=np.float64)
+    rows = max(len(c.brackets) for c in contracts)
+    tables = [c.bracket_table() for c in contracts]
+    brackets = np.stack([np.concatenate([t, np.repeat(t[-1:], rows - len(t), axis=0)]) for t in tables])
+    return rules, brackets
+
+
+def make_world(tape: Tape, config: EnvConfig, limits: RiskLimits) -> World:
+    """Everything that accounts on this tape meet.
+
+    Raises:
+        ValueError: as :func:`pack_contracts`.
+    """
+    rules, brackets = pack_contracts(tape.contracts, config)
+    return World(market_arrays(tape), rules, brackets, make_account_rules(config, limits))
+
+
+def market_arrays(tape: Tape) -> Market:
+    """The tape as the kernels see it."""
+    return Market(
+        open_time_ms=tape.open_time_ms,
+        last=tape.last,
+        mark=tape.mark,
+        volume=tape.volume,
+        sigma_per_bar=tape.sigma_per_bar,
+        stamp_start=tape.stamp_start,
+        stamp_time_ms=tape.stamp_time_ms,
+        stamp_rate=tape.stamp_rate,
+        bar_ms=tape.bar_ms,
+        fine_last=tape.last,
+        fine_mark=tape.mark,
+        fine_volume=tape.volume,
+        fine_first=0,
+        fine_per_bar=1,
+        fine_ms=tape.bar_ms,
+        fine_sigma_scale=1.0,
+    )
+
+
+def one_bar_market(
+    *,
+    mark_before: Float64,
+    last: Float64,
+    mark: Float64,
+    volume: Float64,
+    sigma_per_bar: Float64,
+    open_ms: int = 0,
+    bar_ms: int = 3_600_000,
+    stamps: Sequence[Sequence[tuple[int, float]]] = (),
+) -> Market:
+    """A market of one bar, number 1, after a bar of which only the mark close is known.
+
+    Args:
+        mark_before: (A,) quote.
+        last, mark: (A, 4) quote, open high low close.
+        volume: (A,) base.
+        sigma_per_bar: (A,) volatility of the bar's log return as known before it.
+        open_ms, bar_ms: when the bar opens, how long it is.
+        stamps: by contract, (time in ms, rate) of the settlements that the bar owns, ascending.
+    """
+    owned = list(stamps) or [()] * last.shape[0]
+    ends = np.cumsum([len(rows) for rows in owned])
+    starts = ends - [len(rows) for rows in owned]
+    flat = [stamp for rows in owned for stamp in rows]
+    before = np.repeat(mark_before[:, None], 4, axis=1)
+    both_last, both_mark = np.stack([before, last]), np.stack([before, mark])
+    both_volume = np.stack([volume, volume])
+    return Market(
+        open_time_ms=np.array([open_ms - bar_ms, open_ms], np.int64),
+        last=both_last,
+        mark=both_mark,
+        volume=both_volume,
+        sigma_per_bar=np.stack([sigma_per_bar, sigma_per_bar]),
+        stamp_start=np.stack([starts, starts, ends], axis=1).astype(np.int64),
+        stamp_time_ms=np.array([time for time, _rate in flat], np.int64),
+        stamp_rate=np.array([rate for _time, rate in flat], np.float64),
+        bar_ms=bar_ms,
+        fine_last=both_last,
+        fine_mark=both_mark,
+        fine_volume=both_volume,
+        fine_first=0,
+        fine_per_bar=1,
+        fine_ms=bar_ms,
+        fine_sigma_scale=1.0,
+    )
+
+
+def settle_currency(contract: Contract) -> str:
+    """The currency of margin and profit: after the colon of ccxt's symbol, else quote, base if inverse."""
+    pair, _, settle = contract.symbol.partition(":")
+    base, _, quote = pair.partition("/")
+    return settle or (base if contract.kind == "inverse" else quote)
 
 
 def _max_position_notional(contract: Contract, leverage: float) -> float:
-    """Quote, the largest position that the exchange admits at this leverage setting."""
+    """Settle currency, the largest position that the exchange admits at this leverage setting."""
     caps = [bracket.cap for bracket in contract.brackets if bracket.max_leverage >= leverage]
     if not caps:
         most = max(bracket.max_leverage for bracket in contract.brackets)

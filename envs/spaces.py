@@ -64,19 +64,20 @@ PORTFOLIO_NAMES = tuple(c.name for c in PORTFOLIO_COLUMNS)
 # of one step, by account:
 # equity change = price_pnl + funding - fees - clearance - spread - impact + insurance
 LEDGER_COLUMNS: tuple[str, ...] = (
-    "equity",  # quote, after the step (before an automatic reset)
-    "equity_before",  # quote
-    "price_pnl",  # quote
-    "funding",  # quote, received > 0
-    "fees",  # quote, paid > 0
-    "clearance",  # quote, paid > 0
-    "spread",  # quote, paid > 0
-    "impact",  # quote, paid > 0
-    "insurance",  # quote, received from the insurance fund
-    "traded_notional",  # quote, sum of |fill notional|
-    "exposure",  # signed notional over equity at the mark close, after the step
-    "position",  # base, signed, after the step
-    "fill_price",  # quote, of the order decided at the last close; nan without a fill
+    "equity",  # settle currency (as all money here), after the step, before an automatic reset
+    "equity_before",
+    "price_pnl",
+    "funding",  # received > 0
+    "fees",  # paid > 0
+    "clearance",  # paid > 0
+    "spread",  # paid > 0
+    "impact",  # paid > 0
+    "insurance",  # received from the insurance fund
+    "traded_notional",  # sum of |fill notional|
+    "exposure",  # signed notional over equity at the mark close, after the step, all contracts
+    "gross_exposure",  # the same without signs
+    "position",  # after the step, of the first contract; all are in the contract ledger
+    "fill_price",  # quote, the first contract's
     "fills",  # number of fills in the step
     "liquidated",  # 1 if a liquidation closed a position in the step
     "stopped",  # 1 if a stop-loss or take-profit filled in the step
@@ -85,6 +86,17 @@ LEDGER_COLUMNS: tuple[str, ...] = (
     "drawdown",  # fraction, after the step
 )
 LEDGER = {name: i for i, name in enumerate(LEDGER_COLUMNS)}
+
+# of one step, by account and contract
+CONTRACT_LEDGER_COLUMNS: tuple[str, ...] = (
+    "position",  # signed, after the step: base (linear) or quote (inverse)
+    "exposure",  # signed notional over equity at the mark close, after the step
+    "fill_price",  # quote, of the order decided at the last close; nan without a fill
+    "filled",  # signed, all that was bought less all that was sold in the step
+    "profit",  # settle currency: price_pnl + funding less every cost; adds up to the equity change
+    "reason",  # bits of envs.orders: why the order was cut or dropped; 0 = it was not
+)
+CONTRACT_LEDGER = {name: i for i, name in enumerate(CONTRACT_LEDGER_COLUMNS)}
 
 # raw features are finite and clipped by their registry; this bound only makes the Box finite
 FEATURE_BOUND = 1e6
@@ -113,9 +125,9 @@ def exposure_to_action(
     return np.stack([centre, np.full_like(centre, -1.0)], axis=-1).astype(np.float32)
 
 
-def action_space(action: ActionKind) -> gym.spaces.Box:
-    """Box(-1, 1, (action_dim,), float32)."""
-    return gym.spaces.Box(-1.0, 1.0, (ACTION_DIM[action],), np.float32)
+def action_space(action: ActionKind, n_contracts: int) -> gym.spaces.Box:
+    """Box(-1, 1, (A * action_dim,), float32), contract after contract."""
+    return gym.spaces.Box(-1.0, 1.0, (n_contracts * ACTION_DIM[action],), np.float32)
 
 
 def observation_space(tape: Tape, window: int, with_windows: bool) -> gym.spaces.Dict:

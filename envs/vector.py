@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from perpgym.data.tape import Tape
 from perpgym.envs.account import POSITION_COLUMNS, WALLET_COLUMNS
+from perpgym.envs.arrays import BatchState
 from perpgym.envs.batch import (
     copy_final_windows,
     copy_windows,
@@ -20,27 +21,23 @@ from perpgym.envs.batch import (
     restart_batch,
     step_batch,
 )
-from perpgym.envs.buffers import StepBuffers
+from perpgym.envs.buffers import StepBuffers, make_account
 from perpgym.envs.config import EnvConfig
 from perpgym.envs.risk.limits import RiskLimits
-from perpgym.envs.rules import pack_rules
-from perpgym.envs.spaces import ACTION_DIM, LEDGER_COLUMNS, action_space, observation_space
+from perpgym.envs.rules import make_world
+from perpgym.envs.spaces import (
+    ACTION_DIM,
+    CONTRACT_LEDGER_COLUMNS,
+    LEDGER_COLUMNS,
+    action_space,
+    observation_space,
+)
 
 if TYPE_CHECKING:
     from perpgym.envs.sb3 import SB3PerpVecEnv
 
 # ln of the range in which a ``random`` restart draws the wallet
 _WALLET_LOG_RANGE = 0.5
-_STATE_ARRAYS = (
-    "_wallets",
-    "_positions",
-    "_path_bar",
-    "_path_end",
-    "_next_start",
-    "_next_end",
-    "_restart_wallet",
-    "_restart_exposure",
-)
 
 
 class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArray[Any]]):
@@ -53,7 +50,7 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
     Stable-Baselines3's face.
 
     Args:
-        tape: the market; one contract for now.
+        tape: the market, A contracts that settle in one currency.
         n_paths: P.
         accounts_per_path: K.
         config: account and execution.
@@ -85,11 +82,6 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
         seed: int = 0,
         with_windows: bool = False,
     ) -> None:
-        if len(tape.contracts) != 1:
-            raise ValueError(
-                f"PerpVecEnv trades one contract for now, the tape has {len(tape.contracts)}: "
-                "build the tape from one contract's bars"
-            )
         if n_paths < 1 or accounts_per_path < 1:
             raise ValueError(
                 f"n_paths and accounts_per_path must be at least 1, were {n_paths}, {accounts_per_path}"
@@ -100,7 +92,7 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
         self.n_paths, self.accounts_per_path = n_paths, accounts_per_path
         self.num_envs = n_paths * accounts_per_path
         self.with_windows = with_windows
-        self.action_dim = ACTION_DIM[self.config.action]
+        self.action_dim = ACTION_DIM[self.config.action] * len(tape.contracts)
         earliest = tape.first_valid_bar + self.config.window_bars - 1
         self.first_bar = max(earliest, 0 if start_bar is None else start_bar)
         self.end_bar = min(len(tape), len(tape) if end_bar is None else end_bar)
@@ -110,25 +102,31 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
                 f"the first decision can be taken at bar {self.first_bar} (look-back {tape.first_valid_bar}, "
                 f"window {self.config.window_bars}), the last bar is {self.end_bar - 1}; use a longer period"
             )
-        self._brackets = tape.contracts[0].bracket_table()
-        self._rules = pack_rules(tape.contracts[0], self.config, self.limits)
+        self._world = make_world(tape, self.config, self.limits)
         self._features = _rows(tape.features)
         self._risk = _rows(tape.risk)
         self._allocate()
         self.single_observation_space = observation_space(tape, self.config.window_bars, with_windows)
-        self.single_action_space = action_space(self.config.action)
+        self.single_action_space = action_space(self.config.action, len(tape.contracts))
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._rng = np.random.default_rng(seed)
         self._buffers: StepBuffers | None = None
 
     def _allocate(self) -> None:
-        n, p = self.num_envs, self.n_paths
-        self._wallets = np.zeros((n, WALLET_COLUMNS))
-        self._positions = np.zeros((n, 1, POSITION_COLUMNS))
-        self._path_bar, self._path_end = np.zeros(p, np.int64), np.zeros(p, np.int64)
-        self._next_start, self._next_end = np.zeros(p, np.int64), np.zeros(p, np.int64)
-        self._restart_wallet, self._restart_exposure = np.zeros(n), np.zeros(n)
+        n, p, a = self.num_envs, self.n_paths, len(self.tape.contracts)
+        self._state = BatchState(
+            wallets=np.zeros((n, WALLET_COLUMNS)),
+            positions=np.zeros((n, a, POSITION_COLUMNS)),
+            path_bar=np.zeros(p, np.int64),
+            path_end=np.zeros(p, np.int64),
+            next_start=np.zeros(p, np.int64),
+            next_end=np.zeros(p, np.int64),
+            restart_wallet=np.zeros(n),
+            restart_exposure=np.zeros((n, a)),
+        )
+        # one account at a time is in work
+        self._scratch = make_account(a)
 
     # --- native face ---
 
@@ -148,28 +146,22 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
             self._rng = np.random.default_rng(seed)
         every_path, every_account = np.arange(self.n_paths), np.arange(self.num_envs)
         self._draw_paths(every_path)
-        self._path_bar[:] = self._next_start
-        self._path_end[:] = self._next_end
+        self._state.path_bar[:] = self._state.next_start
+        self._state.path_end[:] = self._state.next_end
         if self.n_paths > 1:
-            left = self._path_end - self._path_bar
-            self._path_end[:] = self._path_bar + self._rng.integers(1, left + 1)
+            left = self._state.path_end - self._state.path_bar
+            self._state.path_end[:] = self._state.path_bar + self._rng.integers(1, left + 1)
         self._draw_paths(every_path)
         self._draw_restarts(every_account)
-        bar = np.repeat(self._path_bar, self.accounts_per_path)
-        restart_batch(
-            self.tape.mark, self._rules, self._wallets, self._positions, bar, self._restart_wallet,
-            self._restart_exposure,
-        )  # fmt: skip
+        bar = np.repeat(self._state.path_bar, self.accounts_per_path)
+        restart_batch(self._world, self._state, bar)
         self._draw_restarts(every_account)
         self.observe_into(out)
 
     def observe_into(self, out: StepBuffers) -> None:
         """Write the present observation, without stepping (after ``load_state_dict``)."""
-        out.bar[:] = np.repeat(self._path_bar, self.accounts_per_path)
-        observe_batch(
-            self.tape.mark, self._brackets, self._rules, self._wallets, self._positions, out.bar, out.account,
-            out.portfolio,
-        )  # fmt: skip
+        out.bar[:] = np.repeat(self._state.path_bar, self.accounts_per_path)
+        observe_batch(self._world, self._state, out.bar, out.account, out.portfolio)
         self._copy_windows(out)
 
     def step_into(self, actions: NDArray[np.float32], out: StepBuffers) -> None:
@@ -184,15 +176,9 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
         Raises:
             ValueError: an action is not finite; nothing was booked.
         """
-        tape = self.tape
         ended = step_batch(
-            tape.open_time_ms, tape.last, tape.mark, tape.volume, tape.sigma_per_bar, tape.stamp_start,
-            tape.stamp_time_ms, tape.stamp_rate, tape.bar_ms, self._brackets, self._rules, self._wallets,
-            self._positions, self._path_bar, self._path_end, self._next_start, self._next_end,
-            self._restart_wallet, self._restart_exposure, actions, out.bar, out.account, out.portfolio,
-            out.reward, out.terminated, out.truncated, out.ledger, out.final_bar, out.final_account,
-            out.final_portfolio, self.accounts_per_path,
-        )  # fmt: skip
+            self._world, self._state, actions, self._scratch, out.step_arrays(), self.accounts_per_path
+        )
         if ended < 0:
             account = -1 - ended
             raise ValueError(
@@ -204,7 +190,7 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
 
     def _after_restarts(self, out: StepBuffers) -> None:
         """Draw what the next restarts will use, and copy the windows that ended."""
-        moved = np.flatnonzero(self._next_start < 0)
+        moved = np.flatnonzero(self._state.next_start < 0)
         if moved.size:
             self._draw_paths(moved)
         if self.config.restart == "random":
@@ -225,24 +211,27 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
         length = min(self.config.episode_bars, self.end_bar - 1 - self.first_bar)
         latest = self.end_bar - 1 - length
         start = self._rng.integers(self.first_bar, latest + 1, size=paths.size)
-        self._next_start[paths] = start
-        self._next_end[paths] = start + length
+        self._state.next_start[paths] = start
+        self._state.next_end[paths] = start + length
 
     def _draw_restarts(self, accounts: NDArray[np.int64]) -> None:
         config = self.config
         if config.restart == "flat":
-            self._restart_wallet[accounts] = config.initial_wallet
+            self._state.restart_wallet[accounts] = config.initial_wallet
             return
         scale = np.exp(self._rng.uniform(-_WALLET_LOG_RANGE, _WALLET_LOG_RANGE, accounts.size))
-        self._restart_wallet[accounts] = config.initial_wallet * scale
-        bound = min(config.max_exposure, self.limits.max_leverage)
-        self._restart_exposure[accounts] = self._rng.uniform(-bound, bound, accounts.size)
+        self._state.restart_wallet[accounts] = config.initial_wallet * scale
+        n_contracts = len(self.tape.contracts)
+        bound = min(config.max_exposure, self.limits.max_leverage / n_contracts)
+        self._state.restart_exposure[accounts] = self._rng.uniform(
+            -bound, bound, (accounts.size, n_contracts)
+        )
 
     # --- resuming ---
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on: arrays, and the generator's state as plain integers."""
-        arrays = {name.lstrip("_"): getattr(self, name).copy() for name in _STATE_ARRAYS}
+        arrays = {name: array.copy() for name, array in self._state._asdict().items()}
         return {**arrays, "rng": self._rng.bit_generator.state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -251,11 +240,11 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
         Raises:
             ValueError: the state belongs to another number of accounts or paths.
         """
-        for name in _STATE_ARRAYS:
-            mine, theirs = getattr(self, name), np.asarray(state[name.lstrip("_")])
+        for name, mine in self._state._asdict().items():
+            theirs = np.asarray(state[name])
             if mine.shape != theirs.shape:
                 raise ValueError(
-                    f"the saved env has {name.lstrip('_')} of shape {theirs.shape}, this one {mine.shape}: "
+                    f"the saved env has {name} of shape {theirs.shape}, this one {mine.shape}: "
                     "resume with the n_paths and accounts_per_path of the saved run"
                 )
             mine[...] = theirs
@@ -282,6 +271,9 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
         out = self._buffers
         self.step_into(np.ascontiguousarray(actions, np.float32), out)
         info: dict[str, Any] = {name: out.ledger[:, i].copy() for i, name in enumerate(LEDGER_COLUMNS)}
+        info |= {
+            f"contract_{name}": out.holdings[:, :, i].copy() for i, name in enumerate(CONTRACT_LEDGER_COLUMNS)
+        }
         done = out.terminated | out.truncated
         if done.any():
             final = self.final_observation(out)

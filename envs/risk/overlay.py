@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from perpgym.envs.compile import kernel
 
 # bits of the ledger's ``overlay`` column
@@ -12,16 +10,15 @@ LEVERAGE, NOTIONAL, DAILY_LOSS, DRAWDOWN = 1, 2, 4, 8
 
 @kernel
 def admitted_exposure(  # type: ignore[no-untyped-def]
-    equity, peak_equity, day_equity, day_low_equity, max_leverage, max_notional, max_daily_loss,
-    drawdown_start, max_drawdown,
+    equity, peak_equity, day_equity, day_low_equity, max_leverage, max_daily_loss, drawdown_start,
+    max_drawdown,
 ):  # fmt: skip
-    """Largest |exposure| that the limits admit now, and the bit of the limit that sets it.
+    """Largest gross exposure that the account's limits admit now, and the bit of the limit that sets it.
 
     Args:
-        equity, peak_equity, day_equity: quote; now, the highest so far, at the last UTC midnight.
-        day_low_equity: quote, the lowest since then; a day that was lost stays lost.
-        max_leverage: notional over equity.
-        max_notional: quote; inf for none.
+        equity, peak_equity, day_equity: settle currency; now, the highest so far, at the last UTC midnight.
+        day_low_equity: settle currency, the lowest since then; a day that was lost stays lost.
+        max_leverage: gross notional over equity.
         max_daily_loss: fraction of ``day_equity``; inf for none.
         drawdown_start, max_drawdown: fractions of ``peak_equity``; inf start for none.
 
@@ -33,19 +30,9 @@ def admitted_exposure(  # type: ignore[no-untyped-def]
     if min(equity, day_low_equity) <= day_equity * (1.0 - max_daily_loss):
         return 0.0, DAILY_LOSS
     cap, bit = max_leverage, LEVERAGE
-    if max_notional / equity < cap:
-        cap, bit = max_notional / equity, NOTIONAL
     drawdown = 1.0 - equity / peak_equity
     if drawdown > drawdown_start:
         shrunk = max_leverage * max(0.0, (max_drawdown - drawdown) / (max_drawdown - drawdown_start))
         if shrunk < cap:
             cap, bit = shrunk, DRAWDOWN
     return cap, bit
-
-
-@kernel
-def apply_overlay(exposure, cap, bit):  # type: ignore[no-untyped-def]
-    """Clip a wanted exposure to ±cap; returns it and the bit if it was changed, else 0."""
-    if abs(exposure) <= cap:
-        return exposure, 0
-    return math.copysign(cap, exposure), bit

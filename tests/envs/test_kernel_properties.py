@@ -163,7 +163,7 @@ def test_margin_balance_equals_maintenance_margin_at_the_liquidation_price(
 ) -> None:
     table = contract.bracket_table()
     position = side * balance * leverage / entry
-    price = liquidation_price(balance, position, entry, table)
+    price = liquidation_price(balance, position, entry, table, 0.0)
     if math.isnan(price) or price == 0.0:
         return
     left = balance + position * (price - entry)
@@ -257,4 +257,5 @@ def test_compiled_kernels_equal_plain_python(make_tape: Callable[..., Tape], tmp
         results.append(np.load(target))
     compiled, plain = results
     np.testing.assert_allclose(compiled, plain, rtol=1e-9, atol=1e-9, equal_nan=True)
-    assert (compiled[:, : 6 * 19].reshape(-1, 19)[:, LEDGER["liquidated"]] > 0).any()
+    width = len(LEDGER)
+    assert (compiled[:, : 6 * width].reshape(-1, width)[:, LEDGER["liquidated"]] > 0).any()

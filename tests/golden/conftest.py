@@ -20,20 +20,19 @@ from perpgym.envs.account import (
     ENTRY_PRICE,
     EQUITY,
     ISOLATED_WALLET,
-    POSITION_COLUMNS,
     QUANTITY,
     STOP_PRICE,
     TARGET_PRICE,
     WALLET,
-    WALLET_COLUMNS,
-    Bar,
     open_account,
 )
+from perpgym.envs.arrays import Bar, World
+from perpgym.envs.buffers import make_account
 from perpgym.envs.config import EnvConfig
 from perpgym.envs.kernel import step_account
 from perpgym.envs.risk.limits import RiskLimits
-from perpgym.envs.rules import make_rules
-from perpgym.envs.spaces import LEDGER_COLUMNS
+from perpgym.envs.rules import make_account_rules, one_bar_market, pack_contracts
+from perpgym.envs.spaces import CONTRACT_LEDGER_COLUMNS, LEDGER_COLUMNS
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
@@ -290,7 +289,7 @@ class Reference:
         bar_ms: int,
         stamps: list[tuple[int, float]],
     ) -> tuple[float, bool]:
-        self.row = dict.fromkeys(LEDGER_COLUMNS, 0.0)
+        self.row = dict.fromkeys(LEDGER_COLUMNS, 0.0) | {"position": 0.0}
         self.row["fill_price"], self.row["equity_before"] = math.nan, self.now
         quantity = self.order(action, mark_before, bar)
         self.row["price_pnl"] = self.held * (bar.mark_close - mark_before)
@@ -380,6 +379,7 @@ class Reference:
         floor = self.config.reward_equity_floor
         self.row["equity"], self.row["position"], self.row["drawdown"] = self.now, self.held, drawdown
         self.row["exposure"] = self.held * bar.mark_close / self.now if self.now > 0 else 0.0
+        self.row["gross_exposure"] = abs(self.row["exposure"])
         self.row["reward_floored"] = float(ratio < floor)
         is_over = drawdown >= self.config.max_drawdown or self.now <= 0
         is_over |= self.row["liquidated"] == 1 and not self.is_isolated
@@ -393,11 +393,12 @@ class Pair:
 
     def __init__(self, contract: Contract, config: EnvConfig, limits: RiskLimits) -> None:
         self.reference = Reference(contract, config, limits, config.initial_wallet)
-        self.rules = make_rules(contract, config, limits)
-        self.brackets = contract.bracket_table()
-        self.wallet, self.position = np.zeros(WALLET_COLUMNS), np.zeros(POSITION_COLUMNS)
-        self.ledger = np.zeros(len(LEDGER_COLUMNS))
-        open_account(self.wallet, self.position, config.initial_wallet)
+        self.contracts, self.brackets = pack_contracts((contract,), config)
+        self.rules = make_account_rules(config, limits)
+        self.account, self.scratch = make_account(1), make_account(1)
+        self.wallet, self.positions = self.account.wallet, self.account.positions
+        self.position = self.positions[0]
+        open_account(self.wallet, self.positions, config.initial_wallet)
 
     def step(
         self,
@@ -411,14 +412,21 @@ class Pair:
     ) -> tuple[dict[str, float], bool]:
         """Both through the same bar; fails where they differ. Returns the ledger and whether it ended."""
         action = np.atleast_1d(np.asarray(action, np.float32))
-        times = np.array([t for t, _ in stamps], np.int64)
-        rates = np.array([r for _, r in stamps], np.float64)
-        reward, is_over = step_account(
-            self.wallet, self.position, self.ledger, action, mark_before, bar, open_ms, bar_ms, self.brackets,
-            self.rules, 0, times.size, times, rates,
-        )  # fmt: skip
+        market = one_bar_market(
+            mark_before=np.array([mark_before]),
+            last=np.array([bar[:4]]),
+            mark=np.array([bar[4:8]]),
+            volume=np.array([bar.volume]),
+            sigma_per_bar=np.array([bar.sigma_per_bar]),
+            open_ms=open_ms,
+            bar_ms=bar_ms,
+            stamps=[stamps],
+        )
+        world = World(market, self.contracts, self.brackets, self.rules)
+        reward, is_over = step_account(self.account, world, action, 1, self.scratch)
         theirs = self.reference.step(action, mark_before, bar, open_ms, bar_ms, stamps)
-        row = dict(zip(LEDGER_COLUMNS, self.ledger.tolist(), strict=True))
+        row = dict(zip(LEDGER_COLUMNS, self.account.ledger.tolist(), strict=True))
+        row |= dict(zip(CONTRACT_LEDGER_COLUMNS, self.account.holdings[0].tolist(), strict=True))
         self._compare(row, bar)
         assert (reward, is_over) == (pytest.approx(theirs[0], rel=1e-7, abs=1e-9), theirs[1])
         return row, bool(is_over)
@@ -427,8 +435,21 @@ class Pair:
         account = self.reference
         turnover = account.row["traded_notional"] + abs(account.held) * bar.mark_close
         money = 1e-9 * max(account.config.initial_wallet, turnover, 1.0)
+        assert (
+            row["profit"]
+            == pytest.approx(
+                row["price_pnl"]
+                + row["funding"]
+                - row["fees"]
+                - row["clearance"]
+                - row["spread"]
+                - row["impact"],
+                abs=account.config.initial_wallet * 1e-6,
+            )
+            or row["insurance"] > 0
+        )
         for name, value in account.row.items():
-            if name in ("fill_price", "exposure", "drawdown"):
+            if name in ("fill_price", "exposure", "gross_exposure", "drawdown"):
                 tolerance = {"rel": 1e-7, "abs": 1e-9, "nan_ok": True}
             else:
                 tolerance = {"rel": 1e-9, "abs": money}

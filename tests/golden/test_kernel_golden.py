@@ -13,23 +13,22 @@ from perpgym.envs.account import (
     ENTRY_PRICE,
     EQUITY,
     ISOLATED_WALLET,
-    POSITION_COLUMNS,
     QUANTITY,
     STOP_PRICE,
     TARGET_PRICE,
     WALLET,
-    WALLET_COLUMNS,
-    Bar,
     apply_fill,
     open_account,
 )
+from perpgym.envs.arrays import ContractRules, World
+from perpgym.envs.buffers import make_account
 from perpgym.envs.config import EnvConfig
 from perpgym.envs.execution import round_to_tick, round_toward_zero, square_root_impact, touch_price
 from perpgym.envs.kernel import step_account
-from perpgym.envs.margin import bankruptcy_price, liquidation_price, maintenance_margin
+from perpgym.envs.margin import bankruptcy_worth, liquidation_price, maintenance_margin
 from perpgym.envs.risk.limits import RiskLimits
-from perpgym.envs.rules import make_rules
-from perpgym.envs.spaces import LEDGER, LEDGER_COLUMNS, exposure_to_action
+from perpgym.envs.rules import make_account_rules, one_bar_market, pack_contracts
+from perpgym.envs.spaces import CONTRACT_LEDGER_COLUMNS, LEDGER, LEDGER_COLUMNS, exposure_to_action
 
 HOUR_MS = 3_600_000
 # a plain bracket of 0.4 %, for numbers that can be worked on paper
@@ -51,16 +50,18 @@ class Account:
         contract = contract or Contract(
             symbol="PAPER", tick_size=1e-9, lot_size=1e-9, min_quantity=1e-9, min_notional=1e-9
         )
-        self.rules = make_rules(contract, config, RiskLimits(**limits))
-        self.wallet = np.zeros(WALLET_COLUMNS)
-        self.position = np.zeros(POSITION_COLUMNS)
-        self.ledger = np.zeros(len(LEDGER_COLUMNS))
+        self.contracts, _brackets = pack_contracts((contract,), config)
+        self.rules = make_account_rules(config, RiskLimits(**limits))
+        self.account = make_account(1)
+        self.wallet, self.positions = self.account.wallet, self.account.positions
+        self.position = self.positions[0]
         self.mark = math.nan
-        open_account(self.wallet, self.position, wallet)
+        open_account(self.wallet, self.positions, wallet)
 
     def hold(self, quantity: float, price: float) -> None:
         """Enter without fees, as an account that arrives with a position."""
-        apply_fill(self.wallet, self.position, quantity, price, 0.0, self.rules)
+        contract = ContractRules(*self.contracts[0])
+        apply_fill(self.wallet, self.positions, 0, quantity, price, 0.0, contract, self.rules)
         self.mark = price
 
     def step(
@@ -79,15 +80,19 @@ class Account:
         held = self.position[QUANTITY] * before / self.wallet[EQUITY]
         wish = np.array([held if exposure is None else exposure])
         action = exposure_to_action(wish, action="target", max_exposure=self.config.max_exposure)[0]
-        bar = Bar(*last, *(mark or last), volume, sigma)
-        times = np.array([int(hours * HOUR_MS) for hours, _ in stamps], np.int64)
-        rates = np.array([rate for _, rate in stamps], np.float64)
-        self.reward, self.terminated = step_account(
-            self.wallet, self.position, self.ledger, action, before, bar, 0, HOUR_MS, brackets, self.rules,
-            0, times.size, times, rates,
-        )  # fmt: skip
-        self.mark = bar.mark_close
-        booked = dict(zip(LEDGER_COLUMNS, self.ledger.tolist(), strict=True))
+        market = one_bar_market(
+            mark_before=np.array([before]),
+            last=np.array([last]),
+            mark=np.array([mark or last]),
+            volume=np.array([volume]),
+            sigma_per_bar=np.array([sigma]),
+            stamps=[[(int(hours * HOUR_MS), rate) for hours, rate in stamps]],
+        )
+        world = World(market, self.contracts, brackets[None], self.rules)
+        self.reward, self.terminated = step_account(self.account, world, action, 1, make_account(1))
+        self.mark = (mark or last)[3]
+        booked = dict(zip(LEDGER_COLUMNS, self.account.ledger.tolist(), strict=True))
+        booked |= dict(zip(CONTRACT_LEDGER_COLUMNS, self.account.holdings[0].tolist(), strict=True))
         assert books_balance(booked)
         return booked
 
@@ -119,29 +124,29 @@ def test_cum_makes_maintenance_margin_continuous_at_every_floor(contract: Contra
 
 def test_liquidation_price_of_the_ledger_formats_example() -> None:
     # (5000 - 100*100) / (0.4 - 100)
-    assert liquidation_price(5_000.0, 100.0, 100.0, ONE_BRACKET) == pytest.approx(50.2008032, abs=1e-7)
+    assert liquidation_price(5_000.0, 100.0, 100.0, ONE_BRACKET, 0.0) == pytest.approx(50.2008032, abs=1e-7)
 
 
 def test_liquidation_price_of_a_short() -> None:
     # (5000 + 100*100) / (0.4 + 100)
-    assert liquidation_price(5_000.0, -100.0, 100.0, ONE_BRACKET) == pytest.approx(149.4023904, abs=1e-7)
+    assert liquidation_price(5_000.0, -100.0, 100.0, ONE_BRACKET, 0.0) == pytest.approx(149.4023904, abs=1e-7)
 
 
 def test_liquidation_price_uses_the_bracket_at_the_liquidation_price(contract: Contract) -> None:
     # long 10 at 6,000 with 11,000: the notional is 60,000 (bracket 2), but it liquidates at about 4,919,
     # a notional of 49,197 in bracket 1: (11000 - 60000) / (10*0.004 - 10) = 4919.68
-    price = liquidation_price(11_000.0, 10.0, 6_000.0, contract.bracket_table())
+    price = liquidation_price(11_000.0, 10.0, 6_000.0, contract.bracket_table(), 0.0)
     assert price == pytest.approx(49_000.0 / 9.96)
 
 
 def test_a_long_with_more_collateral_than_notional_has_no_liquidation_price() -> None:
-    assert math.isnan(liquidation_price(10_001.0, 100.0, 100.0, ONE_BRACKET))
+    assert math.isnan(liquidation_price(10_001.0, 100.0, 100.0, ONE_BRACKET, 0.0))
 
 
 def test_bankruptcy_price_is_entry_less_margin_per_unit() -> None:
     # isolated 10x long at 100: 100 * (1 - 1/10)
-    assert bankruptcy_price(10.0 * 100.0 / 10.0, 10.0, 100.0) == pytest.approx(90.0)
-    assert bankruptcy_price(10.0 * 100.0 / 10.0, -10.0, 100.0) == pytest.approx(110.0)
+    assert bankruptcy_worth(10.0 * 100.0 / 10.0, 10.0, 100.0, 0.0) == pytest.approx(90.0)
+    assert bankruptcy_worth(10.0 * 100.0 / 10.0, -10.0, 100.0, 0.0) == pytest.approx(110.0)
 
 
 # --- execution ---
@@ -220,7 +225,8 @@ def test_an_order_is_cut_to_the_initial_margin_that_the_account_has() -> None:
 def test_a_flip_realises_the_old_side_and_enters_the_new_one_at_the_fill() -> None:
     account = Account(10_000.0)
     account.hold(2.0, 100.0)
-    apply_fill(account.wallet, account.position, -5.0, 110.0, 0.001, account.rules)
+    contract = ContractRules(*account.contracts[0])
+    apply_fill(account.wallet, account.positions, 0, -5.0, 110.0, 0.001, contract, account.rules)
     assert account.wallet[WALLET] == pytest.approx(10_000.0 + 2 * 10.0 - 5 * 110.0 * 0.001)
     assert account.position[QUANTITY] == pytest.approx(-3.0)
     assert account.position[ENTRY_PRICE] == pytest.approx(110.0)
@@ -388,4 +394,4 @@ def test_a_drawdown_of_the_limit_ends_the_episode() -> None:
     assert not account.terminated
     account.step((70.1, 70.1, 70.0, 70.0))
     assert account.terminated
-    assert account.ledger[LEDGER["drawdown"]] == pytest.approx(0.3)
+    assert account.account.ledger[LEDGER["drawdown"]] == pytest.approx(0.3)

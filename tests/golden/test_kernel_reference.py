@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from perpgym.data.contract import Bracket, Contract
-from perpgym.envs.account import Bar
+from perpgym.envs.arrays import Bar
 from perpgym.envs.config import EnvConfig
 from perpgym.envs.risk.limits import RiskLimits
 

@@ -1,0 +1,124 @@
+"""What a fill, a settlement and a liquidation move: account, ledger and the contract's own ledger row."""
+
+from __future__ import annotations
+
+from perpgym.envs.account import (
+    ACCRUED_FUNDING,
+    ENTRY_PRICE,
+    ISOLATED_WALLET,
+    QUANTITY,
+    WALLET,
+    apply_fill,
+    flatten,
+    on_lot_grid,
+)
+from perpgym.envs.compile import kernel
+from perpgym.envs.execution import square_root_impact
+from perpgym.envs.margin import bankruptcy_worth, price_of, worth
+from perpgym.envs.orders import market_fill_price
+from perpgym.envs.spaces import CONTRACT_LEDGER, LEDGER
+
+_PRICE_PNL, _FUNDING, _FEES = LEDGER["price_pnl"], LEDGER["funding"], LEDGER["fees"]
+_CLEARANCE, _SPREAD, _IMPACT = LEDGER["clearance"], LEDGER["spread"], LEDGER["impact"]
+_INSURANCE, _TRADED, _FILLS = LEDGER["insurance"], LEDGER["traded_notional"], LEDGER["fills"]
+_LIQUIDATED, _STOPPED = LEDGER["liquidated"], LEDGER["stopped"]
+_FILLED, _PROFIT = CONTRACT_LEDGER["filled"], CONTRACT_LEDGER["profit"]
+
+
+@kernel
+def _record_fill(account, asset, quantity, price, reference, mark_close, costs, contract):  # type: ignore[no-untyped-def]
+    """``costs``: settle currency, all that the fill took beside the price, for the contract's own row."""
+    profit = quantity * (worth(mark_close, contract.is_inverse) - worth(reference, contract.is_inverse))
+    account.ledger[_PRICE_PNL] += profit
+    account.ledger[_TRADED] += abs(quantity * worth(price, contract.is_inverse))
+    account.ledger[_FILLS] += 1.0
+    account.holdings[asset, _FILLED] += quantity
+    account.holdings[asset, _PROFIT] += profit - costs
+
+
+@kernel
+def take(account, asset, quantity, reference, bar, mark_close, contract, rules):  # type: ignore[no-untyped-def]
+    """A taker fill at half spread and impact from ``reference``; returns the fill price."""
+    touch, price = market_fill_price(reference, quantity, bar, contract, rules)
+    fee = apply_fill(
+        account.wallet, account.positions, asset, quantity, price, contract.taker_rate, contract, rules
+    )
+    touch_worth = worth(touch, contract.is_inverse)
+    spread = abs(quantity * (touch_worth - worth(reference, contract.is_inverse)))
+    impact = abs(quantity * (worth(price, contract.is_inverse) - touch_worth))
+    account.ledger[_FEES] += fee
+    account.ledger[_SPREAD] += spread
+    account.ledger[_IMPACT] += impact
+    _record_fill(account, asset, quantity, price, reference, mark_close, fee + spread + impact, contract)
+    return price
+
+
+@kernel
+def take_at(account, asset, quantity, price, fee_rate, mark_close, contract, rules):  # type: ignore[no-untyped-def]
+    """A fill at exactly ``price``: a take-profit or a resting order."""
+    fee = apply_fill(account.wallet, account.positions, asset, quantity, price, fee_rate, contract, rules)
+    account.ledger[_FEES] += fee
+    _record_fill(account, asset, quantity, price, price, mark_close, fee, contract)
+
+
+@kernel
+def settle_funding(account, asset, mark_price, rate, contract):  # type: ignore[no-untyped-def]
+    """Move one settlement: a long pays when the rate is positive.
+
+    Args:
+        mark_price: quote, at the settlement.
+        rate: fraction of notional, the funding multiplier included.
+    """
+    position = account.positions[asset]
+    received = -position[QUANTITY] * abs(worth(mark_price, contract.is_inverse)) * rate
+    account.wallet[WALLET] += received
+    account.wallet[ACCRUED_FUNDING] += received
+    if contract.is_isolated > 0.0:
+        position[ISOLATED_WALLET] += received
+    account.ledger[_FUNDING] += received
+    account.holdings[asset, _PROFIT] += received
+
+
+@kernel
+def close_by_force(account, asset, size, balance, mark_price, bar, mark_close, contract, rules):  # type: ignore[no-untyped-def]
+    """Liquidate ``size`` of a position at the mark less half spread and impact, never beyond bankruptcy.
+
+    The clearance fee comes out of what remains of the margin balance; the insurance fund bears the rest of
+    a fill beyond the bankruptcy price.
+
+    Args:
+        size: base (linear) or quote (inverse), at most the position's.
+        balance: settle currency behind this position before its own unrealised profit.
+    """
+    position = account.positions[asset]
+    held, entry = position[QUANTITY], position[ENTRY_PRICE]
+    side = 1.0 if held > 0.0 else -1.0
+    share = square_root_impact(size, bar.volume, bar.sigma_per_bar, rules.impact_coefficient)
+    touch = mark_price * (1.0 - side * rules.half_spread)
+    market = worth(touch - side * mark_price * min(share, 0.5), contract.is_inverse)
+    bankruptcy = bankruptcy_worth(balance, held, entry, contract.is_inverse)
+    value = max(market, bankruptcy) if side > 0.0 else min(market, bankruptcy)
+    remains = balance + held * (value - worth(entry, contract.is_inverse))
+    clearance = min(contract.clearance_rate * size * abs(value), max(remains, 0.0))
+    realised = side * size * (value - worth(entry, contract.is_inverse))
+    account.wallet[WALLET] += realised - clearance
+    touch_worth = worth(touch, contract.is_inverse)
+    spread = size * abs(worth(mark_price, contract.is_inverse) - touch_worth)
+    impact = size * abs(market - touch_worth)
+    insurance = size * abs(value - market)
+    account.ledger[_SPREAD] += spread
+    account.ledger[_IMPACT] += impact
+    account.ledger[_INSURANCE] += insurance
+    account.ledger[_CLEARANCE] += clearance
+    account.ledger[_LIQUIDATED] = 1.0
+    costs = spread + impact + clearance - insurance
+    price = price_of(value, contract.is_inverse)
+    _record_fill(account, asset, -side * size, price, mark_price, mark_close, costs, contract)
+    left = on_lot_grid(held - side * size, held, contract.lot_size)
+    if left == 0.0:
+        flatten(position)
+        return
+    position[QUANTITY] = left
+    if contract.is_isolated > 0.0:
+        # a forced reduction releases nothing: what it realised and cost moves the isolated wallet
+        position[ISOLATED_WALLET] += realised - clearance
