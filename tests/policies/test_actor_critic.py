@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -14,10 +14,20 @@ from perpgym.data.features.scaler import fit_scaler
 from perpgym.data.tape import Tape
 from perpgym.envs import EnvConfig, PerpVecEnv
 from perpgym.policies import PerpActorCriticPolicy, PolicyConfig
+from perpgym.policies.config import EncoderName
 from perpgym.policies.scaler import FrozenScaler
 
 SMALL = PolicyConfig(
-    d_model=8, n_layers=2, n_heads=2, band=6, risk_hidden=4, risk_chunk=4, risk_warmup=4, policy_hidden=(8,)
+    d_model=8,
+    n_layers=2,
+    n_heads=2,
+    band=6,
+    chunk=4,
+    warmup=3,
+    risk_hidden=4,
+    risk_chunk=4,
+    risk_warmup=4,
+    policy_hidden=(8,),
 )
 
 
@@ -31,13 +41,15 @@ def make_env(tape: Tape, *, with_windows: bool, window_bars: int = SMALL.recepti
     return PerpVecEnv(tape, n_paths=3, accounts_per_path=2, config=config, with_windows=with_windows)
 
 
-def make_policy(tape: Tape, env: PerpVecEnv, **changes: Any) -> PerpActorCriticPolicy:
+def make_policy(
+    tape: Tape, env: PerpVecEnv, config: PolicyConfig = SMALL, **changes: Any
+) -> PerpActorCriticPolicy:
     torch.manual_seed(0)
     policy = PerpActorCriticPolicy(
         env.single_observation_space,
         env.single_action_space,
         lambda _: 1e-3,
-        config=SMALL,
+        config=config,
         market_scaler=fit_scaler(tape.features, 0, 100),
         risk_scaler=fit_scaler(tape.risk, 0, 100),
         **changes,
@@ -47,11 +59,14 @@ def make_policy(tape: Tape, env: PerpVecEnv, **changes: Any) -> PerpActorCriticP
     return policy
 
 
-def test_index_and_window_observations_give_equal_actions_and_values(tape: Tape) -> None:
-    faces = {}
+@pytest.mark.parametrize("encoder", get_args(EncoderName))
+def test_index_and_window_observations_give_equal_actions_and_values(
+    tape: Tape, encoder: EncoderName
+) -> None:
+    config, faces = replace(SMALL, encoder=encoder), {}
     for with_windows in (False, True):
         env = make_env(tape, with_windows=with_windows)
-        policy = make_policy(tape, env)
+        policy = make_policy(tape, env, config)
         policy.bind(tape)
         observation, _ = env.reset(seed=5)
         observation, *_ = env.step(np.full((6, 2), 0.7, np.float32))
