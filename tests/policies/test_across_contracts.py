@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 
 from perpgym.data.features.scaler import Scaler
+from perpgym.data.tape import Tape
 from perpgym.envs.spaces import ACCOUNT_NAMES, PORTFOLIO_NAMES
 from perpgym.policies import PolicyConfig
-from perpgym.policies.encoders import AcrossContracts, MarketTransformer
+from perpgym.policies.bound_tape import BoundTape
+from perpgym.policies.encoders import AcrossContracts, MarketTransformer, TemporalFusion
 from perpgym.policies.features import PerpFeatures
 
 ASSETS, COLUMNS, BARS = 3, 4, 40
@@ -135,6 +139,22 @@ def test_policys_features_of_three_contracts_are_the_same_in_stretch_and_window(
     torch.testing.assert_close(stretch, alone, rtol=0, atol=1e-5)
     assert fused.shape == (len(stretch), config.d_model)
     assert features.tokens(1) >= ASSETS * (6 if encoder == "tft" else 7)
+
+
+def test_weights_are_shown_contract_by_contract(make_tape: Callable[..., Tape]) -> None:
+    torch.manual_seed(0)
+    features = three_contracts(PolicyConfig(encoder="tft", d_model=8, n_heads=2, band=6, risk_hidden=0))
+    market = torch.randn(BARS, ASSETS * COLUMNS)
+    bound = BoundTape(tape=make_tape(bars=BARS), market=market, risk=torch.zeros(BARS, 6), first_clock=0)
+    shown = features.explain(torch.tensor([10, 20]), 7, bound)
+    assert isinstance(features.market_encoder, AcrossContracts)
+    assert isinstance(features.market_encoder.encoder, TemporalFusion)
+    assert shown.selection.shape == (2, ASSETS, 7, COLUMNS)
+    assert shown.attention.shape == (2, ASSETS, 7, 6)
+    second = features.market_scaler(market)[None, 20 - 5 : 27, COLUMNS : 2 * COLUMNS]
+    alone = features.market_encoder.encoder.explain(second)
+    torch.testing.assert_close(shown.selection[1, 1], alone.selection[0])
+    torch.testing.assert_close(shown.attention[1, 1], alone.attention[0])
 
 
 def three_contracts(config: PolicyConfig) -> PerpFeatures:

@@ -181,6 +181,25 @@ def test_embedding_has_no_gradient_from_later_bars(tape: Tape) -> None:
     assert not market.grad[0, SMALL.receptive_field :].any()
 
 
+def test_temporal_fusion_policy_shows_which_features_and_bars_it_looked_at(tape: Tape) -> None:
+    policy = make_policy(tape, make_env(tape, with_windows=False), replace(SMALL, encoder="tft"))
+    policy.bind(tape)
+    features, first = policy.features_extractor, torch.tensor([50, 120])
+    shown = features.explain(first, 10)
+    assert shown.selection.shape == (2, 1, 10, 4)
+    assert shown.attention.shape == (2, 1, 10, SMALL.band)
+    later = features.explain(first + 3, 1)
+    for whole, alone in zip(shown, later, strict=True):
+        torch.testing.assert_close(alone[:, :, 0], whole[:, :, 3], rtol=0, atol=1e-5)
+        assert whole.std() > 0.01
+
+
+def test_encoder_without_weights_to_show_says_which_one_has_them(tape: Tape) -> None:
+    policy = make_policy(tape, make_env(tape, with_windows=False))
+    with pytest.raises(ValueError, match="train with policy=tft"):
+        policy.features_extractor.explain(torch.tensor([50]), 1)
+
+
 def test_state_dependent_exploration_is_refused(tape: Tape) -> None:
     with pytest.raises(ValueError, match="leave use_sde=False"):
         make_policy(tape, make_env(tape, with_windows=False), use_sde=True)
