@@ -38,7 +38,9 @@ from perpgym.policies.config import PolicyConfig
 FORMAT = 1
 WEIGHTS_FILE, META_FILE = "weights.safetensors", "artifact.json"
 _LIBRARIES = ("torch", "numpy", "stable-baselines3", "gymnasium", "numba")
-_PARITY_BARS = 128
+# a policy that answers stretch and window differently would not do live what it did in training
+MAX_PARITY_ERROR = 1e-3
+_PARITY_PLACES, _PARITY_BARS = 3, 64
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,7 +56,8 @@ class Artifact:
         data_hash: of the training tape; provenance, not a condition.
         seed, commit: of the run.
         versions: of perpgym, Python and the libraries that trained it.
-        parity_error: largest difference between stretch and window contexts when it was saved.
+        parity_error: largest difference between what it computes from a stretch and from each bar's window,
+            when it was saved; see :func:`parity_error`.
         extra: what the caller wished to keep.
     """
 
@@ -100,6 +103,35 @@ class Artifact:
                 + "; ".join(problems)
                 + ". Build the tape with the run's feature config and contract, or train a new policy"
             )
+
+    def check_parity(self, tape: Tape | None = None, limit: float = MAX_PARITY_ERROR) -> float:
+        """Refuse a policy that a live bar would show other numbers than its training did; for live use.
+
+        Args:
+            tape: measured on it again, on this machine, beside the error that was stored; None for the latter
+                alone.
+            limit: of contexts and actions alike.
+
+        Returns:
+            The larger of the two errors.
+
+        Raises:
+            ValueError: it exceeds ``limit``, or is no number.
+        """
+        measured = {"when it was saved": self.parity_error}
+        if tape is not None:
+            self.check_tape(tape)
+            measured["on this machine"] = parity_error(self.policy, tape)
+        for when, error in measured.items():
+            # written so that nan is refused
+            if not error <= limit:
+                raise ValueError(
+                    f"a window and a stretch of the same bars give the policy numbers {error:.1e} apart "
+                    f"({when}), at most {limit:g} is allowed for live use: its weights have outgrown float32 "
+                    "or its encoder is not causal; use an earlier checkpoint, or train with a lower "
+                    "learning rate"
+                )
+        return max(measured.values())
 
 
 def save_artifact(
@@ -206,15 +238,29 @@ def load_artifact(folder: Path, device: torch.device | str = "cpu") -> Artifact:
 
 @torch.no_grad()
 def parity_error(policy: PerpActorCriticPolicy, tape: Tape) -> float:
-    """Largest difference between the contexts of one stretch and those of its bars' plain windows."""
-    features, device = policy.features_extractor, policy.device
-    bound = BoundTape.of(tape, device)
-    first = tape.first_valid_bar + policy.receptive_field - 1
-    count = min(_PARITY_BARS, len(tape) - first)
-    bars = first + torch.arange(count, device=device)
-    stretch = features.stretch_context(bars[:1], count, bound)[0]  # n 2D
-    windows = features.stretch_context(bars, 1, bound)[:, 0]  # n 2D
-    return float((stretch - windows).abs().max())
+    """Largest difference between what a policy computes from a stretch and from each of its bars' windows.
+
+    Contexts and the actions of a flat account (in the action space's unit) are compared at the beginning, the
+    middle and the end of the tape.
+    """
+    bound = BoundTape.of(tape, policy.device)
+    first, last = tape.first_valid_bar + policy.receptive_field - 1, len(tape)
+    count = min(_PARITY_BARS, last - first)
+    return max(
+        _parity_error_from(int(start), count, policy, bound)
+        for start in np.linspace(first, last - count, _PARITY_PLACES)
+    )
+
+
+def _parity_error_from(start: int, count: int, policy: PerpActorCriticPolicy, bound: BoundTape) -> float:
+    features = policy.features_extractor
+    bars = start + torch.arange(count, device=policy.device)
+    stretch = features.stretch_context(bars[:1], count, bound)[0]  # n C
+    windows = features.stretch_context(bars, 1, bound)[:, 0]  # n C
+    flat = torch.zeros(count, len(features.inverse_divisors), device=policy.device)  # n S
+    actions = [policy.action_mean(context, flat).clamp(-1.0, 1.0) for context in (stretch, windows)]  # n a
+    # torch's max keeps nan, Python's may lose it
+    return float(torch.cat(((stretch - windows).flatten(), (actions[0] - actions[1]).flatten())).abs().max())
 
 
 def _read_meta(path: Path) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def _encode(
     policy: PerpActorCriticPolicy, rollout: PathRollout, bars: NDArray[np.int64], n_bars: int
 ) -> torch.Tensor:
     """(P, n_bars, 2D) contexts from each of ``bars`` on."""
-    rollout.encoded_bars += bars.size * (n_bars + policy.receptive_field - 1)
+    rollout.tokens += bars.size * policy.tokens(n_bars)
     return policy.stretch_context(torch.from_numpy(bars).to(rollout.device), n_bars)
 
 

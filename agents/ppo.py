@@ -351,7 +351,7 @@ class PerpPPO(PPO):
         """
         rollout, losses = self.rollout_buffer, []
         for batch in rollout.minibatches(paths_per_batch, self.shuffle):
-            rollout.encoded_bars += len(batch.first_bar) * (rollout.n_steps + self.policy.receptive_field - 1)
+            rollout.tokens += len(batch.first_bar) * self.policy.tokens(rollout.n_steps)
             encoded = self.policy.stretch_context(batch.first_bar, rollout.n_steps)  # S T C
             forecast = self.policy.features_extractor.forecasts(encoded)  # S T H
             loss = task.loss(forecast, batch.first_bar, batch.length)
@@ -366,7 +366,7 @@ class PerpPPO(PPO):
             The loss, and (6,) detached statistics in the order of ``_STATISTICS``.
         """
         rollout = self.rollout_buffer
-        rollout.encoded_bars += batch.first_bar.shape[0] * (rollout.n_steps + self.policy.receptive_field - 1)
+        rollout.tokens += len(batch.first_bar) * self.policy.tokens(rollout.n_steps)
         encoded = self.policy.stretch_context(batch.first_bar, rollout.n_steps)  # S T 2D
         now = self.policy.evaluate_states(batch.arrange(encoded), batch.state, batch.actions)
         log_ratio = now.log_prob - batch.log_prob  # G T K
@@ -387,14 +387,14 @@ class PerpPPO(PPO):
         return float(self.clip_range(self._current_progress_remaining))  # type: ignore[operator]
 
     def _record(self, statistics: torch.Tensor, rollout: PathRollout) -> None:
-        """SB3's keys, and the bars encoded for each account step."""
+        """SB3's keys, and the tokens encoded for each account step, in rollout and all epochs."""
         for name, value in zip(_STATISTICS, statistics.mean(0).tolist(), strict=True):
             self.logger.record(f"train/{name}", value)
         self.logger.record("train/explained_variance", rollout.explained_variance())
         self.logger.record("train/std", float(self.policy.log_std.detach().exp().mean()))
         self.logger.record("train/clip_range", self._clip_range())
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        self.logger.record("train/encoded_bars_per_step", rollout.encoded_bars / rollout.reward.size)
+        self.logger.record("train/tokens_per_step", rollout.tokens / rollout.reward.size)
 
     # --- resuming ---
 

@@ -96,11 +96,12 @@ class PathRollout:
         self.terminated = np.zeros((buffer_size, n_envs), np.bool_)
         self.truncated = np.zeros((buffer_size, n_envs), np.bool_)
         self.segments: list[Segment] = []
-        self.encoded_bars = 0
+        # bars of single contracts that the market encoder has read for this rollout and its updates
+        self.tokens = 0
 
     def start(self, bars: NDArray[np.int64]) -> None:
         """Begin a rollout with path p at the close of ``bars[p]``."""
-        self.encoded_bars = 0
+        self.tokens = 0
         self.segments = [Segment(path, 0, int(bar)) for path, bar in enumerate(bars)]
 
     def jump(self, path: int, step: int, bar: int) -> None:

@@ -141,6 +141,10 @@ class PerpActorCriticPolicy(ActorCriticPolicy):
         """(S, n_bars, C) contexts of consecutive bars; see :meth:`PerpFeatures.stretch_context`."""
         return self.features_extractor.stretch_context(first_bar, n_bars)
 
+    def tokens(self, n_bars: int) -> int:
+        """What ``n_bars`` consecutive contexts cost; see :meth:`PerpFeatures.tokens`."""
+        return self.features_extractor.tokens(n_bars)
+
     def action_mean(self, context: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         """Means of the actions.
 

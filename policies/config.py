@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from perpgym.data.tape import CLOCK_PERIOD
+from perpgym.policies.encoders import DilatedConvolutions, GridRecurrent, LastBar, MarketTransformer
+
+EncoderName = Literal["transformer", "lstm", "gru", "tcn", "tft", "mlp"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,10 +16,18 @@ class PolicyConfig:
     """Widths and reach of the policy's network. The receptive field follows, it is not a setting.
 
     Attributes:
-        d_model: width D of the market embedding and of the fused features.
-        n_layers, n_heads: of the market transformer.
-        band: w, bars that one attention layer sees; the transformer reaches 1 + n_layers * (w - 1) bars.
-        ff_multiple: hidden width of a transformer block over ``d_model``.
+        encoder: of the market's features: ``transformer``, ``lstm``, ``gru``, ``tcn``, ``tft`` or ``mlp``;
+            ``docs/algorithms/encoders.md`` says what each is. It reads those of the next that say so.
+        d_model: width D of a contract's embedding and of the fused features.
+        n_layers: all but tft.
+        n_heads: transformer, tft, and the attention across contracts.
+        band: transformer and tft: w, bars that one attention layer sees; they reach 1 + n_layers * (w - 1)
+            and w bars.
+        ff_multiple: transformer and tcn: hidden width of a layer over ``d_model``.
+        chunk, warmup: lstm and gru: C, bars between restarts, which divides the clock's period of 2**20,
+            and B, bars read before each chunk; they reach B + C bars.
+        kernel: tcn: k, taps of a layer; it reaches 1 + (k - 1) * (2**n_layers - 1) bars.
+        cross_asset: contracts look at each other at every bar; nothing where there is one.
         risk_hidden: width of the risk LSTM; 0 leaves it out.
         risk_chunk: C, bars between restarts of the LSTM; divides the clock's period, 2**20.
         risk_warmup: B, bars that the LSTM reads before each chunk; it reaches B + C bars.
@@ -30,11 +41,16 @@ class PolicyConfig:
         log_std_init: initial logarithm of the actions' standard deviation (actions lie in [-1, 1]).
     """
 
+    encoder: EncoderName = "transformer"
     d_model: int = 32
     n_layers: int = 2
     n_heads: int = 4
     band: int = 32
     ff_multiple: int = 4
+    chunk: int = 32
+    warmup: int = 31
+    kernel: int = 3
+    cross_asset: bool = True
     risk_hidden: int = 16
     risk_chunk: int = 32
     risk_warmup: int = 31
@@ -46,19 +62,11 @@ class PolicyConfig:
     log_std_init: float = -0.5
 
     def __post_init__(self) -> None:
-        for name in ("d_model", "n_layers", "n_heads", "ff_multiple", "risk_chunk"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, was {getattr(self, name)}")
-        if self.band < 2:
-            raise ValueError(f"band must be at least 2 bars, was {self.band}")
-        if self.d_model % self.n_heads:
-            raise ValueError(f"d_model must be a multiple of n_heads ({self.n_heads}), was {self.d_model}")
-        if self.risk_hidden < 0 or self.risk_warmup < 0:
+        if self.encoder not in get_args(EncoderName):
             raise ValueError(
-                "risk_hidden and risk_warmup must not be negative; risk_hidden=0 leaves the LSTM out"
+                f"encoder must be one of {', '.join(get_args(EncoderName))}, was {self.encoder!r}"
             )
-        if CLOCK_PERIOD % self.risk_chunk:
-            raise ValueError(f"risk_chunk must be a power of two up to 2**20 (bars), was {self.risk_chunk}")
+        self._check_sizes()
         if not -5.0 <= self.log_std_init <= 1.0:
             raise ValueError(f"log_std_init must lie between -5 and 1 (a logarithm), was {self.log_std_init}")
         horizons = tuple(int(horizon) for horizon in self.forecast_bars)
@@ -76,11 +84,43 @@ class PolicyConfig:
                 raise ValueError(f"{name} must hold at least one positive width, was {widths}")
             object.__setattr__(self, name, widths)
 
+    def _check_sizes(self) -> None:
+        for name in ("d_model", "n_layers", "n_heads", "ff_multiple", "chunk", "risk_chunk"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, was {getattr(self, name)}")
+        for name in ("band", "kernel"):
+            if getattr(self, name) < 2:
+                raise ValueError(f"{name} must be at least 2 bars, was {getattr(self, name)}")
+        if self.d_model % self.n_heads:
+            raise ValueError(f"d_model must be a multiple of n_heads ({self.n_heads}), was {self.d_model}")
+        if min(self.risk_hidden, self.risk_warmup, self.warmup) < 0:
+            raise ValueError(
+                "risk_hidden, risk_warmup and warmup must not be negative; risk_hidden=0 leaves the LSTM out"
+            )
+        for name in ("chunk", "risk_chunk"):
+            if CLOCK_PERIOD % getattr(self, name):
+                raise ValueError(
+                    f"{name} must be a power of two up to 2**20 (bars), was {getattr(self, name)}"
+                )
+
     @property
     def receptive_field(self) -> int:
         """R, bars: the longer reach of the two encoders."""
-        market = 1 + self.n_layers * (self.band - 1)
-        return max(market, self.risk_warmup + self.risk_chunk if self.risk_hidden else 1)
+        risk = GridRecurrent.reach(self.risk_chunk, self.risk_warmup) if self.risk_hidden else 1
+        return max(self._market_reach(), risk)
+
+    def _market_reach(self) -> int:
+        match self.encoder:
+            case "transformer":
+                return MarketTransformer.reach(self.n_layers, self.band)
+            case "lstm" | "gru":
+                return GridRecurrent.reach(self.chunk, self.warmup)
+            case "tcn":
+                return DilatedConvolutions.reach(self.n_layers, self.kernel)
+            case "tft":
+                return self.band
+            case "mlp":
+                return LastBar.receptive_field
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""

@@ -10,9 +10,10 @@ from perpgym.data.features.scaler import Scaler
 from perpgym.data.tape import Tape
 from perpgym.policies.bound_tape import BoundTape
 from perpgym.policies.config import PolicyConfig
-from perpgym.policies.encoders import MarketTransformer, RiskLSTM
+from perpgym.policies.encoders import AcrossContracts, Explanation, TemporalFusion
 from perpgym.policies.forecast import ForecastHead
 from perpgym.policies.fusion import GatedFusion
+from perpgym.policies.market_encoder import build_market_encoder, build_risk_encoder
 from perpgym.policies.scaler import FrozenScaler
 from perpgym.policies.state import STATE_CLIP, state_divisors
 
@@ -44,18 +45,13 @@ class PerpFeatures(BaseFeaturesExtractor):
         n_assets = observation_space["account"].shape[0]  # type: ignore[index]
         self.market_scaler = FrozenScaler(market_scaler, n_assets)
         self.risk_scaler = FrozenScaler(risk_scaler, n_assets)
-        self.market_encoder = MarketTransformer(
-            in_features=len(self.market_scaler),
-            d_model=config.d_model,
-            n_layers=config.n_layers,
-            n_heads=config.n_heads,
-            band=config.band,
-            ff_multiple=config.ff_multiple,
-        )
-        self.risk_encoder = _risk_encoder(config, len(self.risk_scaler))
+        self.market_encoder = build_market_encoder(config, len(market_scaler.center), n_assets)
+        self.risk_encoder = build_risk_encoder(config, len(risk_scaler.center), n_assets)
         divisors = state_divisors(n_assets)
         self.register_buffer("inverse_divisors", 1.0 / divisors, persistent=False)
-        embedding_size = config.d_model + (config.risk_hidden if self.risk_encoder is not None else 0)
+        embedding_size = self.market_encoder.out_features
+        if self.risk_encoder is not None:
+            embedding_size += self.risk_encoder.out_features
         self.forecast = ForecastHead(embedding_size, config.forecast_bars) if config.forecast_bars else None
         self.fusion = GatedFusion(
             market_features=embedding_size,
@@ -161,6 +157,36 @@ class PerpFeatures(BaseFeaturesExtractor):
         tape = self.bound if bound is None else bound
         return self.context(*tape.stretches(first_bar - warmup, warmup + n_bars))
 
+    def explain(self, first_bar: torch.Tensor, n_bars: int, bound: BoundTape | None = None) -> Explanation:
+        """What the embeddings of consecutive bars rest on: for people, training has no use for it.
+
+        Args:
+            first_bar, n_bars, bound: as in :meth:`stretch_context`.
+
+        Returns:
+            Weights of features, (S, A, n_bars, F), and of bars, (S, A, n_bars, w), newest first.
+
+        Raises:
+            ValueError: the market encoder has no weights to show.
+        """
+        encoder = self.market_encoder
+        one = encoder.encoder if isinstance(encoder, AcrossContracts) else encoder
+        if not isinstance(one, TemporalFusion):
+            raise ValueError("only the temporal fusion encoder can show its weights: train with policy=tft")
+        warmup = one.receptive_field - 1
+        tape = self.bound if bound is None else bound
+        stretch = self.market_scaler(tape.stretches(first_bar - warmup, warmup + n_bars)[0])  # S L A*F
+        if isinstance(encoder, AcrossContracts):
+            stretch = encoder.by_contract(stretch)[0]  # S*A L F
+        selection, attention = (
+            weights.reshape(len(first_bar), -1, *weights.shape[1:]) for weights in one.explain(stretch)
+        )
+        return Explanation(selection, attention)
+
+    def tokens(self, n_bars: int) -> int:
+        """Bars of single contracts that the market encoder reads for ``n_bars`` consecutive contexts."""
+        return self.market_encoder.tokens(n_bars)
+
     def scale_state(self, raw: torch.Tensor) -> torch.Tensor:
         """(..., S) account columns then portfolio columns -> the same, divided by fixed divisors."""
         return (raw * self.inverse_divisors).clamp_(-STATE_CLIP, STATE_CLIP)
@@ -189,14 +215,3 @@ class PerpFeatures(BaseFeaturesExtractor):
         first_bar = clock - (self.receptive_field - 1)
         newest = slice(window - self.receptive_field, None)
         return self.context(market[:, newest], risk[:, newest], first_bar)[:, 0]  # N C
-
-
-def _risk_encoder(config: PolicyConfig, n_columns: int) -> RiskLSTM | None:
-    if config.risk_hidden == 0:
-        return None
-    return RiskLSTM(
-        in_features=n_columns,
-        hidden=config.risk_hidden,
-        chunk=config.risk_chunk,
-        warmup=config.risk_warmup,
-    )

@@ -1,7 +1,20 @@
 """Causal encoders with a finite receptive field: what turns bars into embeddings."""
 
+from perpgym.policies.encoders.across_contracts import AcrossContracts
 from perpgym.policies.encoders.market_transformer import MarketTransformer
+from perpgym.policies.encoders.mlp import LastBar
 from perpgym.policies.encoders.protocol import Encoder
-from perpgym.policies.encoders.risk_lstm import RiskLSTM
+from perpgym.policies.encoders.recurrent import GridRecurrent
+from perpgym.policies.encoders.tcn import DilatedConvolutions
+from perpgym.policies.encoders.temporal_fusion import Explanation, TemporalFusion
 
-__all__ = ["Encoder", "MarketTransformer", "RiskLSTM"]
+__all__ = [
+    "AcrossContracts",
+    "DilatedConvolutions",
+    "Encoder",
+    "Explanation",
+    "GridRecurrent",
+    "LastBar",
+    "MarketTransformer",
+    "TemporalFusion",
+]

@@ -6,6 +6,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from perpgym.policies.encoders.banded import band_bias, fill_blocks, with_block_before
+from perpgym.policies.encoders.protocol import count_outputs
+
 
 class MarketTransformer(nn.Module):
     """Pre-norm transformer whose attention reaches w bars back, with linear position biases.
@@ -23,7 +26,7 @@ class MarketTransformer(nn.Module):
     ) -> None:
         super().__init__()
         self.band = band
-        self.receptive_field = 1 + n_layers * (band - 1)
+        self.receptive_field = self.reach(n_layers, band)
         self.out_features = d_model
         self.embed = nn.Linear(in_features, d_model)
         self.blocks = nn.ModuleList(
@@ -32,6 +35,15 @@ class MarketTransformer(nn.Module):
         )
         self.norm = nn.LayerNorm(d_model)
         self.reset_parameters()
+
+    @staticmethod
+    def reach(n_layers: int, band: int) -> int:
+        """R = 1 + n (w - 1), bars."""
+        return 1 + n_layers * (band - 1)
+
+    def tokens(self, n_bars: int) -> int:
+        """Bars read for ``n_bars`` embeddings."""
+        return n_bars + self.receptive_field - 1
 
     def reset_parameters(self) -> None:
         """Orthogonal weights; what writes to the residual stream is scaled by 1 / sqrt(2 n) (GPT-2)."""
@@ -59,14 +71,8 @@ class MarketTransformer(nn.Module):
             ValueError: the stretch is shorter than the receptive field.
         """
         del first_bar
-        n_out = stretch.shape[1] - self.receptive_field + 1
-        if n_out < 1:
-            raise ValueError(
-                f"a stretch must hold at least {self.receptive_field} bars (the receptive field), "
-                f"had {stretch.shape[1]}"
-            )
-        # bars in front that no wanted output depends on, to fill the first block
-        x = self.embed(functional.pad(stretch, (0, 0, -stretch.shape[1] % self.band, 0)))  # B M D
+        n_out = count_outputs(stretch, self.receptive_field)
+        x = self.embed(fill_blocks(stretch, self.band))  # B M D
         for depth, block in enumerate(self.blocks, start=1):
             needed = n_out + (len(self.blocks) - depth) * (self.band - 1)
             x = block(x, -(-needed // self.band))  # B blocks*w D
@@ -115,11 +121,7 @@ class BandedBlock(nn.Module):
     def _attend(self, query: torch.Tensor, key_value: torch.Tensor, n_blocks: int) -> torch.Tensor:
         batch, _, width = query.shape
         w, heads = self.band, self.n_heads
-        blocks = key_value.view(batch, -1, w, 2 * width)  # B m w 2D
-        if blocks.shape[1] == n_blocks:
-            blocks = functional.pad(blocks, (0, 0, 0, 0, 1, 0))  # B m+1 w 2D
-        blocks = blocks[:, -n_blocks - 1 :]
-        pairs = torch.cat((blocks[:, :-1], blocks[:, 1:]), dim=2)  # B n 2w 2D
+        pairs = with_block_before(key_value, w, n_blocks)  # B*n 2w 2D
         pairs = pairs.view(batch * n_blocks, 2 * w, 2, heads, -1)  # B*n 2w 2 H d
         key, value = pairs.transpose(1, 3).unbind(2)  # B*n H 2w d
         query = query.view(batch * n_blocks, w, heads, -1).transpose(1, 2)  # B*n H w d
@@ -127,18 +129,3 @@ class BandedBlock(nn.Module):
             query, key, value, attn_mask=self.bias
         )  # B*n H w d
         return attended.transpose(1, 2).reshape(batch, n_blocks * w, width)  # B n*w D
-
-
-def band_bias(n_heads: int, band: int) -> torch.Tensor:
-    """What is added to the scores of a block's w queries over its 2w keys.
-
-    Returns:
-        (1, H, w, 2w) float32: -slope * distance for distances 0 ... w - 1, -inf outside the band; slopes
-        2^(-8h/H) as in ALiBi, section 3.
-    """
-    query = torch.arange(band).unsqueeze(1)
-    key = torch.arange(2 * band) - band
-    distance = (query - key).float()  # w 2w
-    slope = 2.0 ** (-8.0 * torch.arange(1, n_heads + 1) / n_heads)
-    bias = -slope.view(n_heads, 1, 1) * distance  # H w 2w
-    return bias.masked_fill((distance < 0) | (distance >= band), float("-inf")).unsqueeze(0)

@@ -12,7 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from perpgym.agents.artifact import META_FILE, WEIGHTS_FILE, Artifact, _digest, load_artifact, save_artifact
+from perpgym.agents.artifact import (
+    META_FILE,
+    WEIGHTS_FILE,
+    Artifact,
+    _digest,
+    load_artifact,
+    save_artifact,
+)
 from perpgym.agents.checkpoint import DamagedFileError
 from perpgym.agents.protocol import Agent
 from perpgym.agents.trained import TrainedAgent
@@ -21,6 +28,7 @@ from perpgym.data.tape import Tape
 from perpgym.envs import EnvConfig, PerpVecEnv, RiskLimits
 from perpgym.envs.spaces import ACCOUNT_NAMES, PORTFOLIO_NAMES
 from perpgym.policies import PerpActorCriticPolicy, PolicyConfig
+from perpgym.policies.encoders import Encoder
 
 SMALL = PolicyConfig(d_model=8, n_layers=2, n_heads=2, band=6, risk_hidden=4, risk_chunk=4, risk_warmup=4)
 REACH = SMALL.receptive_field
@@ -95,6 +103,42 @@ def test_artifact_carries_what_evaluation_and_live_need(folder: Path, tape: Tape
     assert {"perpgym", "python", "torch"} <= artifact.versions.keys()
     assert 0 <= artifact.parity_error < 1e-5
     artifact.check_tape(tape)
+
+
+def test_policy_whose_windows_and_stretches_agree_is_admitted_to_live(folder: Path, tape: Tape) -> None:
+    artifact = load_artifact(folder)
+    assert artifact.check_parity() == artifact.parity_error
+    assert artifact.check_parity(tape) < 1e-5
+
+
+@pytest.mark.parametrize("error", [0.0011, float("inf"), float("nan")])
+def test_policy_that_answers_windows_differently_is_refused_for_live(folder: Path, error: float) -> None:
+    rewrite(folder, parity_error=error)
+    with pytest.raises(ValueError, match=r"apart \(when it was saved\), at most 0.001 is allowed"):
+        load_artifact(folder).check_parity()
+
+
+class CentredOverBars(torch.nn.Module):
+    """A broken encoder: it takes a statistic over the bars that it happens to be shown."""
+
+    def __init__(self, causal: Encoder) -> None:
+        super().__init__()
+        self.causal = causal
+        self.receptive_field = causal.receptive_field
+
+    def encode(self, stretch: torch.Tensor, first_bar: torch.Tensor) -> torch.Tensor:
+        embedding = self.causal.encode(stretch, first_bar)
+        return embedding - embedding.mean(1, keepdim=True)
+
+
+def test_encoder_that_looks_at_its_batch_is_caught_on_the_machine_that_measures_it(
+    folder: Path, tape: Tape
+) -> None:
+    artifact = load_artifact(folder)
+    features = artifact.policy.features_extractor
+    features.market_encoder = CentredOverBars(features.market_encoder)  # type: ignore[assignment]
+    with pytest.raises(ValueError, match=r"apart \(on this machine\), at most 0.001 is allowed"):
+        artifact.check_parity(tape)
 
 
 def test_tape_that_does_not_fit_is_refused_by_name(folder: Path, tape: Tape) -> None:

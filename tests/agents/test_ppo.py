@@ -190,7 +190,7 @@ def test_callbacks_see_every_step_and_may_stop(tape: Tape, tmp_path: Path) -> No
     assert (stopper.steps, stopper.rollouts, model.num_timesteps) == (5, 0, 40)
 
 
-def test_tensorboard_has_sb3s_keys_and_the_encoded_bars(tape: Tape, tmp_path: Path) -> None:
+def test_tensorboard_has_sb3s_keys_and_the_token_budget(tape: Tape, tmp_path: Path) -> None:
     model = make_model(make_env(tape, episode_bars=20), tensorboard_log=str(tmp_path))
     model.learn(8 * 32 * 2)
     events = EventAccumulator(str(next(tmp_path.iterdir())))
@@ -209,7 +209,7 @@ def test_tensorboard_has_sb3s_keys_and_the_encoded_bars(tape: Tape, tmp_path: Pa
         "train/policy_gradient_loss",
         "train/std",
         "train/value_loss",
-        "train/encoded_bars_per_step",
+        "train/tokens_per_step",
     } <= set(events.Tags()["scalars"])
 
 
@@ -219,8 +219,8 @@ def test_accounts_on_one_path_share_its_encoding(tape: Tape) -> None:
     segments, reach = len(model.rollout_buffer.segments), SMALL.receptive_field
     assert segments >= 4
     longest = segments * (33 + reach - 1) + 3 * segments * (32 + reach - 1)
-    assert model.rollout_buffer.encoded_bars <= longest
-    assert model.rollout_buffer.encoded_bars / (8 * 32) < 4
+    assert model.rollout_buffer.tokens <= longest
+    assert model.rollout_buffer.tokens / (8 * 32) < 4
 
 
 def test_no_further_epoch_once_the_policy_has_moved_too_far(tape: Tape) -> None:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
 from perpgym.data.load import DataConfig
 from perpgym.envs.config import EnvConfig
 from perpgym.experiments.settings import _SECTIONS, Settings, build
+from perpgym.policies.config import EncoderName, PolicyConfig
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
+ENCODERS = get_args(EncoderName)
 # composition sets these from the policy and the reward
 _COMPOSED = {"window_bars", "reward_scale", "reward_risk_aversion", "reward_equity_floor"}
 
@@ -55,7 +58,23 @@ def test_the_issue_s_defaults_stand_in_the_config() -> None:
     assert (env.initial_wallet, env.leverage, env.taker_rate, env.max_drawdown) == (1e6, 20.0, 0.0004, 0.3)
 
 
-@pytest.mark.parametrize("section", sorted(set(_SECTIONS) - {"split"}))
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_every_encoder_is_one_word_away_and_sees_63_bars(encoder: str) -> None:
+    policy = Settings.from_mapping(composed(f"policy={encoder}")).policy
+    assert policy.encoder == encoder
+    assert policy.receptive_field == 63
+    default = Settings.from_mapping(composed()).policy
+    assert (policy.d_model, policy.risk_hidden) == (default.d_model, default.risk_hidden)
+
+
+def test_a_policy_offers_the_settings_that_its_encoder_reads_and_no_others() -> None:
+    offered = {encoder: set(composed(f"policy={encoder}")["policy"]) - {"_target_"} for encoder in ENCODERS}
+    assert set().union(*offered.values()) == {f.name for f in dataclasses.fields(PolicyConfig)}
+    with pytest.raises(ConfigCompositionException, match=r"policy\.band"):
+        composed("policy=tcn", "policy.band=8")
+
+
+@pytest.mark.parametrize("section", sorted(set(_SECTIONS) - {"split", "policy"}))
 def test_every_setting_of_a_component_can_be_overridden_by_name(section: str) -> None:
     config = composed()[section]
     fields = {f.name for f in dataclasses.fields(_SECTIONS[section])}

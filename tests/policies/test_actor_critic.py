@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -14,10 +14,20 @@ from perpgym.data.features.scaler import fit_scaler
 from perpgym.data.tape import Tape
 from perpgym.envs import EnvConfig, PerpVecEnv
 from perpgym.policies import PerpActorCriticPolicy, PolicyConfig
+from perpgym.policies.config import EncoderName
 from perpgym.policies.scaler import FrozenScaler
 
 SMALL = PolicyConfig(
-    d_model=8, n_layers=2, n_heads=2, band=6, risk_hidden=4, risk_chunk=4, risk_warmup=4, policy_hidden=(8,)
+    d_model=8,
+    n_layers=2,
+    n_heads=2,
+    band=6,
+    chunk=4,
+    warmup=3,
+    risk_hidden=4,
+    risk_chunk=4,
+    risk_warmup=4,
+    policy_hidden=(8,),
 )
 
 
@@ -31,13 +41,15 @@ def make_env(tape: Tape, *, with_windows: bool, window_bars: int = SMALL.recepti
     return PerpVecEnv(tape, n_paths=3, accounts_per_path=2, config=config, with_windows=with_windows)
 
 
-def make_policy(tape: Tape, env: PerpVecEnv, **changes: Any) -> PerpActorCriticPolicy:
+def make_policy(
+    tape: Tape, env: PerpVecEnv, config: PolicyConfig = SMALL, **changes: Any
+) -> PerpActorCriticPolicy:
     torch.manual_seed(0)
     policy = PerpActorCriticPolicy(
         env.single_observation_space,
         env.single_action_space,
         lambda _: 1e-3,
-        config=SMALL,
+        config=config,
         market_scaler=fit_scaler(tape.features, 0, 100),
         risk_scaler=fit_scaler(tape.risk, 0, 100),
         **changes,
@@ -47,11 +59,14 @@ def make_policy(tape: Tape, env: PerpVecEnv, **changes: Any) -> PerpActorCriticP
     return policy
 
 
-def test_index_and_window_observations_give_equal_actions_and_values(tape: Tape) -> None:
-    faces = {}
+@pytest.mark.parametrize("encoder", get_args(EncoderName))
+def test_index_and_window_observations_give_equal_actions_and_values(
+    tape: Tape, encoder: EncoderName
+) -> None:
+    config, faces = replace(SMALL, encoder=encoder), {}
     for with_windows in (False, True):
         env = make_env(tape, with_windows=with_windows)
-        policy = make_policy(tape, env)
+        policy = make_policy(tape, env, config)
         policy.bind(tape)
         observation, _ = env.reset(seed=5)
         observation, *_ = env.step(np.full((6, 2), 0.7, np.float32))
@@ -164,6 +179,25 @@ def test_embedding_has_no_gradient_from_later_bars(tape: Tape) -> None:
     assert market.grad is not None
     # the first output stands at bar R - 1: nothing after it moves it
     assert not market.grad[0, SMALL.receptive_field :].any()
+
+
+def test_temporal_fusion_policy_shows_which_features_and_bars_it_looked_at(tape: Tape) -> None:
+    policy = make_policy(tape, make_env(tape, with_windows=False), replace(SMALL, encoder="tft"))
+    policy.bind(tape)
+    features, first = policy.features_extractor, torch.tensor([50, 120])
+    shown = features.explain(first, 10)
+    assert shown.selection.shape == (2, 1, 10, 4)
+    assert shown.attention.shape == (2, 1, 10, SMALL.band)
+    later = features.explain(first + 3, 1)
+    for whole, alone in zip(shown, later, strict=True):
+        torch.testing.assert_close(alone[:, :, 0], whole[:, :, 3], rtol=0, atol=1e-5)
+        assert whole.std() > 0.01
+
+
+def test_encoder_without_weights_to_show_says_which_one_has_them(tape: Tape) -> None:
+    policy = make_policy(tape, make_env(tape, with_windows=False))
+    with pytest.raises(ValueError, match="train with policy=tft"):
+        policy.features_extractor.explain(torch.tensor([50]), 1)
 
 
 def test_state_dependent_exploration_is_refused(tape: Tape) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from perpgym.policies.encoders.market_transformer import BandedBlock, MarketTransformer, band_bias
+from perpgym.policies.encoders.banded import band_bias
+from perpgym.policies.encoders.market_transformer import BandedBlock, MarketTransformer
 
 
 def dense_block(block: BandedBlock, x: torch.Tensor) -> torch.Tensor:
