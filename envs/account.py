@@ -147,6 +147,9 @@ def apply_fill(wallet, positions, asset, quantity, price, fee_rate, contract, ru
         position[ENTRY_PRICE] = price
         position[BARS_HELD] = 0.0
         position[ISOLATED_WALLET] = 0.0
+        # a stop of the other side has nothing left to protect
+        position[STOP_PRICE] = math.nan
+        position[TARGET_PRICE] = math.nan
     elif opened > 0.0:
         # worths average by size: the harmonic mean of an inverse contract's prices
         mean = (abs(held) * worth(entry, contract.is_inverse) + opened * value) / (abs(held) + opened)

@@ -69,7 +69,11 @@ class ContractRules(NamedTuple):
 
 
 class AccountRules(NamedTuple):
-    """Settings of the account, its execution and its limits; floats, inf for no limit."""
+    """Settings of the account, its execution and its limits; floats, inf for no limit.
+
+    ``stop_at_last``: a stop or target that the mark triggers fills where the last price stands, a target
+    only if it trades there. ``liquidates_at_bankruptcy``: a liquidation takes the whole margin.
+    """
 
     is_band: float
     max_exposure: float
@@ -80,8 +84,10 @@ class AccountRules(NamedTuple):
     stop_loss: float
     take_profit: float
     stop_on_mark: float
+    stop_at_last: float
     funding_multiplier: float
     liquidates_by_bracket: float
+    liquidates_at_bankruptcy: float
     is_joint_adverse: float
     max_drawdown: float
     reward_equity_floor: float
@@ -118,6 +124,7 @@ class Account(NamedTuple):
         ledger: (len(LEDGER_COLUMNS),) float64, what the step booked.
         holdings: (A, len(CONTRACT_LEDGER_COLUMNS)) float64, the same by contract.
         orders: (A, ORDER_COLUMNS) float64, between decision and fill.
+        fills: (F, FILL_COLUMNS) float64, the first F fills of the step; F = 0 keeps none.
     """
 
     wallet: Any
@@ -125,6 +132,7 @@ class Account(NamedTuple):
     ledger: Any
     holdings: Any
     orders: Any
+    fills: Any
 
 
 class BatchState(NamedTuple):

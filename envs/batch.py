@@ -168,7 +168,9 @@ def step_batch(world, state, actions, scratch, out, accounts_per_path):  # type:
         is_last = now >= state.path_end[path]
         for i in range(path * accounts_per_path, (path + 1) * accounts_per_path):
             wallet, positions = state.wallets[i], state.positions[i]
-            account = Account(wallet, positions, out.ledger[i], out.holdings[i], scratch.orders)
+            account = Account(
+                wallet, positions, out.ledger[i], out.holdings[i], scratch.orders, scratch.fills
+            )
             out.reward[i], is_terminated = step_account(account, world, actions[i], now, scratch)
             out.terminated[i] = is_terminated
             out.truncated[i] = is_last and not is_terminated

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from perpgym.envs.account import POSITION_COLUMNS, WALLET_COLUMNS
 from perpgym.envs.arrays import Account, StepArrays
+from perpgym.envs.fills import FILL_COLUMNS
 from perpgym.envs.orders import ORDER_COLUMNS
 from perpgym.envs.spaces import (
     ACCOUNT_COLUMNS,
@@ -87,12 +88,13 @@ class StepBuffers:
         )
 
 
-def make_account(n_contracts: int) -> Account:
-    """Zeroed rows of one account."""
+def make_account(n_contracts: int, n_fills: int = 0) -> Account:
+    """Zeroed rows of one account, with room for the first ``n_fills`` fills of a step."""
     return Account(
         wallet=np.zeros(WALLET_COLUMNS),
         positions=np.zeros((n_contracts, POSITION_COLUMNS)),
         ledger=np.zeros(len(LEDGER_COLUMNS)),
         holdings=np.zeros((n_contracts, len(CONTRACT_LEDGER_COLUMNS))),
         orders=np.zeros((n_contracts, ORDER_COLUMNS)),
+        fills=np.zeros((n_fills, FILL_COLUMNS)),
     )

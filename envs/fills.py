@@ -24,10 +24,28 @@ _INSURANCE, _TRADED, _FILLS = LEDGER["insurance"], LEDGER["traded_notional"], LE
 _LIQUIDATED, _STOPPED = LEDGER["liquidated"], LEDGER["stopped"]
 _FILLED, _PROFIT = CONTRACT_LEDGER["filled"], CONTRACT_LEDGER["profit"]
 
+# columns of a recorded fill: contract, signed quantity, quote, settle currency paid (fee or clearance),
+# settle currency that the price brought to the wallet, and why
+FILL_ASSET, FILL_QUANTITY, FILL_PRICE, FILL_FEE, FILL_REALISED, FILL_REASON = range(6)
+FILL_COLUMNS = 6
+# why a fill happened
+ORDER, STOP, TARGET, LIQUIDATION = range(4)
+
 
 @kernel
-def _record_fill(account, asset, quantity, price, reference, mark_close, costs, contract):  # type: ignore[no-untyped-def]
+def _record_fill(  # type: ignore[no-untyped-def]
+    account, asset, quantity, price, reference, mark_close, fee, realised, costs, reason, contract
+):
     """``costs``: settle currency, all that the fill took beside the price, for the contract's own row."""
+    number = int(account.ledger[_FILLS])
+    if number < account.fills.shape[0]:
+        row = account.fills[number]
+        row[FILL_ASSET] = asset
+        row[FILL_QUANTITY] = quantity
+        row[FILL_PRICE] = price
+        row[FILL_FEE] = fee
+        row[FILL_REALISED] = realised
+        row[FILL_REASON] = reason
     profit = quantity * (worth(mark_close, contract.is_inverse) - worth(reference, contract.is_inverse))
     account.ledger[_PRICE_PNL] += profit
     account.ledger[_TRADED] += abs(quantity * worth(price, contract.is_inverse))
@@ -37,9 +55,10 @@ def _record_fill(account, asset, quantity, price, reference, mark_close, costs, 
 
 
 @kernel
-def take(account, asset, quantity, reference, bar, mark_close, contract, rules):  # type: ignore[no-untyped-def]
+def take(account, asset, quantity, reference, bar, mark_close, reason, contract, rules):  # type: ignore[no-untyped-def]
     """A taker fill at half spread and impact from ``reference``; returns the fill price."""
     touch, price = market_fill_price(reference, quantity, bar, contract, rules)
+    wallet = account.wallet[WALLET]
     fee = apply_fill(
         account.wallet, account.positions, asset, quantity, price, contract.taker_rate, contract, rules
     )
@@ -49,16 +68,22 @@ def take(account, asset, quantity, reference, bar, mark_close, contract, rules):
     account.ledger[_FEES] += fee
     account.ledger[_SPREAD] += spread
     account.ledger[_IMPACT] += impact
-    _record_fill(account, asset, quantity, price, reference, mark_close, fee + spread + impact, contract)
+    realised = account.wallet[WALLET] - wallet + fee
+    _record_fill(
+        account, asset, quantity, price, reference, mark_close, fee, realised, fee + spread + impact, reason,
+        contract,
+    )  # fmt: skip
     return price
 
 
 @kernel
-def take_at(account, asset, quantity, price, fee_rate, mark_close, contract, rules):  # type: ignore[no-untyped-def]
+def take_at(account, asset, quantity, price, fee_rate, mark_close, reason, contract, rules):  # type: ignore[no-untyped-def]
     """A fill at exactly ``price``: a take-profit or a resting order."""
+    wallet = account.wallet[WALLET]
     fee = apply_fill(account.wallet, account.positions, asset, quantity, price, fee_rate, contract, rules)
     account.ledger[_FEES] += fee
-    _record_fill(account, asset, quantity, price, price, mark_close, fee, contract)
+    realised = account.wallet[WALLET] - wallet + fee
+    _record_fill(account, asset, quantity, price, price, mark_close, fee, realised, fee, reason, contract)
 
 
 @kernel
@@ -98,6 +123,8 @@ def close_by_force(account, asset, size, balance, mark_price, bar, mark_close, c
     market = worth(touch - side * mark_price * min(share, 0.5), contract.is_inverse)
     bankruptcy = bankruptcy_worth(balance, held, entry, contract.is_inverse)
     value = max(market, bankruptcy) if side > 0.0 else min(market, bankruptcy)
+    if rules.liquidates_at_bankruptcy > 0.0 and size >= abs(held):
+        value = bankruptcy
     remains = balance + held * (value - worth(entry, contract.is_inverse))
     clearance = min(contract.clearance_rate * size * abs(value), max(remains, 0.0))
     realised = side * size * (value - worth(entry, contract.is_inverse))
@@ -105,7 +132,8 @@ def close_by_force(account, asset, size, balance, mark_price, bar, mark_close, c
     touch_worth = worth(touch, contract.is_inverse)
     spread = size * abs(worth(mark_price, contract.is_inverse) - touch_worth)
     impact = size * abs(market - touch_worth)
-    insurance = size * abs(value - market)
+    # below zero where the fund keeps what a fill at bankruptcy leaves
+    insurance = side * size * (value - market)
     account.ledger[_SPREAD] += spread
     account.ledger[_IMPACT] += impact
     account.ledger[_INSURANCE] += insurance
@@ -113,7 +141,10 @@ def close_by_force(account, asset, size, balance, mark_price, bar, mark_close, c
     account.ledger[_LIQUIDATED] = 1.0
     costs = spread + impact + clearance - insurance
     price = price_of(value, contract.is_inverse)
-    _record_fill(account, asset, -side * size, price, mark_price, mark_close, costs, contract)
+    _record_fill(
+        account, asset, -side * size, price, mark_price, mark_close, clearance, realised, costs, LIQUIDATION,
+        contract,
+    )  # fmt: skip
     left = on_lot_grid(held - side * size, held, contract.lot_size)
     if left == 0.0:
         flatten(position)

@@ -24,7 +24,7 @@ from perpgym.envs.account import (
 )
 from perpgym.envs.arrays import contract_rules, read_bar
 from perpgym.envs.compile import cold_kernel, kernel
-from perpgym.envs.fills import settle_funding, take
+from perpgym.envs.fills import ORDER, STOP, settle_funding, take
 from perpgym.envs.liquidation import STRAIGHT, is_short_at, liquidate_if_short, mark_on_way
 from perpgym.envs.margin import worth
 from perpgym.envs.orders import (
@@ -122,7 +122,7 @@ def _fine_bar(account, world, now, fine, open_ms, is_first, scratch):  # type: i
                     _execute(account, world, asset, now, fine)
     is_eventful = _settles_inside(world, now, open_ms, account.positions.shape[0])
     is_eventful = is_eventful or not nothing_happens(account, world, fine)
-    if is_eventful and _inside_bar(account, world, now, fine, open_ms, scratch):
+    if is_eventful and inside_bar(account, world, now, fine, open_ms, scratch):
         return True
     _settle_at_close(account, world, now, fine, open_ms)
     return is_short_at(account, world, fine, CLOSE) and liquidate_if_short(
@@ -144,7 +144,7 @@ def _execute(account, world, asset, now, fine):  # type: ignore[no-untyped-def]
         mark_close = world.market.mark[now, asset, CLOSE]
         row = account.holdings[asset]
         row[_FILL_PRICE] = take(
-            account, asset, quantity, bar.last_open, bar, mark_close, contract, world.rules
+            account, asset, quantity, bar.last_open, bar, mark_close, ORDER, contract, world.rules
         )
 
 
@@ -200,7 +200,7 @@ def _settle_inside(account, world, now, fine, open_ms, is_cost):  # type: ignore
 
 
 @cold_kernel
-def _inside_bar(account, world, now, fine, open_ms, scratch):  # type: ignore[no-untyped-def]
+def inside_bar(account, world, now, fine, open_ms, scratch):  # type: ignore[no-untyped-def]
     """Everything between the open and the close, adverse side first.
 
     Settlements strictly inside the bar that cost are charged before the adverse extreme, those that pay are
@@ -224,6 +224,7 @@ def _inside_bar(account, world, now, fine, open_ms, scratch):  # type: ignore[no
                 bar.last_open,
                 bar,
                 world.market.mark[now, asset, CLOSE],
+                STOP,
                 contract,
                 world.rules,
             )

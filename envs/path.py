@@ -23,7 +23,7 @@ from perpgym.envs.account import (
 )
 from perpgym.envs.arrays import contract_rules, read_bar
 from perpgym.envs.compile import cold_kernel, kernel
-from perpgym.envs.fills import take, take_at
+from perpgym.envs.fills import STOP, TARGET, take, take_at
 from perpgym.envs.liquidation import (
     ADVERSE_FIRST,
     HIGHS_FIRST,
@@ -74,7 +74,7 @@ def stop_reference(stop, side, bar, rules):  # type: ignore[no-untyped-def]
     A stop on the mark meets a last price that stands off by the basis; the basis of the open is assumed where
     it hurts, ignored where it would help, and the price is one that the bar traded.
     """
-    if rules.stop_on_mark == 0.0:
+    if rules.stop_on_mark == 0.0 or rules.stop_at_last == 0.0:
         return stop
     at_basis = stop * bar.last_open / bar.mark_open
     worse = min(stop, at_basis) if side > 0.0 else max(stop, at_basis)
@@ -104,6 +104,7 @@ def walk_leg(account, world, group, now, fine, way, leg):  # type: ignore[no-unt
                 reference,
                 bar,
                 world.market.mark[now, asset, CLOSE],
+                STOP,
                 contract,
                 world.rules,
             )
@@ -154,7 +155,8 @@ def _take_profits(account, world, group, now, fine, way, leg):  # type: ignore[n
         _start, trigger = leg_prices(bar, way, leg, side, world.rules.stop_on_mark > 0.0)
         _start, last = leg_prices(bar, way, leg, side, False)
         # the last price must trade there too: a mark that runs ahead of it pays nobody
-        if bar.volume > 0.0 and side * (trigger - target) >= 0.0 and side * (last - target) >= 0.0:
+        is_traded = world.rules.stop_at_last == 0.0 or side * (last - target) >= 0.0
+        if bar.volume > 0.0 and side * (trigger - target) >= 0.0 and is_traded:
             take_at(
                 account,
                 asset,
@@ -162,6 +164,7 @@ def _take_profits(account, world, group, now, fine, way, leg):  # type: ignore[n
                 target,
                 contract.taker_rate,
                 world.market.mark[now, asset, CLOSE],
+                TARGET,
                 contract,
                 world.rules,
             )
@@ -237,6 +240,9 @@ def _copy_account(source, target):  # type: ignore[no-untyped-def]
             target.positions[asset, i] = source.positions[asset, i]
         for i in range(source.holdings.shape[1]):
             target.holdings[asset, i] = source.holdings[asset, i]
+    for fill in range(min(source.fills.shape[0], target.fills.shape[0])):
+        for i in range(source.fills.shape[1]):
+            target.fills[fill, i] = source.fills[fill, i]
 
 
 @cold_kernel
