@@ -81,8 +81,8 @@ class Ledger:
         mark = np.array([step.bars[s].mark for s in self.symbols])
         volume = np.full(len(self.symbols), 1e12)
         market = one_bar_market(
-            mark_before=mark[:, OPEN], last=last, mark=mark, volume=volume, sigma_per_bar=np.zeros_like(volume),
-            bar_ms=_BAR_MS,
+            mark_before=mark[:, OPEN], last=last, mark=mark, volume=volume,
+            sigma_per_bar=np.zeros_like(volume), bar_ms=_BAR_MS,
         )  # fmt: skip
         world = self.world._replace(market=market)
         self.account.ledger[:], self.account.holdings[:], self.account.fills[:] = 0.0, 0.0, 0.0

@@ -20,7 +20,7 @@ Prices = tuple[float, float, float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class ScenarioContract:
-    """One contract: the kernel's rules, brackets, and base (linear) or quote (inverse) units of a contract."""
+    """One contract: the kernel's rules, brackets, and base or (inverse) quote units of a contract."""
 
     rules: ContractRules
     brackets: NDArray[np.float64]
