@@ -24,6 +24,7 @@ class Market(NamedTuple):
         bar_ms: int, length of a bar.
         fine_last, fine_mark: (T * n + …, A, 4) float64, bars of ``fine_ms``.
         fine_volume: the same times, (…, A).
+        fine_share: the same times, (…, A), expected share of a finer bar in what is left of its bar's volume.
         fine_first: int, index of the finer bar that opens with bar 0.
         fine_per_bar: int, n; 1 without a finer tape.
         fine_ms: int, bar_ms / n.
@@ -42,6 +43,7 @@ class Market(NamedTuple):
     fine_last: Any
     fine_mark: Any
     fine_volume: Any
+    fine_share: Any
     fine_first: Any
     fine_per_bar: Any
     fine_ms: Any
@@ -81,6 +83,11 @@ class AccountRules(NamedTuple):
     half_spread: float
     impact_coefficient: float
     max_participation: float
+    style: float
+    limit_offset: float
+    iceberg_clip: float
+    latency_ms: float
+    carries_remainder: float
     stop_loss: float
     take_profit: float
     stop_on_mark: float
@@ -141,6 +148,7 @@ class BatchState(NamedTuple):
     Attributes:
         wallets: (N, WALLET_COLUMNS) float64.
         positions: (N, A, POSITION_COLUMNS) float64.
+        orders: (N, A, ORDER_COLUMNS) float64.
         path_bar, path_end: (P,) int64, the newest closed bar and the last one of the episode.
         next_start, next_end: (P,) int64, the episode that follows; start -1 once it is used.
         restart_wallet: (N,) float64, restart_exposure: (N, A) float64, of the next restart.
@@ -148,6 +156,7 @@ class BatchState(NamedTuple):
 
     wallets: Any
     positions: Any
+    orders: Any
     path_bar: Any
     path_end: Any
     next_start: Any

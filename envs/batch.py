@@ -120,9 +120,10 @@ def first_bad_action(actions):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def restart(wallet, positions, world, now, initial_wallet, exposure):  # type: ignore[no-untyped-def]
+def restart(wallet, positions, orders, world, now, initial_wallet, exposure):  # type: ignore[no-untyped-def]
     """Open the account anew, flat or with positions entered at the mark; ``exposure`` is (A,)."""
     open_account(wallet, positions, initial_wallet)
+    orders[:] = 0.0
     for asset in range(positions.shape[0]):
         mark = world.market.mark[now, asset, CLOSE]
         contract = contract_rules(world.contracts[asset])
@@ -151,7 +152,7 @@ def step_batch(world, state, actions, scratch, out, accounts_per_path):  # type:
         world: ``World``.
         state: ``BatchState``.
         actions: (N, A * action_dim) float32.
-        scratch: ``Account``; its orders serve every account in turn.
+        scratch: ``Account``, for a second way through a bar.
         out: ``StepArrays``.
         accounts_per_path: K.
 
@@ -169,7 +170,7 @@ def step_batch(world, state, actions, scratch, out, accounts_per_path):  # type:
         for i in range(path * accounts_per_path, (path + 1) * accounts_per_path):
             wallet, positions = state.wallets[i], state.positions[i]
             account = Account(
-                wallet, positions, out.ledger[i], out.holdings[i], scratch.orders, scratch.fills
+                wallet, positions, out.ledger[i], out.holdings[i], state.orders[i], scratch.fills
             )
             out.reward[i], is_terminated = step_account(account, world, actions[i], now, scratch)
             out.terminated[i] = is_terminated
@@ -180,7 +181,10 @@ def step_batch(world, state, actions, scratch, out, accounts_per_path):  # type:
                 out.final_bar[i] = now
                 observe_account(wallet, positions, world, now, out.final_account[i], out.final_portfolio[i])
                 shown = state.next_start[path] if is_last else now
-                restart(wallet, positions, world, shown, state.restart_wallet[i], state.restart_exposure[i])
+                restart(
+                    wallet, positions, state.orders[i], world, shown, state.restart_wallet[i],
+                    state.restart_exposure[i],
+                )  # fmt: skip
             out.bar[i] = shown
             observe_account(wallet, positions, world, shown, out.account[i], out.portfolio[i])
         state.path_bar[path] = now
@@ -207,6 +211,7 @@ def restart_batch(world, state, bars):  # type: ignore[no-untyped-def]
         restart(
             state.wallets[i],
             state.positions[i],
+            state.orders[i],
             world,
             bars[i],
             state.restart_wallet[i],

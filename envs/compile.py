@@ -24,6 +24,7 @@ KERNEL_FILES = (
     "fills.py",
     "liquidation.py",
     "path.py",
+    "matching.py",
     "kernel.py",
     "batch.py",
 )

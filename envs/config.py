@@ -7,6 +7,10 @@ from typing import Literal
 
 from perpgym.envs.spaces import ActionKind
 
+ExecutionStyle = Literal["market", "twap", "vwap", "limit", "iceberg"]
+# in the order of the codes in envs.orders
+EXECUTION_STYLES: tuple[ExecutionStyle, ...] = ("market", "twap", "vwap", "limit", "iceberg")
+
 
 @dataclass(frozen=True, kw_only=True)
 class EnvConfig:
@@ -22,6 +26,14 @@ class EnvConfig:
         half_spread_bps: distance from the last price to the touch.
         impact_coefficient: Y of the square-root law, impact = Y * sigma * sqrt(quantity / bar volume).
         max_participation: largest share of a bar's volume that one order may take.
+        execution: how orders reach the book: ``market`` at the open; ``twap`` in equal slices and ``vwap``
+            by the past volume profile along the bar; ``limit``, post-only at ``limit_offset_bps`` behind the
+            last close, for one bar; ``iceberg``, the same in clips.
+        limit_offset_bps: distance of a resting order from the last close.
+        iceberg_clip: fraction of the order that an iceberg shows.
+        latency_ms: from the decision to the book; needs finer bars that resolve it.
+        remainder: what the volume left of an order is ``drop``-ped, or ``carry``-ied on until it is filled or
+            another decision replaces it.
         taker_rate, maker_rate: fraction of notional; None takes the contract's.
         stop_loss, take_profit: fraction of the entry price, None for none.
         stop_trigger: the series that stops watch.
@@ -49,6 +61,11 @@ class EnvConfig:
     half_spread_bps: float = 1.0
     impact_coefficient: float = 1.0
     max_participation: float = 0.10
+    execution: ExecutionStyle = "market"
+    limit_offset_bps: float = 1.0
+    iceberg_clip: float = 0.1
+    latency_ms: float = 0.0
+    remainder: Literal["drop", "carry"] = "drop"
     taker_rate: float | None = 0.0004
     maker_rate: float | None = None
     stop_loss: float | None = None
@@ -76,6 +93,9 @@ class EnvConfig:
         _within("half_spread_bps", self.half_spread_bps, 0.0, 1_000.0, "basis points")
         _within("impact_coefficient", self.impact_coefficient, 0.0, 100.0, "dimensionless")
         _within("max_participation", self.max_participation, 1e-9, 1.0, "a fraction of the bar's volume")
+        _within("limit_offset_bps", self.limit_offset_bps, -1_000.0, 1_000.0, "basis points")
+        _within("iceberg_clip", self.iceberg_clip, 1e-3, 1.0, "a fraction of the order")
+        _within("latency_ms", self.latency_ms, 0.0, 1e9, "milliseconds")
         for name in ("taker_rate", "maker_rate"):
             rate = getattr(self, name)
             if rate is not None:
@@ -101,6 +121,8 @@ class EnvConfig:
             ("liquidation", ("full", "brackets")),
             ("extremes", ("worse", "joint_adverse")),
             ("restart", ("flat", "random")),
+            ("execution", EXECUTION_STYLES),
+            ("remainder", ("drop", "carry")),
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, was {getattr(self, name)!r}")

@@ -24,17 +24,11 @@ from perpgym.envs.account import (
 )
 from perpgym.envs.arrays import contract_rules, read_bar
 from perpgym.envs.compile import cold_kernel, kernel
-from perpgym.envs.fills import ORDER, STOP, settle_funding, take
+from perpgym.envs.fills import STOP, settle_funding, take
 from perpgym.envs.liquidation import STRAIGHT, is_short_at, liquidate_if_short, mark_on_way
 from perpgym.envs.margin import worth
-from perpgym.envs.orders import (
-    ORDER_HELD,
-    ORDER_QUANTITY,
-    ORDER_REASON,
-    accepted_quantity,
-    decide,
-    exposure_of,
-)
+from perpgym.envs.matching import AFTER_THE_WAY, carry_orders, fill_inside, send_orders
+from perpgym.envs.orders import MARKET, ORDER_REASON, decide, exposure_of
 from perpgym.envs.path import live_through, nothing_happens, opens_beyond_stop
 from perpgym.envs.spaces import CONTRACT_LEDGER, LEDGER
 
@@ -89,63 +83,41 @@ def step_account(account, world, action, now, scratch):  # type: ignore[no-untyp
     is_over = False
     first = world.market.fine_first + now * world.market.fine_per_bar
     open_ms = world.market.open_time_ms[now]
-    for fine in range(first, first + world.market.fine_per_bar):
-        is_over = _fine_bar(account, world, now, fine, open_ms, fine == first, scratch) or is_over
+    for number in range(world.market.fine_per_bar):
+        is_over = _fine_bar(account, world, now, first + number, open_ms, number, scratch)
         open_ms += world.market.fine_ms
         if is_over:
             break
+    carry_orders(account, world)
     return _close_books(account, world, equity_before, now, is_over)
 
 
 @kernel
-def _fine_bar(account, world, now, fine, open_ms, is_first, scratch):  # type: ignore[no-untyped-def]
+def _fine_bar(account, world, now, fine, open_ms, number, scratch):  # type: ignore[no-untyped-def]
     """Liquidation at the open, orders, the way of prices, settlements at the close, the last margin check.
 
     Returns:
         Whether the cross positions were liquidated whole.
     """
-    if is_short_at(account, world, fine, OPEN):
-        if liquidate_if_short(account, world, now, fine, STRAIGHT, 0, 0.0):
-            return True
-        for asset in range(account.positions.shape[0]):
-            # the position changed before its order could reach the book
-            if account.positions[asset, QUANTITY] != account.orders[asset, ORDER_HELD]:
-                account.orders[asset, ORDER_QUANTITY] = 0.0
-    if is_first:
-        # what closes goes first and frees margin for what opens
-        for is_opening in range(2):
-            for asset in range(account.positions.shape[0]):
-                quantity = account.orders[asset, ORDER_QUANTITY]
-                if quantity != 0.0 and (account.positions[asset, QUANTITY] * quantity >= 0.0) == (
-                    is_opening == 1
-                ):
-                    _execute(account, world, asset, now, fine)
+    if is_short_at(account, world, fine, OPEN) and liquidate_if_short(
+        account, world, now, fine, STRAIGHT, 0, 0.0
+    ):
+        return True
+    send_orders(account, world, now, fine, number)
     is_eventful = _settles_inside(world, now, open_ms, account.positions.shape[0])
     is_eventful = is_eventful or not nothing_happens(account, world, fine)
     if is_eventful and inside_bar(account, world, now, fine, open_ms, scratch):
+        return True
+    if (
+        world.rules.style != MARKET
+        and fill_inside(account, world, now, fine, number, AFTER_THE_WAY)
+        and live_through(account, world, now, fine, scratch)
+    ):
         return True
     _settle_at_close(account, world, now, fine, open_ms)
     return is_short_at(account, world, fine, CLOSE) and liquidate_if_short(
         account, world, now, fine, STRAIGHT, 0, 1.0
     )
-
-
-@kernel
-def _execute(account, world, asset, now, fine):  # type: ignore[no-untyped-def]
-    """Send one wanted order to the book of bar ``fine``."""
-    contract = contract_rules(world.contracts[asset])
-    bar = read_bar(world.market, now, fine, asset, contract.is_inverse)
-    quantity, reason = accepted_quantity(
-        account, world, fine, asset, account.orders[asset, ORDER_QUANTITY], bar, contract
-    )
-    account.orders[asset, ORDER_REASON] = reason
-    account.orders[asset, ORDER_QUANTITY] = 0.0
-    if quantity != 0.0:
-        mark_close = world.market.mark[now, asset, CLOSE]
-        row = account.holdings[asset]
-        row[_FILL_PRICE] = take(
-            account, asset, quantity, bar.last_open, bar, mark_close, ORDER, contract, world.rules
-        )
 
 
 @kernel

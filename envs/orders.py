@@ -26,10 +26,18 @@ from perpgym.envs.risk.overlay import NOTIONAL, admitted_exposure
 
 # why an order was cut or dropped: bits of the ``reason`` column
 MAX_QUANTITY, PARTICIPATION, MARGIN, BRACKET, TOO_SMALL, NO_MARKET = 1, 2, 4, 8, 16, 32
+WOULD_CROSS, NOT_REACHED = 64, 128
 
-# columns of the orders of one account, one row a contract
-ORDER_QUANTITY, ORDER_HELD, ORDER_REASON = range(3)
-ORDER_COLUMNS = 3
+# how an order reaches the book, in the order of envs.config.EXECUTION_STYLES
+MARKET, TWAP, VWAP, LIMIT, ICEBERG = range(5)
+# of a sliced order, mean over peak of the square-root law: the integral of sqrt(x) from 0 to 1
+SLICED_IMPACT = 2.0 / 3.0
+
+# columns of the orders of one account, one row a contract: what is left to fill (signed), what was held when
+# it was decided or last filled, why it was cut, the limit price (quote), what is carried on from bar to bar,
+# and whether it filled inside the bar, so that no target of this bar may count on it
+ORDER_QUANTITY, ORDER_HELD, ORDER_REASON, ORDER_LIMIT, ORDER_WORKING, ORDER_FRESH = range(6)
+ORDER_COLUMNS = 6
 
 
 @kernel
@@ -125,8 +133,48 @@ def is_reduce_only(held, quantity):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def accepted_quantity(account, world, fine, asset, quantity, bar, contract):  # type: ignore[no-untyped-def]
+def sliced_fill_price(quantity, bar, contract, rules):  # type: ignore[no-untyped-def]
+    """Reference, touch and mean fill price of an order in slices along a bar that nothing finer resolves.
+
+    The price is taken to go straight from open to close; impact builds up along the order, two thirds of a
+    single order's on average (the square-root law, integrated).
+    """
+    side = 1.0 if quantity > 0.0 else -1.0
+    reference = 0.5 * (bar.last_open + bar.last_close)
+    touch = touch_price(reference, rules.half_spread, contract.tick_size, side)
+    share = square_root_impact(quantity, bar.volume, bar.sigma_per_bar, rules.impact_coefficient)
+    impact = SLICED_IMPACT * min(share, 0.5)
+    return reference, touch, round_to_tick(touch + side * reference * impact, contract.tick_size, side)
+
+
+@kernel
+def limit_price(quantity, last_close, contract, rules):  # type: ignore[no-untyped-def]
+    """Where a resting order is placed: ``limit_offset`` behind the last close, on the tick away from it."""
+    side = 1.0 if quantity > 0.0 else -1.0
+    return round_to_tick(last_close * (1.0 - side * rules.limit_offset), contract.tick_size, -side)
+
+
+@kernel
+def volume_beyond(quantity, limit, bar, contract):  # type: ignore[no-untyped-def]
+    """Volume that traded through a resting order, if the bar went at least a tick beyond it; else 0.
+
+    The bar's volume is taken to lie evenly between its low and its high.
+    """
+    depth = limit - bar.last_low if quantity > 0.0 else bar.last_high - limit
+    width = bar.last_high - bar.last_low
+    if depth < contract.tick_size * (1.0 - 1e-6) or depth <= 0.0 or width <= 0.0:
+        return 0.0
+    return bar.volume * min(depth / width, 1.0)
+
+
+@kernel
+def accepted_quantity(account, world, fine, asset, quantity, volume, price, bar, contract):  # type: ignore[no-untyped-def]
     """What of a wanted order the exchange and the volume of the bar admit.
+
+    Args:
+        quantity: signed.
+        volume: that the order may take a share of.
+        price: quote, of a fill; nan: a market order's, which depends on what is left of its quantity.
 
     Returns:
         (quantity, reason): signed, in whole lots, 0 if nothing is left; bits of the rules that cut it.
@@ -135,13 +183,14 @@ def accepted_quantity(account, world, fine, asset, quantity, bar, contract):  # 
     reason = 0
     if abs(quantity) > contract.max_quantity:
         quantity, reason = math.copysign(contract.max_quantity, quantity), MAX_QUANTITY
-    most = round_toward_zero(world.rules.max_participation * bar.volume, contract.lot_size)
+    most = round_toward_zero(world.rules.max_participation * volume, contract.lot_size)
     if abs(quantity) > most:
         quantity = math.copysign(most, quantity)
         reason |= PARTICIPATION if bar.volume > 0.0 else NO_MARKET
     if quantity == 0.0 or is_reduce_only(held, quantity):
         return quantity, reason
-    _touch, price = market_fill_price(bar.last_open, quantity, bar, contract, world.rules)
+    if math.isnan(price):
+        _touch, price = market_fill_price(bar.last_open, quantity, bar, contract, world.rules)
     free = free_margin(account, world, fine, asset)
     quantity, cut = affordable_quantity(
         account.positions[asset], free, quantity, price, bar.mark_open, contract
@@ -171,9 +220,15 @@ def wanted_exposure(action, asset, exposure, rules):  # type: ignore[no-untyped-
 @kernel
 def exposure_of(position, mark_close, equity, contract):  # type: ignore[no-untyped-def]
     """Signed notional over equity."""
-    if equity <= 0.0 or position[QUANTITY] == 0.0:
+    return exposure_of_quantity(position[QUANTITY], mark_close, equity, contract)
+
+
+@kernel
+def exposure_of_quantity(quantity, mark_close, equity, contract):  # type: ignore[no-untyped-def]
+    """Signed notional over equity."""
+    if equity <= 0.0 or quantity == 0.0:
         return 0.0
-    return position[QUANTITY] * abs(worth(mark_close, contract.is_inverse)) / equity
+    return quantity * abs(worth(mark_close, contract.is_inverse)) / equity
 
 
 @kernel
@@ -203,7 +258,9 @@ def decide(account, world, action, now):  # type: ignore[no-untyped-def]
     for asset in range(account.positions.shape[0]):
         contract = contract_rules(world.contracts[asset])
         mark = world.market.mark[now - 1, asset, CLOSE]
-        exposure = exposure_of(account.positions[asset], mark, equity, contract)
+        # what is still being worked counts as held, so that repeating a target stacks nothing
+        coming = account.positions[asset, QUANTITY] + account.orders[asset, ORDER_WORKING]
+        exposure = exposure_of_quantity(coming, mark, equity, contract)
         wish = wanted_exposure(action, asset, exposure, world.rules)
         if abs(wish) > single_cap:
             wish = math.copysign(single_cap, wish)
@@ -218,18 +275,24 @@ def decide(account, world, action, now):  # type: ignore[no-untyped-def]
         changed |= bit
     for asset in range(account.positions.shape[0]):
         contract = contract_rules(world.contracts[asset])
+        order = account.orders[asset]
         mark = world.market.mark[now - 1, asset, CLOSE]
-        exposure = exposure_of(account.positions[asset], mark, equity, contract)
-        target = account.orders[asset, ORDER_QUANTITY] * scale
-        account.orders[asset, ORDER_QUANTITY] = 0.0
-        account.orders[asset, ORDER_HELD] = account.positions[asset, QUANTITY]
-        account.orders[asset, ORDER_REASON] = 0.0
+        held = account.positions[asset, QUANTITY]
+        exposure = exposure_of_quantity(held + order[ORDER_WORKING], mark, equity, contract)
+        target = order[ORDER_QUANTITY] * scale
+        # a decision that keeps what there is keeps what is being worked too
+        order[ORDER_QUANTITY] = order[ORDER_WORKING]
+        order[ORDER_WORKING] = 0.0
+        order[ORDER_HELD] = held
+        order[ORDER_REASON] = 0.0
         if abs(target - exposure) <= world.rules.rebalance_threshold:
             if abs(exposure) <= single_cap and held_gross <= cap:
                 continue
             # a limit is obeyed however small the excess
             changed |= NOTIONAL if single_cap < cap else bit
-        account.orders[asset, ORDER_QUANTITY] = wanted_quantity(
-            account.positions[asset], target, equity, mark, contract
-        )
+        quantity = wanted_quantity(account.positions[asset], target, equity, mark, contract)
+        order[ORDER_QUANTITY] = quantity
+        if quantity != 0.0:
+            last_close = world.market.last[now - 1, asset, CLOSE]
+            order[ORDER_LIMIT] = limit_price(quantity, last_close, contract, world.rules)
     return changed

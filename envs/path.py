@@ -36,6 +36,7 @@ from perpgym.envs.liquidation import (
     point,
     side_of,
 )
+from perpgym.envs.orders import ORDER_FRESH
 from perpgym.envs.spaces import LEDGER
 
 _STOPPED = LEDGER["stopped"]
@@ -150,6 +151,9 @@ def _take_profits(account, world, group, now, fine, way, leg):  # type: ignore[n
         position = account.positions[asset]
         if position[QUANTITY] == 0.0 or not is_in_group(asset, group, contract):
             continue
+        if account.orders[asset, ORDER_FRESH] > 0.0:
+            # filled inside this bar: its favourable extreme may have come before
+            continue
         bar = read_bar(world.market, now, fine, asset, contract.is_inverse)
         side, target = side_of(position), position[TARGET_PRICE]
         _start, trigger = leg_prices(bar, way, leg, side, world.rules.stop_on_mark > 0.0)
@@ -240,6 +244,8 @@ def _copy_account(source, target):  # type: ignore[no-untyped-def]
             target.positions[asset, i] = source.positions[asset, i]
         for i in range(source.holdings.shape[1]):
             target.holdings[asset, i] = source.holdings[asset, i]
+        for i in range(source.orders.shape[1]):
+            target.orders[asset, i] = source.orders[asset, i]
     for fill in range(min(source.fills.shape[0], target.fills.shape[0])):
         for i in range(source.fills.shape[1]):
             target.fills[fill, i] = source.fills[fill, i]

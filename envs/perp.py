@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
+from perpgym.data.bars import Bars
 from perpgym.data.contract import Contract
 from perpgym.data.tape import Tape
 from perpgym.envs.config import EnvConfig
@@ -56,7 +57,7 @@ class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
 
     Args:
         tape: the market; None makes a small simulated one.
-        config, limits, start_bar, end_bar: as in :class:`PerpVecEnv`.
+        config, limits, start_bar, end_bar, finer: as in :class:`PerpVecEnv`.
         contract: only with ``tape=None``: the symbol to simulate.
 
     Version history: v0, first version.
@@ -72,6 +73,7 @@ class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
         limits: RiskLimits | None = None,
         start_bar: int | None = None,
         end_bar: int | None = None,
+        finer: Bars | Sequence[Bars] | None = None,
         contract: str = "BTC/USDT:USDT",
     ) -> None:
         self.batch = PerpVecEnv(
@@ -81,6 +83,7 @@ class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
             limits=limits,
             start_bar=start_bar,
             end_bar=end_bar,
+            finer=finer,
             with_windows=True,
         )
         self.tape = self.batch.tape

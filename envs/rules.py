@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from perpgym.data.contract import Contract
 from perpgym.data.tape import Tape
 from perpgym.envs.arrays import AccountRules, ContractRules, Market, World
-from perpgym.envs.config import EnvConfig
+from perpgym.envs.config import EXECUTION_STYLES, EnvConfig
+from perpgym.envs.finer import Finer
 from perpgym.envs.risk.limits import RiskLimits
 
 Float64 = NDArray[np.float64]
@@ -48,6 +49,11 @@ def make_account_rules(config: EnvConfig, limits: RiskLimits) -> AccountRules:
         half_spread=config.half_spread_bps * 1e-4,
         impact_coefficient=config.impact_coefficient,
         max_participation=config.max_participation,
+        style=float(EXECUTION_STYLES.index(config.execution)),
+        limit_offset=config.limit_offset_bps * 1e-4,
+        iceberg_clip=config.iceberg_clip,
+        latency_ms=config.latency_ms,
+        carries_remainder=float(config.remainder == "carry"),
         stop_loss=config.stop_loss or 0.0,
         take_profit=config.take_profit or 0.0,
         stop_on_mark=float(config.stop_trigger == "mark"),
@@ -87,18 +93,25 @@ def pack_contracts(contracts: tuple[Contract, ...], config: EnvConfig) -> tuple[
     return rules, brackets
 
 
-def make_world(tape: Tape, config: EnvConfig, limits: RiskLimits) -> World:
+def make_world(tape: Tape, config: EnvConfig, limits: RiskLimits, finer: Finer | None = None) -> World:
     """Everything that accounts on this tape meet.
 
     Raises:
-        ValueError: as :func:`pack_contracts`.
+        ValueError: as :func:`pack_contracts`; or a latency that no finer bar resolves.
     """
     rules, brackets = pack_contracts(tape.contracts, config)
-    return World(market_arrays(tape), rules, brackets, make_account_rules(config, limits))
+    market = market_arrays(tape, finer)
+    if config.latency_ms > 0.0 and config.latency_ms > (market.fine_per_bar - 1) * market.fine_ms:
+        raise ValueError(
+            f"latency_ms={config.latency_ms:g} needs finer bars that resolve it: pass finer= bars of at most "
+            f"that length to the env (its bars have {market.fine_ms} ms), or set latency_ms to 0"
+        )
+    return World(market, rules, brackets, make_account_rules(config, limits))
 
 
-def market_arrays(tape: Tape) -> Market:
-    """The tape as the kernels see it."""
+def market_arrays(tape: Tape, finer: Finer | None = None) -> Market:
+    """The tape as the kernels see it, with the bars inside its bars."""
+    finer = finer or Finer.same(tape)
     return Market(
         open_time_ms=tape.open_time_ms,
         last=tape.last,
@@ -109,13 +122,14 @@ def market_arrays(tape: Tape) -> Market:
         stamp_time_ms=tape.stamp_time_ms,
         stamp_rate=tape.stamp_rate,
         bar_ms=tape.bar_ms,
-        fine_last=tape.last,
-        fine_mark=tape.mark,
-        fine_volume=tape.volume,
-        fine_first=0,
-        fine_per_bar=1,
-        fine_ms=tape.bar_ms,
-        fine_sigma_scale=1.0,
+        fine_last=finer.last,
+        fine_mark=finer.mark,
+        fine_volume=finer.volume,
+        fine_share=finer.share,
+        fine_first=finer.first,
+        fine_per_bar=finer.per_bar,
+        fine_ms=tape.bar_ms // finer.per_bar,
+        fine_sigma_scale=finer.per_bar**-0.5,
     )
 
 
@@ -160,6 +174,7 @@ def one_bar_market(
         fine_last=both_last,
         fine_mark=both_mark,
         fine_volume=both_volume,
+        fine_share=np.ones_like(both_volume),
         fine_first=0,
         fine_per_bar=1,
         fine_ms=bar_ms,

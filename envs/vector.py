@@ -11,6 +11,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from perpgym.data.bars import Bars
 from perpgym.data.tape import Tape
 from perpgym.envs.account import POSITION_COLUMNS, WALLET_COLUMNS
 from perpgym.envs.arrays import BatchState
@@ -23,6 +24,8 @@ from perpgym.envs.batch import (
 )
 from perpgym.envs.buffers import StepBuffers, make_account
 from perpgym.envs.config import EnvConfig
+from perpgym.envs.finer import Finer
+from perpgym.envs.orders import ORDER_COLUMNS
 from perpgym.envs.risk.limits import RiskLimits
 from perpgym.envs.rules import make_world
 from perpgym.envs.spaces import (
@@ -57,6 +60,8 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
         limits: the risk overlay.
         start_bar: the first decision is taken at the close of this bar or later; None for the earliest.
         end_bar: bars from this one on are never booked nor shown; None for the tape's end.
+        finer: shorter bars of the same contracts, which resolve what happens inside a bar, and latency; the
+            period is cut to what they cover.
         seed: of starts, staggering and random restarts.
         with_windows: whether buffers hold market and risk windows beside the bar index.
 
@@ -79,6 +84,7 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
         limits: RiskLimits | None = None,
         start_bar: int | None = None,
         end_bar: int | None = None,
+        finer: Bars | Sequence[Bars] | None = None,
         seed: int = 0,
         with_windows: bool = False,
     ) -> None:
@@ -96,13 +102,17 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
         earliest = tape.first_valid_bar + self.config.window_bars - 1
         self.first_bar = max(earliest, 0 if start_bar is None else start_bar)
         self.end_bar = min(len(tape), len(tape) if end_bar is None else end_bar)
+        inside = None if finer is None else Finer.of(tape, finer)
+        if inside is not None:
+            self.first_bar = max(self.first_bar, inside.start_bar)
+            self.end_bar = min(self.end_bar, inside.end_bar)
         if self.end_bar - self.first_bar < 2:
             raise ValueError(
                 f"the period has {max(self.end_bar - self.first_bar, 0)} usable bars and needs at least 2: "
                 f"the first decision can be taken at bar {self.first_bar} (look-back {tape.first_valid_bar}, "
                 f"window {self.config.window_bars}), the last bar is {self.end_bar - 1}; use a longer period"
             )
-        self._world = make_world(tape, self.config, self.limits)
+        self._world = make_world(tape, self.config, self.limits, inside)
         self._features = _rows(tape.features)
         self._risk = _rows(tape.risk)
         self._allocate()
@@ -118,6 +128,7 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
         self._state = BatchState(
             wallets=np.zeros((n, WALLET_COLUMNS)),
             positions=np.zeros((n, a, POSITION_COLUMNS)),
+            orders=np.zeros((n, a, ORDER_COLUMNS)),
             path_bar=np.zeros(p, np.int64),
             path_end=np.zeros(p, np.int64),
             next_start=np.zeros(p, np.int64),

@@ -47,6 +47,7 @@ def test_there_is_an_example_in_every_chapter_that_moves_money() -> None:
     assert without <= {
         "The account of the examples",
         "Several contracts on one wallet",
+        "How an order reaches the book",
         "One step, in order",
         "What the agent sees, and the ledger's columns",
         "`mark=last`",

@@ -1,0 +1,113 @@
+"""Bars inside bars: a finer series that resolves what happens within a bar of the tape."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perpgym.data.bars import Bars
+from perpgym.data.tape import Tape
+
+DAY_MS = 86_400_000
+# a slot's expected share of volume is its mean over as many days before
+PROFILE_DAYS = 5
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Finer:
+    """Finer bars of every contract of a tape, aligned with it.
+
+    Attributes:
+        last, mark: (Tf, A, 4) float64 quote.
+        volume: (Tf, A) float64 base.
+        share: (Tf, A) float64, expected share of a finer bar in what is left of its bar's volume, from
+            the days before only.
+        first: index of the finer bar that opens with the tape's bar 0; negative if the series starts later.
+        per_bar: finer bars in a bar.
+        start_bar, end_bar: bars ``start_bar`` up to ``end_bar`` of the tape are covered.
+    """
+
+    last: NDArray[np.float64]
+    mark: NDArray[np.float64]
+    volume: NDArray[np.float64]
+    share: NDArray[np.float64]
+    first: int
+    per_bar: int
+    start_bar: int
+    end_bar: int
+
+    @classmethod
+    def same(cls, tape: Tape) -> Finer:
+        """The tape's own bars: nothing is resolved."""
+        return cls(
+            last=tape.last, mark=tape.mark, volume=tape.volume, share=tape.volume, first=0, per_bar=1,
+            start_bar=0, end_bar=len(tape),
+        )  # fmt: skip
+
+    @classmethod
+    def of(cls, tape: Tape, finer: Bars | Sequence[Bars]) -> Finer:
+        """Align finer bars with a tape.
+
+        Args:
+            tape: the market.
+            finer: one contract's bars or one for each contract of the tape, in its order, on one clock.
+
+        Raises:
+            ValueError: another contract, clocks that differ, a length that does not divide the tape's, or no
+                bar of the tape covered.
+        """
+        series = [finer] if isinstance(finer, Bars) else list(finer)
+        symbols = [b.contract.symbol for b in series]
+        if symbols != [c.symbol for c in tape.contracts]:
+            raise ValueError(
+                f"finer bars are of {symbols}, the tape has {[c.symbol for c in tape.contracts]}: give one "
+                "series for each contract, in the tape's order"
+            )
+        fine_ms, opens = series[0].bar_ms, series[0].open_time_ms
+        if any(b.bar_ms != fine_ms or not np.array_equal(b.open_time_ms, opens) for b in series):
+            raise ValueError(
+                "finer bars of several contracts must share one clock: cut them to a common span"
+            )
+        if tape.bar_ms % fine_ms or (opens[0] - tape.open_time_ms[0]) % fine_ms:
+            raise ValueError(f"finer bars of {fine_ms} ms do not divide the tape's bars of {tape.bar_ms} ms")
+        if not (np.diff(opens) == fine_ms).all():
+            raise ValueError("finer bars must follow one another without gaps; fill or repair them first")
+        per_bar = tape.bar_ms // fine_ms
+        first = int(tape.open_time_ms[0] - opens[0]) // fine_ms
+        start = max(0, -(first // per_bar))
+        end = min(len(tape), (len(opens) - first) // per_bar)
+        if end - start < 2:
+            raise ValueError("finer bars cover no two bars of the tape: load both for one period")
+        volume = np.stack([b.volume for b in series], axis=1)
+        return cls(
+            last=np.stack([b.last for b in series], axis=1),
+            mark=np.stack([b.mark for b in series], axis=1),
+            volume=volume,
+            share=_expected_share(volume, first % per_bar, per_bar, DAY_MS // fine_ms),
+            first=first,
+            per_bar=per_bar,
+            start_bar=start,
+            end_bar=end,
+        )
+
+
+def _expected_share(
+    volume: NDArray[np.float64], offset: int, per_bar: int, per_day: int
+) -> NDArray[np.float64]:
+    """Each slot's share of what is left of its bar, by the mean of the same slots over the days before."""
+    bars, contracts = volume.shape
+    mean = np.zeros_like(volume)
+    for day in range(1, PROFILE_DAYS + 1):
+        if day * per_day < bars:
+            mean[day * per_day :] += volume[: bars - day * per_day] / PROFILE_DAYS
+    # without a past, slots are equal
+    mean[mean == 0.0] = 1e-12
+    share = np.ones_like(volume)
+    whole = (bars - offset) // per_bar
+    slots = mean[offset : offset + whole * per_bar].reshape(whole, per_bar, contracts)
+    left = np.cumsum(slots[:, ::-1], axis=1)[:, ::-1]
+    share[offset : offset + whole * per_bar] = (slots / left).reshape(-1, contracts)
+    return share

@@ -1,0 +1,198 @@
+"""How working orders meet a bar: at its open, in slices, or resting until the bar trades through them."""
+
+from __future__ import annotations
+
+import math
+
+from perpgym.data.bars import CLOSE
+from perpgym.envs.account import QUANTITY, on_lot_grid
+from perpgym.envs.arrays import contract_rules, read_bar
+from perpgym.envs.compile import cold_kernel, kernel
+from perpgym.envs.execution import round_toward_zero, touch_price
+from perpgym.envs.fills import ORDER, take, take_at, take_in_slices
+from perpgym.envs.orders import (
+    BRACKET,
+    ICEBERG,
+    LIMIT,
+    MARGIN,
+    MARKET,
+    NOT_REACHED,
+    ORDER_FRESH,
+    ORDER_HELD,
+    ORDER_LIMIT,
+    ORDER_QUANTITY,
+    ORDER_REASON,
+    ORDER_WORKING,
+    TOO_SMALL,
+    TWAP,
+    VWAP,
+    WOULD_CROSS,
+    accepted_quantity,
+    sliced_fill_price,
+    volume_beyond,
+)
+from perpgym.envs.spaces import CONTRACT_LEDGER
+
+_FILL_PRICE = CONTRACT_LEDGER["fill_price"]
+
+# fills inside a bar that enlarge a position come before the way of prices, those that reduce or turn it
+# after: the way is walked with the larger of the positions before and after
+BEFORE_THE_WAY, AFTER_THE_WAY = range(2)
+
+
+@kernel
+def send_orders(account, world, now, fine, number):  # type: ignore[no-untyped-def]
+    """Orders at the open of the finer bar ``number`` of its bar; what closes goes first and frees margin."""
+    market, style = world.market, world.rules.style
+    is_at_open = style == MARKET or (style <= VWAP and market.fine_per_bar > 1)
+    has_arrived = number * market.fine_ms >= world.rules.latency_ms
+    is_any = False
+    for asset in range(account.positions.shape[0]):
+        order = account.orders[asset]
+        order[ORDER_FRESH] = 0.0
+        if order[ORDER_QUANTITY] != 0.0:
+            is_any = True
+            # a position that a stop or a liquidation changed takes its order with it
+            if account.positions[asset, QUANTITY] != order[ORDER_HELD]:
+                order[ORDER_QUANTITY] = 0.0
+    if not (is_any and has_arrived):
+        return
+    if not is_at_open:
+        fill_inside(account, world, now, fine, number, BEFORE_THE_WAY)
+        return
+    for is_opening in range(2):
+        for asset in range(account.positions.shape[0]):
+            quantity = account.orders[asset, ORDER_QUANTITY]
+            is_growing = account.positions[asset, QUANTITY] * quantity >= 0.0
+            if (
+                quantity != 0.0
+                and is_growing == (is_opening == 1)
+                and account.orders[asset, ORDER_FRESH] == 0.0
+            ):
+                # once an open, also if the fill left the position flat
+                account.orders[asset, ORDER_FRESH] = 1.0
+                _take_at_open(account, world, asset, now, fine, number)
+    for asset in range(account.positions.shape[0]):
+        account.orders[asset, ORDER_FRESH] = 0.0
+
+
+@kernel
+def _take_at_open(account, world, asset, now, fine, number):  # type: ignore[no-untyped-def]
+    """Take what is due of one order at the open of bar ``fine``."""
+    contract = contract_rules(world.contracts[asset])
+    market, rules, order = world.market, world.rules, account.orders[asset]
+    bar = read_bar(market, now, fine, asset, contract.is_inverse)
+    wanted = order[ORDER_QUANTITY]
+    due = wanted
+    if rules.style != MARKET and number + 1 < market.fine_per_bar:
+        share = market.fine_share[fine, asset]
+        if rules.style == TWAP:
+            share = 1.0 / (market.fine_per_bar - number)
+        due = round_toward_zero(wanted * share, contract.lot_size)
+    quantity, reason = accepted_quantity(
+        account, world, fine, asset, due, bar.volume, math.nan, bar, contract
+    )
+    left = on_lot_grid(wanted - quantity, wanted, contract.lot_size)
+    is_refused = (int(reason) & (MARGIN | BRACKET)) != 0
+    is_last_try = rules.style == MARKET and rules.carries_remainder == 0.0
+    if is_refused or is_last_try or (rules.style == MARKET and (int(reason) & TOO_SMALL) != 0):
+        left = 0.0
+    order[ORDER_REASON] = int(order[ORDER_REASON]) | int(reason)
+    order[ORDER_QUANTITY] = left
+    if quantity != 0.0:
+        mark_close = market.mark[now, asset, CLOSE]
+        account.holdings[asset, _FILL_PRICE] = take(
+            account, asset, quantity, bar.last_open, bar, mark_close, ORDER, contract, rules
+        )
+        order[ORDER_HELD] = account.positions[asset, QUANTITY]
+
+
+@cold_kernel
+def fill_inside(account, world, now, fine, number, phase):  # type: ignore[no-untyped-def]
+    """Fill sliced or resting orders inside a bar.
+
+    Returns:
+        Whether a position turned to the other side, so that the way has to be walked for the new one too.
+    """
+    has_turned = False
+    if number * world.market.fine_ms < world.rules.latency_ms:
+        return False
+    for asset in range(account.positions.shape[0]):
+        order, held = account.orders[asset], account.positions[asset, QUANTITY]
+        if order[ORDER_QUANTITY] == 0.0 or order[ORDER_FRESH] > 0.0:
+            continue
+        if held != order[ORDER_HELD]:
+            order[ORDER_QUANTITY] = 0.0
+        elif (held * order[ORDER_QUANTITY] >= 0.0) == (phase == BEFORE_THE_WAY):
+            if world.rules.style >= LIMIT:
+                _fill_resting(account, world, asset, now, fine, number)
+            else:
+                _fill_slices(account, world, asset, now, fine)
+            order[ORDER_HELD] = account.positions[asset, QUANTITY]
+            has_turned = has_turned or account.positions[asset, QUANTITY] * held < 0.0
+    return has_turned
+
+
+@kernel
+def _fill_slices(account, world, asset, now, fine):  # type: ignore[no-untyped-def]
+    """Slices along a bar that nothing finer resolves."""
+    contract, order = contract_rules(world.contracts[asset]), account.orders[asset]
+    bar = read_bar(world.market, now, fine, asset, contract.is_inverse)
+    wanted = order[ORDER_QUANTITY]
+    _reference, _touch, price = sliced_fill_price(wanted, bar, contract, world.rules)
+    quantity, reason = accepted_quantity(
+        account, world, fine, asset, wanted, bar.volume, price, bar, contract
+    )
+    order[ORDER_REASON] = int(order[ORDER_REASON]) | int(reason)
+    is_refused = (int(reason) & (MARGIN | BRACKET | TOO_SMALL)) != 0
+    order[ORDER_QUANTITY] = 0.0 if is_refused else on_lot_grid(wanted - quantity, wanted, contract.lot_size)
+    if quantity != 0.0:
+        order[ORDER_FRESH] = 1.0
+        mark_close = world.market.mark[now, asset, CLOSE]
+        account.holdings[asset, _FILL_PRICE] = take_in_slices(
+            account, asset, quantity, bar, mark_close, contract, world.rules
+        )
+
+
+@kernel
+def _fill_resting(account, world, asset, now, fine, number):  # type: ignore[no-untyped-def]
+    """A post-only order: refused if it would take on arrival, filled as a maker by what trades through it."""
+    contract, order = contract_rules(world.contracts[asset]), account.orders[asset]
+    bar = read_bar(world.market, now, fine, asset, contract.is_inverse)
+    wanted, limit = order[ORDER_QUANTITY], order[ORDER_LIMIT]
+    side = 1.0 if wanted > 0.0 else -1.0
+    is_arrival = (number - 1) * world.market.fine_ms < world.rules.latency_ms
+    touch = touch_price(bar.last_open, world.rules.half_spread, contract.tick_size, side)
+    if is_arrival and side * (limit - touch) >= 0.0:
+        order[ORDER_REASON] = int(order[ORDER_REASON]) | WOULD_CROSS
+        order[ORDER_QUANTITY] = 0.0
+        return
+    volume = volume_beyond(wanted, limit, bar, contract)
+    if volume == 0.0:
+        order[ORDER_REASON] = int(order[ORDER_REASON]) | NOT_REACHED
+        return
+    quantity, reason = accepted_quantity(account, world, fine, asset, wanted, volume, limit, bar, contract)
+    if world.rules.style == ICEBERG and quantity != wanted:
+        # a clip that is not used up still shows: only whole clips have been refilled
+        clip = max(abs(wanted) * world.rules.iceberg_clip, contract.lot_size)
+        clips = math.floor(abs(quantity) / clip + 1e-9)
+        quantity = round_toward_zero(side * clips * clip, contract.lot_size)
+    order[ORDER_REASON] = int(order[ORDER_REASON]) | int(reason)
+    if quantity != 0.0:
+        order[ORDER_QUANTITY] = on_lot_grid(wanted - quantity, wanted, contract.lot_size)
+        order[ORDER_FRESH] = 1.0
+        mark_close = world.market.mark[now, asset, CLOSE]
+        take_at(
+            account, asset, quantity, limit, contract.maker_rate, mark_close, ORDER, contract, world.rules
+        )
+        account.holdings[asset, _FILL_PRICE] = limit
+
+
+@kernel
+def carry_orders(account, world):  # type: ignore[no-untyped-def]
+    """At the end of a bar: keep what is left of the orders, or drop it."""
+    for asset in range(account.positions.shape[0]):
+        order = account.orders[asset]
+        is_kept = world.rules.carries_remainder > 0.0
+        is_kept = is_kept and account.positions[asset, QUANTITY] == order[ORDER_HELD]
+        order[ORDER_WORKING] = order[ORDER_QUANTITY] if is_kept else 0.0
