@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +58,7 @@ class StepBuffers:
     final_market: Float32 | None = None
     final_risk: Float32 | None = None
 
+    @cached_property
     def step_arrays(self) -> StepArrays:
         """The arrays that the compiled step writes."""
         return StepArrays(*(getattr(self, name) for name in StepArrays._fields))

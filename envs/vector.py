@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
@@ -23,6 +23,7 @@ from perpgym.envs.batch import (
     step_batch,
 )
 from perpgym.envs.buffers import StepBuffers, make_account
+from perpgym.envs.compile import bind
 from perpgym.envs.config import EnvConfig
 from perpgym.envs.finer import Finer
 from perpgym.envs.orders import ORDER_COLUMNS
@@ -122,6 +123,9 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._rng = np.random.default_rng(seed)
         self._buffers: StepBuffers | None = None
+        self._action_shape = (self.num_envs, self.action_dim)
+        self._step: Callable[..., int] | None = None
+        self._copy: Callable[..., None] | None = None
 
     def _allocate(self) -> None:
         n, p, a = self.num_envs, self.n_paths, len(self.tape.contracts)
@@ -185,11 +189,18 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
             out: from :meth:`make_buffers`.
 
         Raises:
-            ValueError: an action is not finite; nothing was booked.
+            ValueError: the actions have another shape, or one is not finite; nothing was booked.
         """
-        ended = step_batch(
-            self._world, self._state, actions, self._scratch, out.step_arrays(), self.accounts_per_path
-        )
+        if actions.dtype != np.float32 or not actions.flags.c_contiguous:
+            actions = np.ascontiguousarray(actions, np.float32)
+        if actions.shape != self._action_shape:
+            raise ValueError(f"actions must have shape {self._action_shape}, had {actions.shape}")
+        arguments = (
+            self._world, self._state, actions, self._scratch, out.step_arrays, self.accounts_per_path
+        )  # fmt: skip
+        if self._step is None:
+            self._step = bind(step_batch, *arguments)
+        ended = self._step(*arguments)
         if ended < 0:
             account = -1 - ended
             raise ValueError(
@@ -215,7 +226,10 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
     def _copy_windows(self, out: StepBuffers) -> None:
         if out.market is not None and out.risk is not None:
             window = self.config.window_bars
-            copy_windows(self._features, self._risk, out.bar, window, out.market, out.risk)
+            arguments = (self._features, self._risk, out.bar, window, out.market, out.risk)
+            if self._copy is None:
+                self._copy = bind(copy_windows, *arguments)
+            self._copy(*arguments)
 
     def _draw_paths(self, paths: NDArray[np.int64]) -> None:
         """Draw the next start and end of these paths."""
@@ -237,6 +251,10 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
         self._state.restart_exposure[accounts] = self._rng.uniform(
             -bound, bound, (accounts.size, n_contracts)
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # machine code does not travel
+        return {**self.__dict__, "_step": None, "_copy": None}
 
     # --- resuming ---
 

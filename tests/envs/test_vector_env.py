@@ -163,6 +163,8 @@ def test_an_action_that_is_not_a_number_is_refused_and_books_nothing(make_tape: 
     before = env.state_dict()
     bad = actions_of(env)
     bad[1, 0] = np.nan
+    with pytest.raises(ValueError, match="must have shape"):
+        env.step_into(np.zeros((env.num_envs + 1, env.action_dim), np.float32), out)
     with pytest.raises(ValueError, match="account 1 is not finite"):
         env.step_into(bad, out)
     np.testing.assert_array_equal(env.state_dict()["wallets"], before["wallets"])
