@@ -17,8 +17,8 @@ WALLET, EQUITY, PEAK_EQUITY, DAY_EQUITY, DAY_LOW_EQUITY, INITIAL_WALLET, ACCRUED
 )
 WALLET_COLUMNS = 8
 # columns of a position row, one row a contract of an account; prices are nan where there is none
-QUANTITY, ENTRY_PRICE, ISOLATED_WALLET, STOP_PRICE, TARGET_PRICE, BARS_HELD = range(6)
-POSITION_COLUMNS = 6
+QUANTITY, ENTRY_PRICE, ISOLATED_WALLET, STOP_PRICE, TARGET_PRICE, BARS_HELD, STOP_DISTANCE = range(7)
+POSITION_COLUMNS = 7
 
 # of the margin groups: every cross position together; an isolated position is a group named by its contract
 CROSS = -1
@@ -98,7 +98,7 @@ def flatten(position):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def give_position(wallet, positions, asset, exposure, mark_price, contract, rules):  # type: ignore[no-untyped-def]
+def give_position(wallet, positions, asset, exposure, mark_price, sigma, contract, rules):  # type: ignore[no-untyped-def]
     """Start a flat account with a position entered at the mark, at no cost."""
     if exposure == 0.0:
         return
@@ -106,6 +106,7 @@ def give_position(wallet, positions, asset, exposure, mark_price, contract, rule
     size /= abs(worth(mark_price, contract.is_inverse))
     quantity = round_toward_zero(math.copysign(size, exposure), contract.lot_size)
     if quantity != 0.0:
+        give_stop_distance(positions[asset], sigma, rules)
         apply_fill(wallet, positions, asset, quantity, mark_price, 0.0, contract, rules)
 
 
@@ -158,7 +159,8 @@ def apply_fill(wallet, positions, asset, quantity, price, fee_rate, contract, ru
         # a loss beyond the released margin and the free wallet stays in the position
         position[ISOLATED_WALLET] += opened * abs(value) / contract.leverage
         position[ISOLATED_WALLET] += min(free_wallet(wallet, positions), 0.0)
-    _place_stops(position, contract, rules)
+    if opened > 0.0:
+        _place_stops(position, contract, rules)
     return fee
 
 
@@ -174,13 +176,31 @@ def on_lot_grid(quantity, held, lot_size):  # type: ignore[no-untyped-def]
 
 @kernel
 def _place_stops(position, contract, rules):  # type: ignore[no-untyped-def]
+    """Stop-loss and take-profit from the entry; a trailing stop never moves back."""
     side = 1.0 if position[QUANTITY] > 0.0 else -1.0
     entry = position[ENTRY_PRICE]
-    if rules.stop_loss > 0.0:
-        position[STOP_PRICE] = round_to_tick(
-            entry * (1.0 - side * rules.stop_loss), contract.tick_size, -side
-        )
+    distance = stop_distance(position, rules)
+    if distance > 0.0:
+        stop = round_to_tick(entry * (1.0 - side * distance), contract.tick_size, -side)
+        # a comparison with nan is false: there was none
+        if not (rules.is_trailing > 0.0 and side * (position[STOP_PRICE] - stop) > 0.0):
+            position[STOP_PRICE] = stop
     if rules.take_profit > 0.0:
         position[TARGET_PRICE] = round_to_tick(
             entry * (1.0 + side * rules.take_profit), contract.tick_size, -side
         )
+
+
+@kernel
+def stop_distance(position, rules):  # type: ignore[no-untyped-def]
+    """Fraction of the price: the position's own distance if it has one, else the account's; 0 for none."""
+    own = position[STOP_DISTANCE]
+    return own if own > 0.0 else rules.stop_loss
+
+
+@kernel
+def give_stop_distance(position, sigma_per_bar, rules):  # type: ignore[no-untyped-def]
+    """Before a fill that opens or adds: the tighter of the fixed stop and the one by volatility."""
+    if rules.stop_volatility > 0.0:
+        distance = min(rules.stop_volatility * sigma_per_bar, 0.99)
+        position[STOP_DISTANCE] = min(distance, rules.stop_loss) if rules.stop_loss > 0.0 else distance

@@ -89,6 +89,9 @@ class AccountRules(NamedTuple):
     latency_ms: float
     carries_remainder: float
     stop_loss: float
+    stop_volatility: float
+    is_trailing: float
+    max_bars_held: float
     take_profit: float
     stop_on_mark: float
     stop_at_last: float

@@ -127,7 +127,8 @@ def restart(wallet, positions, orders, world, now, initial_wallet, exposure):  #
     for asset in range(positions.shape[0]):
         mark = world.market.mark[now, asset, CLOSE]
         contract = contract_rules(world.contracts[asset])
-        give_position(wallet, positions, asset, exposure[asset], mark, contract, world.rules)
+        sigma = world.market.sigma_per_bar[now, asset]
+        give_position(wallet, positions, asset, exposure[asset], mark, sigma, contract, world.rules)
 
 
 @kernel

@@ -36,6 +36,10 @@ class EnvConfig:
             another decision replaces it.
         taker_rate, maker_rate: fraction of notional; None takes the contract's.
         stop_loss, take_profit: fraction of the entry price, None for none.
+        stop_volatility: a stop-loss this many times the volatility of a bar away, as known when the position
+            is opened or enlarged; with ``stop_loss`` too, the tighter one counts.
+        trailing_stop: the stop-loss follows the best price since entry at its distance.
+        max_bars_held: bars after which a position is closed at the market, None for no such time stop.
         stop_trigger: the series that stops watch.
         liquidation: ``full``, or ``brackets``: a position above its lowest bracket is reduced bracket by
             bracket until margin suffices.
@@ -69,6 +73,9 @@ class EnvConfig:
     taker_rate: float | None = 0.0004
     maker_rate: float | None = None
     stop_loss: float | None = None
+    stop_volatility: float | None = None
+    trailing_stop: bool = False
+    max_bars_held: int | None = None
     take_profit: float | None = None
     stop_trigger: Literal["last", "mark"] = "mark"
     liquidation: Literal["full", "brackets"] = "full"
@@ -106,6 +113,12 @@ class EnvConfig:
                 _within(
                     name, value, 1e-6, 0.99 if name == "stop_loss" else 100.0, "a fraction of the entry price"
                 )
+        if self.stop_volatility is not None:
+            _within("stop_volatility", self.stop_volatility, 1e-3, 1e3, "times the volatility of a bar")
+        if self.trailing_stop and self.stop_loss is None and self.stop_volatility is None:
+            raise ValueError("trailing_stop needs a distance: set stop_loss or stop_volatility")
+        if self.max_bars_held is not None:
+            _within("max_bars_held", self.max_bars_held, 1, 10**9, "bars")
         _within("funding_multiplier", self.funding_multiplier, -100.0, 100.0, "times")
         _within("risk_free_rate", self.risk_free_rate, -1.0, 1.0, "a fraction per year")
         _within("max_drawdown", self.max_drawdown, 1e-6, 1.0, "a fraction of peak equity")

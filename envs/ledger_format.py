@@ -177,7 +177,7 @@ def _rules(raw: Any) -> tuple[AccountRules, float]:
     fill = _choice(spec.get("liq_fill", "liq_price"), "rules.liq_fill", ("liq_price", "bankruptcy"))
     liquidation = _choice(spec.get("liquidation", "full"), "rules.liquidation", ("full", "brackets"))
     # what the format has not: costs of stops and liquidations, sizing, limits, rewards
-    off = dict.fromkeys(AccountRules._fields, 0.0) | {"funding_multiplier": 1.0}
+    off = dict.fromkeys(AccountRules._fields, 0.0) | {"funding_multiplier": 1.0, "max_bars_held": math.inf}
     rules = AccountRules(
         **off
         | {

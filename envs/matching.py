@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from perpgym.data.bars import CLOSE
-from perpgym.envs.account import QUANTITY, on_lot_grid
+from perpgym.envs.account import QUANTITY, give_stop_distance, on_lot_grid
 from perpgym.envs.arrays import contract_rules, read_bar
 from perpgym.envs.compile import cold_kernel, kernel
 from perpgym.envs.execution import round_toward_zero, touch_price
@@ -28,6 +28,7 @@ from perpgym.envs.orders import (
     VWAP,
     WOULD_CROSS,
     accepted_quantity,
+    is_reduce_only,
     sliced_fill_price,
     volume_beyond,
 )
@@ -77,6 +78,14 @@ def send_orders(account, world, now, fine, number):  # type: ignore[no-untyped-d
 
 
 @kernel
+def _prepare_stop(account, world, asset, now, quantity):  # type: ignore[no-untyped-def]
+    """Before a fill that opens or adds: how far its stop will be."""
+    position = account.positions[asset]
+    if not is_reduce_only(position[QUANTITY], quantity):
+        give_stop_distance(position, world.market.sigma_per_bar[now - 1, asset], world.rules)
+
+
+@kernel
 def _take_at_open(account, world, asset, now, fine, number):  # type: ignore[no-untyped-def]
     """Take what is due of one order at the open of bar ``fine``."""
     contract = contract_rules(world.contracts[asset])
@@ -100,6 +109,7 @@ def _take_at_open(account, world, asset, now, fine, number):  # type: ignore[no-
     order[ORDER_REASON] = int(order[ORDER_REASON]) | int(reason)
     order[ORDER_QUANTITY] = left
     if quantity != 0.0:
+        _prepare_stop(account, world, asset, now, quantity)
         mark_close = market.mark[now, asset, CLOSE]
         account.holdings[asset, _FILL_PRICE] = take(
             account, asset, quantity, bar.last_open, bar, mark_close, ORDER, contract, rules
@@ -147,6 +157,7 @@ def _fill_slices(account, world, asset, now, fine):  # type: ignore[no-untyped-d
     is_refused = (int(reason) & (MARGIN | BRACKET | TOO_SMALL)) != 0
     order[ORDER_QUANTITY] = 0.0 if is_refused else on_lot_grid(wanted - quantity, wanted, contract.lot_size)
     if quantity != 0.0:
+        _prepare_stop(account, world, asset, now, quantity)
         order[ORDER_FRESH] = 1.0
         mark_close = world.market.mark[now, asset, CLOSE]
         account.holdings[asset, _FILL_PRICE] = take_in_slices(
@@ -179,6 +190,7 @@ def _fill_resting(account, world, asset, now, fine, number):  # type: ignore[no-
         quantity = round_toward_zero(side * clips * clip, contract.lot_size)
     order[ORDER_REASON] = int(order[ORDER_REASON]) | int(reason)
     if quantity != 0.0:
+        _prepare_stop(account, world, asset, now, quantity)
         order[ORDER_QUANTITY] = on_lot_grid(wanted - quantity, wanted, contract.lot_size)
         order[ORDER_FRESH] = 1.0
         mark_close = world.market.mark[now, asset, CLOSE]

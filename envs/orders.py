@@ -6,6 +6,7 @@ import math
 
 from perpgym.data.bars import CLOSE
 from perpgym.envs.account import (
+    BARS_HELD,
     CROSS,
     DAY_EQUITY,
     DAY_LOW_EQUITY,
@@ -22,7 +23,7 @@ from perpgym.envs.arrays import contract_rules
 from perpgym.envs.compile import kernel
 from perpgym.envs.execution import round_to_tick, round_toward_zero, square_root_impact, touch_price
 from perpgym.envs.margin import worth
-from perpgym.envs.risk.overlay import NOTIONAL, admitted_exposure
+from perpgym.envs.risk.overlay import NOTIONAL, TIME_STOP, admitted_exposure
 
 # why an order was cut or dropped: bits of the ``reason`` column
 MAX_QUANTITY, PARTICIPATION, MARGIN, BRACKET, TOO_SMALL, NO_MARKET = 1, 2, 4, 8, 16, 32
@@ -262,6 +263,9 @@ def decide(account, world, action, now):  # type: ignore[no-untyped-def]
         coming = account.positions[asset, QUANTITY] + account.orders[asset, ORDER_WORKING]
         exposure = exposure_of_quantity(coming, mark, equity, contract)
         wish = wanted_exposure(action, asset, exposure, world.rules)
+        if account.positions[asset, BARS_HELD] >= world.rules.max_bars_held:
+            changed |= TIME_STOP
+            wish = 0.0
         if abs(wish) > single_cap:
             wish = math.copysign(single_cap, wish)
             if single_cap < cap:

@@ -19,10 +19,12 @@ from perpgym.envs.account import (
     is_in_group,
     margin_balance,
     position_excess,
+    stop_distance,
     unrealised_profit,
 )
 from perpgym.envs.arrays import contract_rules, read_bar
 from perpgym.envs.compile import cold_kernel, kernel
+from perpgym.envs.execution import round_to_tick
 from perpgym.envs.fills import STOP, TARGET, take, take_at
 from perpgym.envs.liquidation import (
     ADVERSE_FIRST,
@@ -118,7 +120,28 @@ def walk_leg(account, world, group, now, fine, way, leg):  # type: ignore[no-unt
         else:
             break
     _take_profits(account, world, group, now, fine, way, leg)
+    if world.rules.is_trailing > 0.0:
+        _trail_stops(account, world, group, now, fine, way, leg)
     return False
+
+
+@kernel
+def _trail_stops(account, world, group, now, fine, way, leg):  # type: ignore[no-untyped-def]
+    """Draw stops after the price at the end of a leg; they never move back."""
+    for asset in range(account.positions.shape[0]):
+        contract = contract_rules(world.contracts[asset])
+        position = account.positions[asset]
+        # what filled inside this bar may have filled after its favourable extreme
+        is_fresh = account.orders[asset, ORDER_FRESH] > 0.0
+        if position[QUANTITY] == 0.0 or is_fresh or not is_in_group(asset, group, contract):
+            continue
+        bar = read_bar(world.market, now, fine, asset, contract.is_inverse)
+        side = side_of(position)
+        _start, best = leg_prices(bar, way, leg, side, world.rules.stop_on_mark > 0.0)
+        distance = stop_distance(position, world.rules)
+        stop = round_to_tick(best * (1.0 - side * distance), contract.tick_size, -side)
+        if bar.volume > 0.0 and side * (stop - position[STOP_PRICE]) > 0.0:
+            position[STOP_PRICE] = stop
 
 
 @kernel
@@ -199,6 +222,8 @@ def opens_beyond_stop(position, bar, rules):  # type: ignore[no-untyped-def]
 @kernel
 def nothing_happens(account, world, fine):  # type: ignore[no-untyped-def]
     """Whether no stop or target is touched and margin suffices with every contract at its adverse extreme."""
+    if world.rules.is_trailing > 0.0:
+        return False
     for asset in range(account.positions.shape[0]):
         position = account.positions[asset]
         quantity = position[QUANTITY]

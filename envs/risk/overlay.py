@@ -5,7 +5,7 @@ from __future__ import annotations
 from perpgym.envs.compile import kernel
 
 # bits of the ledger's ``overlay`` column
-LEVERAGE, NOTIONAL, DAILY_LOSS, DRAWDOWN = 1, 2, 4, 8
+LEVERAGE, NOTIONAL, DAILY_LOSS, DRAWDOWN, TIME_STOP = 1, 2, 4, 8, 16
 
 
 @kernel

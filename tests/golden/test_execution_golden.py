@@ -279,3 +279,51 @@ def test_finer_bars_of_another_contract_or_clock_are_refused() -> None:
         Finer.of(tape, bars_of([QUIET] * 4, MINUTES_15, 1.0))
     with pytest.raises(ValueError, match="one series for each contract"):
         Finer.of(tape, [bars_of([QUIET] * 16, MINUTES_15, 1.0)] * 2)
+
+
+# --- stops ---
+
+
+def test_a_stop_by_volatility_lies_so_many_bars_of_it_away() -> None:
+    # 2.5 * 2 % under 100
+    prices: list[Prices] = [QUIET, (100.0, 100.0, 94.0, 96.0)]
+    trader = Trader(prices, sigma=0.02, stop_volatility=2.5)
+    trader.step(1.0)
+    assert trader.step(1.0)["equity"] == pytest.approx(10_000.0 - 100.0 * 5.0)
+    # the tighter of two
+    trader = Trader(prices, sigma=0.02, stop_volatility=2.5, stop_loss=0.01)
+    trader.step(1.0)
+    assert trader.step(1.0)["equity"] == pytest.approx(10_000.0 - 100.0 * 1.0)
+
+
+def test_a_trailing_stop_follows_the_best_price_and_never_goes_back() -> None:
+    rise: Prices = (100.0, 120.0, 100.0, 120.0)
+    trader = Trader([QUIET, rise, (120.0, 120.0, 115.0, 118.0), (118.0, 118.0, 100.0, 100.0)], stop_loss=0.1,
+                    trailing_stop=True)  # fmt: skip
+    assert trader.step(1.0)["stopped"] == 0.0
+    for _ in range(2):
+        held = float(trader.out.account[0, 0, 0])
+        assert trader.step(held)["stopped"] == 0.0
+    row = trader.step(float(trader.out.account[0, 0, 0]))
+    # 10 % under 120
+    assert row["stopped"] == 1.0
+    assert row["equity"] == pytest.approx(10_000.0 + 100.0 * 8.0)
+
+
+def test_a_trailing_stop_drawn_up_inside_the_bar_can_fill_on_its_way_back() -> None:
+    trader = Trader([QUIET, (100.0, 120.0, 100.0, 101.0)], stop_loss=0.1, trailing_stop=True)
+    trader.step(1.0)
+    row = trader.step(1.0)
+    assert (row["stopped"], row["equity"]) == (1.0, pytest.approx(10_000.0 + 100.0 * 8.0))
+
+
+def test_a_trailing_stop_needs_a_distance() -> None:
+    with pytest.raises(ValueError, match="trailing_stop needs a distance"):
+        EnvConfig(trailing_stop=True)
+
+
+def test_a_time_stop_closes_whatever_the_agent_wants() -> None:
+    trader = Trader([QUIET] * 6, max_bars_held=2)
+    rows = [trader.step(1.0) for _ in range(5)]
+    assert [row["position"] for row in rows] == [100.0, 100.0, 0.0, 100.0, 100.0]
+    assert [row["overlay"] for row in rows] == [0.0, 0.0, 16.0, 0.0, 0.0]
