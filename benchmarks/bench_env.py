@@ -21,6 +21,9 @@ such windows of the same bars into the same buffer: ``out[i] = features[bar - 63
 windows as flat runs, which is faster than that by itself; ``..._of_flat_copy_<tape>`` is steps/s over a bare
 copy written that way too, the fastest form found, and says how much of the memory's speed a step leaves.
 
+A single ``PerpEnv`` is stepped as anyone would, beside one gym-trading-env. ``env_costs.py`` measures what
+size costs: 50 contracts over one, memory of an account, memory allocated by a step, a second core.
+
 Rivals: gym-trading-env and torchtrade from the package registry, each in its own environment under the
 cache folder, on the same bars, columns, window and tape (a new level of -1, -0.5, 0, 0.5, 1 for every account
 and bar), each stepped in the fastest of its ways. The first run installs them (about 2 GB).
@@ -45,6 +48,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numba
 import numpy as np
+from env_costs import bytes_allocated_per_step, bytes_per_account, cost_of_contracts, second_core_gain
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
@@ -54,7 +58,7 @@ from rivals.process import GYM_TRADING_ENV, TORCHTRADE, RivalProcess, RivalUnava
 from perpgym.data.features.build import build_tape
 from perpgym.data.synthetic import SimulatedMarketConfig, simulate_market
 from perpgym.data.tape import Tape
-from perpgym.envs import EnvConfig, PerpVecEnv
+from perpgym.envs import EnvConfig, PerpEnv, PerpVecEnv
 from perpgym.envs.risk.limits import RiskLimits
 from perpgym.envs.spaces import LEDGER, exposure_to_action
 
@@ -63,7 +67,7 @@ CONFIG = EnvConfig(window_bars=WINDOW, stop_loss=0.05, take_profit=0.10)
 # no drawdown_start, which calms down accounts that lose: they shall trade on, be ruined and restart
 LIMITS = RiskLimits(max_notional=10_000_000.0)
 LEVELS = np.array([-1.0, -0.5, 0.0, 0.5, 1.0])
-RIVALS = ((GYM_TRADING_ENV, 64), (TORCHTRADE, 64), (TORCHTRADE, 1_024))
+RIVALS = ((GYM_TRADING_ENV, 1), (GYM_TRADING_ENV, 64), (TORCHTRADE, 64), (TORCHTRADE, 1_024))
 
 Actions = NDArray[np.float32]
 Round = Callable[[], float]
@@ -322,9 +326,25 @@ def contestants(tape: Tape, rivals: list[RivalProcess]) -> dict[str, Round]:
     for accounts in (64, 1_024):
         levels = Ours(tape, level_actions(accounts), with_windows=True)
         rounds[f"{accounts:,} accounts, levels, windows"] = levels.round()
+    rounds["PerpEnv, a window a step"] = single_round(tape)
     for rival in rivals:
         rounds[f"{rival.rival.name}, {rival.accounts:,} accounts ({rival.variant})"] = rival_round(rival)
     return rounds
+
+
+def single_round(tape: Tape) -> Round:
+    """Steps of one ``PerpEnv`` with its observation and info, episodes begun anew as they end."""
+    env = PerpEnv(tape, config=CONFIG, limits=LIMITS)
+    actions = level_actions(1)[:, 0]
+    env.reset(seed=0)
+
+    def steps() -> None:
+        for number in range(20_000):
+            _obs, _reward, is_terminated, is_truncated, _info = env.step(actions[number % STEPS_PER_TAPE])
+            if is_terminated or is_truncated:
+                env.reset()
+
+    return lambda: 20_000 / cpu_seconds(steps)
 
 
 def rival_round(rival: RivalProcess) -> Round:
@@ -396,6 +416,8 @@ def figures(speeds: dict[str, list[float]]) -> dict[str, float | None]:
         "window_copy_fraction": ratio(speeds, "1,024 accounts, random band, windows", "plain copy"),
         "batch64_vs_gym_trading_env": ratio(speeds, "64 accounts, levels, windows", "gym-trading-env, 64"),
         "batch64_vs_torchtrade": ratio(speeds, "64 accounts, levels, windows", "torchtrade, 64"),
+        "single_vs_gym_trading_env": ratio(speeds, "PerpEnv, a window a step", "gym-trading-env, 1 "),
+        "env_steps_per_s_64_window": round(statistics.median(speeds["64 accounts, levels, windows"])),
         "batch1024_vs_torchtrade": ratio(speeds, "1,024 accounts, levels, windows", "torchtrade, 1,024"),
     }
     for name in action_tapes(1):
@@ -427,6 +449,14 @@ def main() -> None:
             for rival in rivals:
                 rival.close()
         costs = flat_costs(market("2013-01-01"), arguments.rounds, progress)
+        task = progress.add_task("contracts, memory, cores", total=None)
+        sizes = {
+            "cost_50_contracts_over_1": round(cost_of_contracts(tape, 50, CONFIG, arguments.rounds), 1),
+            "bytes_per_account": bytes_per_account(tape, CONFIG),
+            "bytes_allocated_per_step": bytes_allocated_per_step(tape, CONFIG),
+            "second_core_gain": second_core_gain(arguments.rounds),
+        }
+        progress.remove_task(task)
     console.print(report(speeds))
     console.print(f"fills per account-step: {fills_in_words(tape)}")
     second, last = (statistics.median(cost[i] for cost in costs) for i in range(2))
@@ -438,7 +468,7 @@ def main() -> None:
         console.print(f"no figure beside a rival: {reason}")
     console.print(machine(), soft_wrap=True)
     growth = statistics.median(last / second for second, last in costs)
-    print(json.dumps({**figures(speeds), "flat_cost_ratio": round(growth, 3)}))
+    print(json.dumps({**figures(speeds), "flat_cost_ratio": round(growth, 3), **sizes}))
 
 
 def fills_in_words(tape: Tape) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 from perpgym.envs.compile import kernel
-from perpgym.envs.execution import round_to_tick, round_toward_zero
+from perpgym.envs.execution import to_lots, to_tick
 from perpgym.envs.margin import maintenance_margin, price_of, worth
 
 # columns of a wallet row, one row an account
@@ -104,7 +104,7 @@ def give_position(wallet, positions, asset, exposure, mark_price, sigma, contrac
         return
     size = min(abs(exposure) * wallet[WALLET], contract.max_position_notional)
     size /= abs(worth(mark_price, contract.is_inverse))
-    quantity = round_toward_zero(math.copysign(size, exposure), contract.lot_size)
+    quantity = to_lots(math.copysign(size, exposure), contract)
     if quantity != 0.0:
         give_stop_distance(positions[asset], sigma, rules)
         apply_fill(wallet, positions, asset, quantity, mark_price, 0.0, contract, rules)
@@ -139,7 +139,7 @@ def apply_fill(wallet, positions, asset, quantity, price, fee_rate, contract, ru
         position[ISOLATED_WALLET] *= 1.0 - closed / abs(held)
         opened = abs(quantity) - closed
     wallet[WALLET] -= fee
-    total = on_lot_grid(held + quantity, held, contract.lot_size)
+    total = on_lot_grid(held + quantity, held, contract)
     if total == 0.0:
         flatten(position)
         return fee
@@ -165,13 +165,13 @@ def apply_fill(wallet, positions, asset, quantity, price, fee_rate, contract, ru
 
 
 @kernel
-def on_lot_grid(quantity, held, lot_size):  # type: ignore[no-untyped-def]
+def on_lot_grid(quantity, held, contract):  # type: ignore[no-untyped-def]
     """The sum of two quantities without the rounding noise of their addition."""
     if abs(quantity) <= 1e-12 * abs(held):
         return 0.0
-    if lot_size == 0.0:
+    if contract.lot_size == 0.0:
         return quantity
-    return round_toward_zero(quantity + math.copysign(0.5 * lot_size, quantity), lot_size)
+    return to_lots(quantity + math.copysign(0.5 * contract.lot_size, quantity), contract)
 
 
 @kernel
@@ -181,14 +181,12 @@ def _place_stops(position, contract, rules):  # type: ignore[no-untyped-def]
     entry = position[ENTRY_PRICE]
     distance = stop_distance(position, rules)
     if distance > 0.0:
-        stop = round_to_tick(entry * (1.0 - side * distance), contract.tick_size, -side)
+        stop = to_tick(entry * (1.0 - side * distance), contract, -side)
         # a comparison with nan is false: there was none
         if not (rules.is_trailing > 0.0 and side * (position[STOP_PRICE] - stop) > 0.0):
             position[STOP_PRICE] = stop
     if rules.take_profit > 0.0:
-        position[TARGET_PRICE] = round_to_tick(
-            entry * (1.0 + side * rules.take_profit), contract.tick_size, -side
-        )
+        position[TARGET_PRICE] = to_tick(entry * (1.0 + side * rules.take_profit), contract, -side)
 
 
 @kernel

@@ -53,13 +53,16 @@ class Market(NamedTuple):
 class ContractRules(NamedTuple):
     """The exchange's rules for one contract and the account's settings on it; floats, inf for no limit.
 
-    A quantity is base units on a linear contract, quote units (contracts times their size) on an inverse one.
+    ``tick_inverse``, ``lot_inverse``: ``execution.whole_inverse`` of the steps. A quantity is base units on a
+    linear contract, quote units (contracts times their size) on an inverse one.
     """
 
     is_inverse: float
     is_isolated: float
     tick_size: float
+    tick_inverse: float
     lot_size: float
+    lot_inverse: float
     min_quantity: float
     max_quantity: float
     min_notional: float
@@ -189,7 +192,7 @@ def contract_rules(values):  # type: ignore[no-untyped-def]
     """Name one row of packed contract rules; the tuple lives in registers, so this costs nothing."""
     return ContractRules(
         values[0], values[1], values[2], values[3], values[4], values[5], values[6], values[7], values[8],
-        values[9], values[10], values[11],
+        values[9], values[10], values[11], values[12], values[13],
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from perpgym.envs.account import (
 from perpgym.envs.compile import kernel
 from perpgym.envs.execution import square_root_impact
 from perpgym.envs.margin import bankruptcy_worth, price_of, worth
-from perpgym.envs.orders import market_fill_price, sliced_fill_price
+from perpgym.envs.orders import market_fill_price
 from perpgym.envs.spaces import CONTRACT_LEDGER, LEDGER
 
 _PRICE_PNL, _FUNDING, _FEES = LEDGER["price_pnl"], LEDGER["funding"], LEDGER["fees"]
@@ -58,20 +58,13 @@ def _record_fill(  # type: ignore[no-untyped-def]
 def take(account, asset, quantity, reference, bar, mark_close, reason, contract, rules):  # type: ignore[no-untyped-def]
     """A taker fill at half spread and impact from ``reference``; returns the fill price."""
     touch, price = market_fill_price(reference, quantity, bar, contract, rules)
-    _take(account, asset, quantity, reference, touch, price, mark_close, reason, contract, rules)
+    take_priced(account, asset, quantity, reference, touch, price, mark_close, reason, contract, rules)
     return price
 
 
 @kernel
-def take_in_slices(account, asset, quantity, bar, mark_close, contract, rules):  # type: ignore[no-untyped-def]
-    """A taker order in slices along the bar; returns its mean fill price."""
-    reference, touch, price = sliced_fill_price(quantity, bar, contract, rules)
-    _take(account, asset, quantity, reference, touch, price, mark_close, ORDER, contract, rules)
-    return price
-
-
-@kernel
-def _take(account, asset, quantity, reference, touch, price, mark_close, reason, contract, rules):  # type: ignore[no-untyped-def]
+def take_priced(account, asset, quantity, reference, touch, price, mark_close, reason, contract, rules):  # type: ignore[no-untyped-def]
+    """A taker fill from ``reference`` over ``touch`` to ``price``, all quote."""
     wallet = account.wallet[WALLET]
     fee = apply_fill(
         account.wallet, account.positions, asset, quantity, price, contract.taker_rate, contract, rules
@@ -158,7 +151,7 @@ def close_by_force(account, asset, size, balance, mark_price, bar, mark_close, c
         account, asset, -side * size, price, mark_price, mark_close, clearance, realised, costs, LIQUIDATION,
         contract,
     )  # fmt: skip
-    left = on_lot_grid(held - side * size, held, contract.lot_size)
+    left = on_lot_grid(held - side * size, held, contract)
     if left == 0.0:
         flatten(position)
         return

@@ -27,7 +27,7 @@ from perpgym.envs.compile import cold_kernel, kernel
 from perpgym.envs.fills import STOP, settle_funding, take
 from perpgym.envs.liquidation import STRAIGHT, is_short_at, liquidate_if_short, mark_on_way
 from perpgym.envs.margin import worth
-from perpgym.envs.matching import AFTER_THE_WAY, carry_orders, fill_inside, send_orders
+from perpgym.envs.matching import AFTER_THE_WAY, carry_orders, fill_inside, has_orders, send_orders
 from perpgym.envs.orders import MARKET, ORDER_REASON, decide, exposure_of
 from perpgym.envs.path import live_through, nothing_happens, opens_beyond_stop
 from perpgym.envs.spaces import CONTRACT_LEDGER, LEDGER
@@ -99,12 +99,14 @@ def _fine_bar(account, world, now, fine, open_ms, number, scratch):  # type: ign
     Returns:
         Whether the cross positions were liquidated whole.
     """
-    if is_short_at(account, world, fine, OPEN) and liquidate_if_short(
-        account, world, now, fine, STRAIGHT, 0, 0.0
-    ):
-        return True
-    send_orders(account, world, now, fine, number)
+    if has_orders(account):
+        if is_short_at(account, world, fine, OPEN) and liquidate_if_short(
+            account, world, now, fine, STRAIGHT, 0, 0.0
+        ):
+            return True
+        send_orders(account, world, now, fine, number)
     is_eventful = _settles_inside(world, now, open_ms, account.positions.shape[0])
+    # margin that suffices at every adverse extreme suffices at the open and at the close
     is_eventful = is_eventful or not nothing_happens(account, world, fine)
     if is_eventful and inside_bar(account, world, now, fine, open_ms, scratch):
         return True
@@ -114,9 +116,12 @@ def _fine_bar(account, world, now, fine, open_ms, number, scratch):  # type: ign
         and live_through(account, world, now, fine, scratch)
     ):
         return True
-    _settle_at_close(account, world, now, fine, open_ms)
-    return is_short_at(account, world, fine, CLOSE) and liquidate_if_short(
-        account, world, now, fine, STRAIGHT, 0, 1.0
+    is_settled = _settle_at_close(account, world, now, fine, open_ms)
+    is_changed = is_eventful or is_settled or world.rules.style != MARKET
+    return (
+        is_changed
+        and is_short_at(account, world, fine, CLOSE)
+        and liquidate_if_short(account, world, now, fine, STRAIGHT, 0, 1.0)
     )
 
 
@@ -132,13 +137,15 @@ def _settles_inside(world, now, open_ms, n_contracts):  # type: ignore[no-untype
 
 @kernel
 def _settle_at_close(account, world, now, fine, open_ms):  # type: ignore[no-untyped-def]
-    """Settlements of the closing instant, on what is held then."""
+    """Settlements of the closing instant, on what is held then; returns whether there were any."""
+    is_any = False
     for asset in range(account.positions.shape[0]):
         for stamp in range(world.market.stamp_start[asset, now], world.market.stamp_start[asset, now + 1]):
             if (
                 account.positions[asset, QUANTITY] != 0.0
                 and world.market.stamp_time_ms[stamp] == open_ms + world.market.fine_ms
             ):
+                is_any = True
                 settle_funding(
                     account,
                     asset,
@@ -146,6 +153,7 @@ def _settle_at_close(account, world, now, fine, open_ms):  # type: ignore[no-unt
                     world.market.stamp_rate[stamp] * world.rules.funding_multiplier,
                     contract_rules(world.contracts[asset]),
                 )
+    return is_any
 
 
 @cold_kernel

@@ -21,7 +21,7 @@ from perpgym.envs.account import (
 )
 from perpgym.envs.arrays import contract_rules, read_bar
 from perpgym.envs.compile import cold_kernel, kernel
-from perpgym.envs.execution import round_toward_zero
+from perpgym.envs.execution import to_lots
 from perpgym.envs.fills import close_by_force
 from perpgym.envs.margin import bracket_row, maintenance_margin, price_of, worth
 
@@ -150,7 +150,7 @@ def liquidate_group(account, world, group, now, fine, way, leg, share):  # type:
         unit = abs(worth(mark, contract.is_inverse))
         row = bracket_row(abs(position[QUANTITY]) * unit, world.brackets[asset])
         floor = world.brackets[asset, row, _FLOOR] * (1.0 - 1e-9)
-        keep = round_toward_zero(floor / unit, contract.lot_size)
+        keep = to_lots(floor / unit, contract)
         if keep * unit > floor:
             keep = max(keep - contract.lot_size, 0.0)
         _force(account, world, group, asset, abs(position[QUANTITY]) - keep, now, fine, way, leg, share)

@@ -8,8 +8,8 @@ from perpgym.data.bars import CLOSE
 from perpgym.envs.account import QUANTITY, give_stop_distance, on_lot_grid
 from perpgym.envs.arrays import contract_rules, read_bar
 from perpgym.envs.compile import cold_kernel, kernel
-from perpgym.envs.execution import round_toward_zero, touch_price
-from perpgym.envs.fills import ORDER, take, take_at, take_in_slices
+from perpgym.envs.execution import quote, to_lots
+from perpgym.envs.fills import ORDER, take_at, take_priced
 from perpgym.envs.orders import (
     BRACKET,
     ICEBERG,
@@ -27,8 +27,10 @@ from perpgym.envs.orders import (
     TWAP,
     VWAP,
     WOULD_CROSS,
-    accepted_quantity,
+    admitted_by_margin,
+    admitted_by_volume,
     is_reduce_only,
+    market_fill_price,
     sliced_fill_price,
     volume_beyond,
 )
@@ -42,21 +44,27 @@ BEFORE_THE_WAY, AFTER_THE_WAY = range(2)
 
 
 @kernel
+def has_orders(account):  # type: ignore[no-untyped-def]
+    """Whether anything is left to fill."""
+    is_any = False
+    for asset in range(account.orders.shape[0]):
+        is_any = is_any or account.orders[asset, ORDER_QUANTITY] != 0.0
+    return is_any
+
+
+@kernel
 def send_orders(account, world, now, fine, number):  # type: ignore[no-untyped-def]
     """Orders at the open of the finer bar ``number`` of its bar; what closes goes first and frees margin."""
     market, style = world.market, world.rules.style
     is_at_open = style == MARKET or (style <= VWAP and market.fine_per_bar > 1)
     has_arrived = number * market.fine_ms >= world.rules.latency_ms
-    is_any = False
     for asset in range(account.positions.shape[0]):
         order = account.orders[asset]
         order[ORDER_FRESH] = 0.0
-        if order[ORDER_QUANTITY] != 0.0:
-            is_any = True
-            # a position that a stop or a liquidation changed takes its order with it
-            if account.positions[asset, QUANTITY] != order[ORDER_HELD]:
-                order[ORDER_QUANTITY] = 0.0
-    if not (is_any and has_arrived):
+        # a position that a stop or a liquidation changed takes its order with it
+        if account.positions[asset, QUANTITY] != order[ORDER_HELD]:
+            order[ORDER_QUANTITY] = 0.0
+    if not has_arrived:
         return
     if not is_at_open:
         fill_inside(account, world, now, fine, number, BEFORE_THE_WAY)
@@ -97,23 +105,22 @@ def _take_at_open(account, world, asset, now, fine, number):  # type: ignore[no-
         share = market.fine_share[fine, asset]
         if rules.style == TWAP:
             share = 1.0 / (market.fine_per_bar - number)
-        due = round_toward_zero(wanted * share, contract.lot_size)
-    quantity, reason = accepted_quantity(
-        account, world, fine, asset, due, bar.volume, math.nan, bar, contract
-    )
-    left = on_lot_grid(wanted - quantity, wanted, contract.lot_size)
-    is_refused = (int(reason) & (MARGIN | BRACKET)) != 0
-    is_last_try = rules.style == MARKET and rules.carries_remainder == 0.0
-    if is_refused or is_last_try or (rules.style == MARKET and (int(reason) & TOO_SMALL) != 0):
-        left = 0.0
-    order[ORDER_REASON] = int(order[ORDER_REASON]) | int(reason)
-    order[ORDER_QUANTITY] = left
+        due = to_lots(wanted * share, contract)
+    most, reason = admitted_by_volume(due, bar.volume, bar, contract, rules)
+    touch, price = market_fill_price(bar.last_open, most, bar, contract, rules)
+    quantity, cut = admitted_by_margin(account, world, fine, asset, most, price, bar, contract)
+    if quantity != most:
+        touch, price = market_fill_price(bar.last_open, quantity, bar, contract, rules)
+    left = on_lot_grid(wanted - quantity, wanted, contract)
+    is_refused = (cut & (MARGIN | BRACKET)) != 0
+    is_last_try = rules.style == MARKET and (rules.carries_remainder == 0.0 or (cut & TOO_SMALL) != 0)
+    order[ORDER_QUANTITY] = 0.0 if is_refused or is_last_try else left
+    order[ORDER_REASON] = int(order[ORDER_REASON]) | reason | cut
     if quantity != 0.0:
         _prepare_stop(account, world, asset, now, quantity)
         mark_close = market.mark[now, asset, CLOSE]
-        account.holdings[asset, _FILL_PRICE] = take(
-            account, asset, quantity, bar.last_open, bar, mark_close, ORDER, contract, rules
-        )
+        take_priced(account, asset, quantity, bar.last_open, touch, price, mark_close, ORDER, contract, rules)
+        account.holdings[asset, _FILL_PRICE] = price
         order[ORDER_HELD] = account.positions[asset, QUANTITY]
 
 
@@ -149,20 +156,21 @@ def _fill_slices(account, world, asset, now, fine):  # type: ignore[no-untyped-d
     contract, order = contract_rules(world.contracts[asset]), account.orders[asset]
     bar = read_bar(world.market, now, fine, asset, contract.is_inverse)
     wanted = order[ORDER_QUANTITY]
-    _reference, _touch, price = sliced_fill_price(wanted, bar, contract, world.rules)
-    quantity, reason = accepted_quantity(
-        account, world, fine, asset, wanted, bar.volume, price, bar, contract
-    )
-    order[ORDER_REASON] = int(order[ORDER_REASON]) | int(reason)
-    is_refused = (int(reason) & (MARGIN | BRACKET | TOO_SMALL)) != 0
-    order[ORDER_QUANTITY] = 0.0 if is_refused else on_lot_grid(wanted - quantity, wanted, contract.lot_size)
+    most, reason = admitted_by_volume(wanted, bar.volume, bar, contract, world.rules)
+    reference, touch, price = sliced_fill_price(most, bar, contract, world.rules)
+    quantity, cut = admitted_by_margin(account, world, fine, asset, most, price, bar, contract)
+    if quantity != most:
+        reference, touch, price = sliced_fill_price(quantity, bar, contract, world.rules)
+    order[ORDER_REASON] = int(order[ORDER_REASON]) | reason | cut
+    order[ORDER_QUANTITY] = 0.0 if cut != 0 else on_lot_grid(wanted - quantity, wanted, contract)
     if quantity != 0.0:
         _prepare_stop(account, world, asset, now, quantity)
         order[ORDER_FRESH] = 1.0
         mark_close = world.market.mark[now, asset, CLOSE]
-        account.holdings[asset, _FILL_PRICE] = take_in_slices(
-            account, asset, quantity, bar, mark_close, contract, world.rules
+        take_priced(
+            account, asset, quantity, reference, touch, price, mark_close, ORDER, contract, world.rules
         )
+        account.holdings[asset, _FILL_PRICE] = price
 
 
 @kernel
@@ -173,7 +181,7 @@ def _fill_resting(account, world, asset, now, fine, number):  # type: ignore[no-
     wanted, limit = order[ORDER_QUANTITY], order[ORDER_LIMIT]
     side = 1.0 if wanted > 0.0 else -1.0
     is_arrival = (number - 1) * world.market.fine_ms < world.rules.latency_ms
-    touch = touch_price(bar.last_open, world.rules.half_spread, contract.tick_size, side)
+    touch = quote(bar.last_open, world.rules.half_spread, contract, side)
     if is_arrival and side * (limit - touch) >= 0.0:
         order[ORDER_REASON] = int(order[ORDER_REASON]) | WOULD_CROSS
         order[ORDER_QUANTITY] = 0.0
@@ -182,16 +190,17 @@ def _fill_resting(account, world, asset, now, fine, number):  # type: ignore[no-
     if volume == 0.0:
         order[ORDER_REASON] = int(order[ORDER_REASON]) | NOT_REACHED
         return
-    quantity, reason = accepted_quantity(account, world, fine, asset, wanted, volume, limit, bar, contract)
+    most, reason = admitted_by_volume(wanted, volume, bar, contract, world.rules)
+    quantity, cut = admitted_by_margin(account, world, fine, asset, most, limit, bar, contract)
     if world.rules.style == ICEBERG and quantity != wanted:
         # a clip that is not used up still shows: only whole clips have been refilled
         clip = max(abs(wanted) * world.rules.iceberg_clip, contract.lot_size)
         clips = math.floor(abs(quantity) / clip + 1e-9)
-        quantity = round_toward_zero(side * clips * clip, contract.lot_size)
-    order[ORDER_REASON] = int(order[ORDER_REASON]) | int(reason)
+        quantity = to_lots(side * clips * clip, contract)
+    order[ORDER_REASON] = int(order[ORDER_REASON]) | reason | cut
     if quantity != 0.0:
         _prepare_stop(account, world, asset, now, quantity)
-        order[ORDER_QUANTITY] = on_lot_grid(wanted - quantity, wanted, contract.lot_size)
+        order[ORDER_QUANTITY] = on_lot_grid(wanted - quantity, wanted, contract)
         order[ORDER_FRESH] = 1.0
         mark_close = world.market.mark[now, asset, CLOSE]
         take_at(
@@ -203,8 +212,9 @@ def _fill_resting(account, world, asset, now, fine, number):  # type: ignore[no-
 @kernel
 def carry_orders(account, world):  # type: ignore[no-untyped-def]
     """At the end of a bar: keep what is left of the orders, or drop it."""
+    if world.rules.carries_remainder == 0.0:
+        return
     for asset in range(account.positions.shape[0]):
         order = account.orders[asset]
-        is_kept = world.rules.carries_remainder > 0.0
-        is_kept = is_kept and account.positions[asset, QUANTITY] == order[ORDER_HELD]
+        is_kept = account.positions[asset, QUANTITY] == order[ORDER_HELD]
         order[ORDER_WORKING] = order[ORDER_QUANTITY] if is_kept else 0.0

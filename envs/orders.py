@@ -21,7 +21,7 @@ from perpgym.envs.account import (
 )
 from perpgym.envs.arrays import contract_rules
 from perpgym.envs.compile import kernel
-from perpgym.envs.execution import round_to_tick, round_toward_zero, square_root_impact, touch_price
+from perpgym.envs.execution import quote, square_root_impact, to_lots, to_tick
 from perpgym.envs.margin import worth
 from perpgym.envs.risk.overlay import NOTIONAL, TIME_STOP, admitted_exposure
 
@@ -45,9 +45,9 @@ ORDER_COLUMNS = 6
 def market_fill_price(reference, quantity, bar, contract, rules):  # type: ignore[no-untyped-def]
     """Touch and fill price of a taker order against ``reference``, the last price at that moment."""
     side = 1.0 if quantity > 0.0 else -1.0
-    touch = touch_price(reference, rules.half_spread, contract.tick_size, side)
+    touch = quote(reference, rules.half_spread, contract, side)
     share = square_root_impact(quantity, bar.volume, bar.sigma_per_bar, rules.impact_coefficient)
-    return touch, round_to_tick(touch + side * reference * min(share, 0.5), contract.tick_size, side)
+    return touch, to_tick(touch + side * reference * min(share, 0.5), contract, side)
 
 
 @kernel
@@ -108,7 +108,7 @@ def affordable_quantity(position, free, quantity, price, mark_price, contract): 
         most, reason = admitted, BRACKET
     if abs(quantity) - closed <= most:
         return quantity, 0
-    return round_toward_zero(math.copysign(closed + most, quantity), contract.lot_size), reason
+    return to_lots(math.copysign(closed + most, quantity), contract), reason
 
 
 @kernel
@@ -124,7 +124,7 @@ def wanted_quantity(position, exposure, equity, mark_close, contract):  # type: 
     if exposure == 0.0:
         return -held
     unit = abs(worth(mark_close, contract.is_inverse))
-    return round_toward_zero(exposure * equity / unit - held, contract.lot_size)
+    return to_lots(exposure * equity / unit - held, contract)
 
 
 @kernel
@@ -142,17 +142,21 @@ def sliced_fill_price(quantity, bar, contract, rules):  # type: ignore[no-untype
     """
     side = 1.0 if quantity > 0.0 else -1.0
     reference = 0.5 * (bar.last_open + bar.last_close)
-    touch = touch_price(reference, rules.half_spread, contract.tick_size, side)
+    touch = quote(reference, rules.half_spread, contract, side)
     share = square_root_impact(quantity, bar.volume, bar.sigma_per_bar, rules.impact_coefficient)
     impact = SLICED_IMPACT * min(share, 0.5)
-    return reference, touch, round_to_tick(touch + side * reference * impact, contract.tick_size, side)
+    return (
+        reference,
+        touch,
+        to_tick(touch + side * reference * impact, contract, side),
+    )
 
 
 @kernel
 def limit_price(quantity, last_close, contract, rules):  # type: ignore[no-untyped-def]
     """Where a resting order is placed: ``limit_offset`` behind the last close, on the tick away from it."""
     side = 1.0 if quantity > 0.0 else -1.0
-    return round_to_tick(last_close * (1.0 - side * rules.limit_offset), contract.tick_size, -side)
+    return to_tick(last_close * (1.0 - side * rules.limit_offset), contract, -side)
 
 
 @kernel
@@ -169,34 +173,36 @@ def volume_beyond(quantity, limit, bar, contract):  # type: ignore[no-untyped-de
 
 
 @kernel
-def accepted_quantity(account, world, fine, asset, quantity, volume, price, bar, contract):  # type: ignore[no-untyped-def]
-    """What of a wanted order the exchange and the volume of the bar admit.
+def admitted_by_volume(quantity, volume, bar, contract, rules):  # type: ignore[no-untyped-def]
+    """What of a wanted order the largest order and a share of ``volume`` admit.
 
-    Args:
-        quantity: signed.
-        volume: that the order may take a share of.
-        price: quote, of a fill; nan: a market order's, which depends on what is left of its quantity.
+    Returns:
+        (quantity, reason): signed, in whole lots; bits of the rules that cut it.
+    """
+    reason = 0
+    if abs(quantity) > contract.max_quantity:
+        quantity, reason = math.copysign(contract.max_quantity, quantity), MAX_QUANTITY
+    most = to_lots(rules.max_participation * volume, contract)
+    if abs(quantity) > most:
+        quantity = math.copysign(most, quantity)
+        reason |= PARTICIPATION if bar.volume > 0.0 else NO_MARKET
+    return quantity, reason
+
+
+@kernel
+def admitted_by_margin(account, world, fine, asset, quantity, price, bar, contract):  # type: ignore[no-untyped-def]
+    """What of it margin, brackets and the smallest order admit at a fill price; closing always goes through.
 
     Returns:
         (quantity, reason): signed, in whole lots, 0 if nothing is left; bits of the rules that cut it.
     """
     held = account.positions[asset, QUANTITY]
-    reason = 0
-    if abs(quantity) > contract.max_quantity:
-        quantity, reason = math.copysign(contract.max_quantity, quantity), MAX_QUANTITY
-    most = round_toward_zero(world.rules.max_participation * volume, contract.lot_size)
-    if abs(quantity) > most:
-        quantity = math.copysign(most, quantity)
-        reason |= PARTICIPATION if bar.volume > 0.0 else NO_MARKET
     if quantity == 0.0 or is_reduce_only(held, quantity):
-        return quantity, reason
-    if math.isnan(price):
-        _touch, price = market_fill_price(bar.last_open, quantity, bar, contract, world.rules)
+        return quantity, 0
     free = free_margin(account, world, fine, asset)
-    quantity, cut = affordable_quantity(
+    quantity, reason = affordable_quantity(
         account.positions[asset], free, quantity, price, bar.mark_open, contract
     )
-    reason |= cut
     size = abs(quantity)
     in_quote = size if contract.is_inverse > 0.0 else size * bar.last_open
     is_small = size < contract.min_quantity or in_quote < contract.min_notional
@@ -212,9 +218,9 @@ def wanted_exposure(action, asset, exposure, rules):  # type: ignore[no-untyped-
     ``target``: a * max_exposure. ``band``: x' = clip(x, c - w, c + w), so holding inside the band is free.
     """
     if rules.is_band == 0.0:
-        return min(1.0, max(-1.0, action[asset])) * rules.max_exposure
-    centre = min(1.0, max(-1.0, action[2 * asset])) * rules.max_exposure
-    width = 0.5 * (min(1.0, max(-1.0, action[2 * asset + 1])) + 1.0) * rules.max_exposure
+        return min(1.0, max(-1.0, float(action[asset]))) * rules.max_exposure
+    centre = min(1.0, max(-1.0, float(action[2 * asset]))) * rules.max_exposure
+    width = 0.5 * (min(1.0, max(-1.0, float(action[2 * asset + 1]))) + 1.0) * rules.max_exposure
     return min(centre + width, max(centre - width, exposure))
 
 
@@ -271,6 +277,7 @@ def decide(account, world, action, now):  # type: ignore[no-untyped-def]
             if single_cap < cap:
                 changed |= NOTIONAL
         account.orders[asset, ORDER_QUANTITY] = wish
+        account.orders[asset, ORDER_REASON] = exposure  # kept for the second pass
         wanted_gross += abs(wish)
         held_gross += abs(exposure)
     scale = 1.0
@@ -282,7 +289,7 @@ def decide(account, world, action, now):  # type: ignore[no-untyped-def]
         order = account.orders[asset]
         mark = world.market.mark[now - 1, asset, CLOSE]
         held = account.positions[asset, QUANTITY]
-        exposure = exposure_of_quantity(held + order[ORDER_WORKING], mark, equity, contract)
+        exposure = order[ORDER_REASON]
         target = order[ORDER_QUANTITY] * scale
         # a decision that keeps what there is keeps what is being worked too
         order[ORDER_QUANTITY] = order[ORDER_WORKING]
@@ -296,7 +303,7 @@ def decide(account, world, action, now):  # type: ignore[no-untyped-def]
             changed |= NOTIONAL if single_cap < cap else bit
         quantity = wanted_quantity(account.positions[asset], target, equity, mark, contract)
         order[ORDER_QUANTITY] = quantity
-        if quantity != 0.0:
+        if quantity != 0.0 and world.rules.style >= LIMIT:
             last_close = world.market.last[now - 1, asset, CLOSE]
             order[ORDER_LIMIT] = limit_price(quantity, last_close, contract, world.rules)
     return changed

@@ -24,7 +24,7 @@ from perpgym.envs.account import (
 )
 from perpgym.envs.arrays import contract_rules, read_bar
 from perpgym.envs.compile import cold_kernel, kernel
-from perpgym.envs.execution import round_to_tick
+from perpgym.envs.execution import to_tick
 from perpgym.envs.fills import STOP, TARGET, take, take_at
 from perpgym.envs.liquidation import (
     ADVERSE_FIRST,
@@ -139,7 +139,7 @@ def _trail_stops(account, world, group, now, fine, way, leg):  # type: ignore[no
         side = side_of(position)
         _start, best = leg_prices(bar, way, leg, side, world.rules.stop_on_mark > 0.0)
         distance = stop_distance(position, world.rules)
-        stop = round_to_tick(best * (1.0 - side * distance), contract.tick_size, -side)
+        stop = to_tick(best * (1.0 - side * distance), contract, -side)
         if bar.volume > 0.0 and side * (stop - position[STOP_PRICE]) > 0.0:
             position[STOP_PRICE] = stop
 

@@ -12,6 +12,7 @@ from perpgym.data.contract import Contract
 from perpgym.data.tape import Tape
 from perpgym.envs.arrays import AccountRules, ContractRules, Market, World
 from perpgym.envs.config import EXECUTION_STYLES, EnvConfig
+from perpgym.envs.execution import whole_inverse
 from perpgym.envs.finer import Finer
 from perpgym.envs.risk.limits import RiskLimits
 
@@ -28,7 +29,9 @@ def make_contract_rules(contract: Contract, config: EnvConfig) -> ContractRules:
         is_inverse=float(contract.kind == "inverse"),
         is_isolated=float(config.margin_mode == "isolated"),
         tick_size=contract.tick_size,
+        tick_inverse=whole_inverse(contract.tick_size),
         lot_size=contract.lot_size,
+        lot_inverse=whole_inverse(contract.lot_size),
         min_quantity=contract.min_quantity,
         max_quantity=contract.max_quantity,
         min_notional=contract.min_notional,

@@ -1,0 +1,188 @@
+"""What must hold for every market of several contracts: books, order of contracts, independence, parity."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from perpgym.data.contract import Contract
+from perpgym.data.tape import Tape
+from perpgym.envs import EnvConfig, PerpEnv, PerpVecEnv, RiskLimits
+from perpgym.envs.spaces import CONTRACT_LEDGER, LEDGER, LEDGER_COLUMNS
+
+FREE = RiskLimits(max_leverage=100.0, max_daily_loss=None)
+MakeTape = Callable[..., Tape]
+
+
+def merged(tapes: list[Tape]) -> Tape:
+    """Several one-contract tapes on one clock as one tape."""
+    offsets = np.cumsum([0, *(t.stamp_time_ms.size for t in tapes)])[:-1]
+
+    def side_by_side(name: str) -> np.ndarray:
+        return np.concatenate([getattr(t, name) for t in tapes], axis=1)
+
+    return replace(
+        tapes[0],
+        contracts=tuple(replace(t.contracts[0], symbol=f"C{i}/USDT:USDT") for i, t in enumerate(tapes)),
+        stamp_start=np.concatenate([t.stamp_start + o for t, o in zip(tapes, offsets, strict=True)]),
+        stamp_time_ms=np.concatenate([t.stamp_time_ms for t in tapes]),
+        stamp_rate=np.concatenate([t.stamp_rate for t in tapes]),
+        mark_rules=tuple(t.mark_rules[0] for t in tapes),
+        _cache={},
+        **{n: side_by_side(n) for n in ("last", "mark", "volume", "sigma_per_bar", "features", "risk")},
+    )
+
+
+def three(make_tape: MakeTape, seed: int, **changes: Any) -> list[Tape]:
+    plain: dict[str, Any] = {"bars": 160, "sigma": 0.02, "funding_rate": 1e-3} | changes
+    return [make_tape(seed=3 * seed + i, mark_basis=0.002 * i, **plain) for i in range(3)]
+
+
+def play(tape: Tape, actions: np.ndarray, **settings: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Ledgers (T, N, L) and contract ledgers (T, N, A, H) of accounts on one path."""
+    config = EnvConfig(
+        **{"action": "target", "window_bars": 1, "episode_bars": 10**6, "max_exposure": 6.0} | settings
+    )
+    env = PerpVecEnv(tape, n_paths=1, accounts_per_path=actions.shape[1], config=config, limits=FREE)
+    out = env.make_buffers()
+    env.reset_into(out, 0)
+    ledgers, holdings = [], []
+    for action in actions:
+        env.step_into(np.ascontiguousarray(action, np.float32), out)
+        ledgers.append(out.ledger.copy())
+        holdings.append(out.holdings.copy())
+        if out.truncated.any():
+            break
+    return np.array(ledgers), np.array(holdings)
+
+
+@pytest.mark.parametrize("margin_mode", ["cross", "isolated"])
+@pytest.mark.parametrize("liquidation", ["full", "brackets"])
+@pytest.mark.parametrize("execution", ["market", "limit", "twap"])
+def test_the_books_add_up_to_the_cent_in_every_mode(
+    make_tape: MakeTape, margin_mode: str, liquidation: str, execution: str
+) -> None:
+    seen = np.zeros(len(LEDGER_COLUMNS))
+    for seed in range(4):
+        tape = merged(three(make_tape, seed, sigma=0.05, wick=0.05))
+        actions = np.random.default_rng(seed).uniform(-1, 1, (150, 16, 3))
+        ledger, holdings = play(
+            tape, actions, max_exposure=12.0, margin_mode=margin_mode, liquidation=liquidation,
+            execution=execution, stop_loss=0.12, take_profit=0.1, max_drawdown=0.99,
+        )  # fmt: skip
+        get = {name: ledger[..., i] for name, i in LEDGER.items()}
+        parts = get["price_pnl"] + get["funding"] + get["insurance"]
+        parts = parts - get["fees"] - get["clearance"] - get["spread"] - get["impact"]
+        change = get["equity"] - get["equity_before"]
+        # 1e-9 of a million
+        np.testing.assert_allclose(parts, change, atol=1e-3)
+        profit = holdings[..., CONTRACT_LEDGER["profit"]].sum(-1)
+        absorbed = get["insurance"] > 0
+        np.testing.assert_allclose(profit[~absorbed], change[~absorbed], atol=1e-3)
+        assert (get["equity"] >= -1e-6).all()
+        seen += np.nan_to_num(np.abs(ledger)).sum((0, 1))
+    for name in ("funding", "fees", "stopped", "liquidated"):
+        assert seen[LEDGER[name]] > 0, name
+
+
+def test_the_order_of_contracts_does_not_matter_while_margin_is_plenty(make_tape: MakeTape) -> None:
+    tapes = three(make_tape, 1, sigma=0.005)
+    actions = np.random.default_rng(0).uniform(-1, 1, (120, 4, 3))
+    one, _ = play(merged(tapes), actions, max_exposure=1.0, max_drawdown=1.0)
+    other, _ = play(merged(tapes[::-1]), actions[..., ::-1], max_exposure=1.0, max_drawdown=1.0)
+    for name in ("equity", "fees", "funding", "impact"):
+        np.testing.assert_allclose(one[..., LEDGER[name]], other[..., LEDGER[name]], rtol=1e-9, atol=1e-6)
+
+
+def test_a_contract_that_is_never_traded_changes_nothing(make_tape: MakeTape) -> None:
+    first, second, _ = three(make_tape, 2)
+    actions = np.random.default_rng(1).uniform(-1, 1, (120, 4, 1))
+    alone, _ = play(first, actions, stop_loss=0.03)
+    padded = np.concatenate([actions, np.zeros_like(actions)], axis=-1)
+    beside, holdings = play(merged([first, second]), padded, stop_loss=0.03)
+    np.testing.assert_allclose(alone, beside[: len(alone)], rtol=1e-12, atol=1e-6, equal_nan=True)
+    assert not holdings[:, :, 1, CONTRACT_LEDGER["position"]].any()
+
+
+def test_joint_adverse_liquidates_whatever_the_worse_way_liquidates_and_more(make_tape: MakeTape) -> None:
+    more = 0
+    for seed in range(12):
+        tape = merged(three(make_tape, seed, sigma=0.03, wick=0.05))
+        # one decision, booked in the very bar that is compared
+        actions = np.random.default_rng(seed).uniform(-1, 1, (1, 32, 3))
+        worse, _ = play(tape, actions, max_drawdown=1.0)
+        joint, _ = play(tape, actions, max_drawdown=1.0, extremes="joint_adverse")
+        fell, fell_jointly = (rows[0, :, LEDGER["liquidated"]] > 0 for rows in (worse, joint))
+        assert not (fell & ~fell_jointly).any()
+        more += int((fell_jointly & ~fell).sum())
+    assert more > 0, "the market was meant to be wild enough to tell the two apart"
+
+
+def test_an_account_alone_equals_itself_in_a_batch(make_tape: MakeTape) -> None:
+    tape = merged(three(make_tape, 5))
+    actions = np.random.default_rng(3).uniform(-1, 1, (100, 5, 3))
+    batch, holdings = play(tape, actions, max_drawdown=1.0)
+    for account in range(5):
+        alone, rows = play(tape, actions[:, account : account + 1], max_drawdown=1.0)
+        np.testing.assert_array_equal(alone[:, 0], batch[: len(alone), account])
+        np.testing.assert_array_equal(rows[:, 0], holdings[: len(rows), account])
+
+
+def test_a_single_env_shows_every_contract(make_tape: MakeTape) -> None:
+    env = PerpEnv(merged(three(make_tape, 0)), config=EnvConfig(window_bars=4))
+    observation, _ = env.reset(seed=0)
+    assert env.action_space.shape == (6,)
+    assert observation["account"].shape[0] == 3
+    assert observation["market"].shape[:2] == (4, 3)
+    observation, *_ = env.step(np.array([0.5, -1, -0.5, -1, 0.2, -1], np.float32))
+    np.testing.assert_allclose(observation["account"][:, 0], [1.0, -1.0, 0.4], atol=0.1)
+
+
+PLAIN = """
+import sys
+from pathlib import Path
+import numpy as np
+from perpgym.data.tape import Tape
+from perpgym.envs import EnvConfig, PerpVecEnv, RiskLimits
+tape = Tape.load(Path(sys.argv[1]))
+rows = []
+for execution, margin_mode in (("market", "cross"), ("limit", "isolated"), ("twap", "cross")):
+    config = EnvConfig(window_bars=1, episode_bars=30, action="target", max_exposure=6.0, execution=execution,
+                       margin_mode=margin_mode, liquidation="brackets", stop_loss=0.04, take_profit=0.05,
+                       trailing_stop=True, max_drawdown=0.9, restart="random", remainder="carry")
+    limits = RiskLimits(max_leverage=15.0)
+    env = PerpVecEnv(tape, n_paths=2, accounts_per_path=2, config=config, limits=limits)
+    out = env.make_buffers()
+    env.reset_into(out, 0)
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        env.step_into(rng.uniform(-1, 1, (4, 3)).astype(np.float32), out)
+        shown = (out.ledger, out.holdings, out.account, out.reward)
+        rows.append(np.concatenate([array.ravel() for array in shown]))
+np.save(sys.argv[2], np.array(rows))
+"""
+
+
+def test_compiled_kernels_equal_plain_python_on_several_contracts(
+    make_tape: MakeTape, contract: Contract, tmp_path: Path
+) -> None:
+    # lots so small that the last bit of a number decides nothing
+    rules = replace(contract, lot_size=1e-12, tick_size=1e-9)
+    merged(three(make_tape, 7, sigma=0.03, rules=rules)).save(tmp_path / "tape")
+    results = []
+    for disabled in ("0", "1"):
+        target = tmp_path / f"{disabled}.npy"
+        subprocess.run(
+            [sys.executable, "-c", PLAIN, str(tmp_path / "tape"), str(target)],
+            check=True, env={**os.environ, "NUMBA_DISABLE_JIT": disabled},
+        )  # fmt: skip
+        results.append(np.load(target))
+    np.testing.assert_allclose(*results, rtol=1e-9, atol=1e-7, equal_nan=True)
