@@ -24,7 +24,7 @@ Observation = dict[str, NDArray[Any]]
 
 
 class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
-    """One account on one linear perpetual contract.
+    """One account on A perpetual contracts, linear or inverse, that settle in one currency.
 
     Observation (Dict):
 
@@ -38,12 +38,12 @@ class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
     portfolio  (Cp,)              float32   see the table below
     ========== ================== ========= ==========================================================
 
-    Action: Box(-1, 1). ``target`` (1,): exposure / max_exposure. ``band`` (2,): centre and width of a
-    no-trade band; inside it nothing is traded.
+    Action: Box(-1, 1). ``target`` (A,): exposure / max_exposure of each contract. ``band`` (2 A,): contract
+    after contract, centre and width of a no-trade band; inside it nothing is traded.
 
     Order of events for an action taken at the close of bar t: overlay and sizing at the mark close of t;
-    liquidation if the mark opens beyond it; the order fills in bar t+1 at its open with half spread, impact
-    and taker fee; stops, liquidation and settlements inside the bar, adverse side first; settlements at the
+    liquidation if the mark opens beyond it; the order fills in bar t+1 (``execution``: at its open with half
+    spread, impact and taker fee, in slices, or as a maker); stops, liquidation and settlements inside the bar, adverse side first; settlements at the
     close; mark to the mark close; margin check; reward; observation of bar t+1.
 
     Reward: log equity return g, floored at log(reward_equity_floor), less

@@ -244,6 +244,11 @@ def close_books(
 
 
 def _check_period(tape: Tape, start_bar: int, end_bar: int, config: EnvConfig) -> int:
+    if len(tape.contracts) != 1:
+        raise ValueError(
+            f"evaluation judges one contract for now, the tape has {len(tape.contracts)}: "
+            "build the tape from one contract's bars"
+        )
     earliest = tape.first_valid_bar + config.window_bars - 1
     if not (earliest <= start_bar and start_bar + 2 < end_bar <= len(tape)):
         raise ValueError(
