@@ -43,8 +43,9 @@ class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
 
     Order of events for an action taken at the close of bar t: overlay and sizing at the mark close of t;
     liquidation if the mark opens beyond it; the order fills in bar t+1 (``execution``: at its open with half
-    spread, impact and taker fee, in slices, or as a maker); stops, liquidation and settlements inside the bar, adverse side first; settlements at the
-    close; mark to the mark close; margin check; reward; observation of bar t+1.
+    spread, impact and taker fee, in slices, or as a maker); stops, liquidation and settlements inside the
+    bar, adverse side first; settlements at the close; mark to the mark close; margin check; reward;
+    observation of bar t+1.
 
     Reward: log equity return g, floored at log(reward_equity_floor), less
     (reward_risk_aversion - 1) / 2 * g**2, times reward_scale.
