@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from perpgym.data.align import MARK_POLICIES, Aligned, inspect
 from perpgym.data.clock import iso, timeframe_name
@@ -16,14 +16,14 @@ from perpgym.data.errors import DataError
 from perpgym.data.frames import RawFrames, times
 from perpgym.data.importing import import_frames
 from perpgym.data.load import DataConfig, contract_of, read_frames
-from perpgym.data.quality import REPAIRS
+from perpgym.data.quality import check_repairs, describe_repairs
 from perpgym.data.sources import binance_vision, freqtrade
 from perpgym.data.store import KINDS, Store
 
 if TYPE_CHECKING:
     from perpgym.data.sources.ccxt_download import ExchangeFactory
 
-_FORMATS = ("freqtrade", "binance-vision", "table")
+_FORMATS = ("freqtrade", "binance_vision", "table")
 
 
 def main(arguments: Sequence[str] | None = None, *, exchange_factory: ExchangeFactory | None = None) -> int:
@@ -67,16 +67,22 @@ def _parser() -> argparse.ArgumentParser:
     series.add_argument("--exchange", default="binance", help="ccxt's exchange id (default binance)")
     checks = argparse.ArgumentParser(add_help=False)
     checks.add_argument(
-        "--repair", nargs="+", default=[], choices=list(REPAIRS), help="faults that may be repaired"
-    )
+        "--repair", nargs="+", default=[], type=_repair_rule, metavar="RULE",
+        help="faults that may be repaired, by the rules below; without its rule a fault is refused",
+    )  # fmt: skip
     checks.add_argument("--funding", help="table of settlements, for a table of bars")
     checks.add_argument("--mark-table", help="table of mark-price bars, for a table of bars")
     checks.add_argument(
         "--columns", nargs="+", default=[], metavar="OURS=THEIRS", help="names of a table's columns"
     )
 
-    importing = commands.add_parser("import", parents=[series, checks], help="take files into the store")
-    importing.add_argument("format", choices=_FORMATS)
+    explained: Any = {
+        "parents": [series, checks],
+        "epilog": f"rules of --repair:\n{describe_repairs()}",
+        "formatter_class": argparse.RawDescriptionHelpFormatter,
+    }
+    importing = commands.add_parser("import", **explained, help="take files into the store")
+    importing.add_argument("format", type=_underscored, choices=_FORMATS)
     importing.add_argument("path", help="folder, archive or table")
 
     downloading = commands.add_parser(
@@ -89,8 +95,10 @@ def _parser() -> argparse.ArgumentParser:
         "--timeout", type=float, default=10.0, help="seconds to wait for an answer (default 10)"
     )
 
-    checking = commands.add_parser("check", parents=[series, checks], help="report faults and the mark rule")
-    checking.add_argument("format", nargs="?", choices=(*_FORMATS, "store"), default="store")
+    checking = commands.add_parser("check", **explained, help="report faults and the mark rule")
+    checking.add_argument(
+        "format", nargs="?", type=_underscored, choices=(*_FORMATS, "store"), default="store"
+    )
     checking.add_argument("path", nargs="?", help="folder, archive or table")
     checking.add_argument("--start", help="UTC, ISO 8601")
     checking.add_argument("--end", help="UTC, ISO 8601; a bare date includes its day")
@@ -102,11 +110,23 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _underscored(name: str) -> str:
+    """``binance-vision`` is ``binance_vision``, as it is in a config."""
+    return name.replace("-", "_")
+
+
+def _repair_rule(name: str) -> str:
+    try:
+        return check_repairs([name])[0]
+    except ValueError as error:
+        # argparse shows the message of its own error only
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _configs(options: argparse.Namespace) -> list[DataConfig]:
     """One config for each contract that a command is about."""
-    source = options.format.replace("-", "_")
     config = DataConfig(
-        source=source,
+        source=options.format,
         path=options.path,
         timeframe=options.timeframe,
         exchange=options.exchange,
@@ -183,6 +203,8 @@ def _import(options: argparse.Namespace) -> int:
         for finding in done.findings:
             if finding.severity != "info":
                 print(f"  {finding.severity}: {finding.message}")
+        if rules := ",".join(done.repairs_at_loading):
+            print(f"  note: the store keeps what is missing as missing; train with data.repair=[{rules}]")
     print(f"store: {store.root}")
     return 1 if failed else 0
 

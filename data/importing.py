@@ -31,6 +31,12 @@ class Imported:
     rows: dict[Kind, int]
     findings: tuple[Finding, ...]
 
+    @property
+    def repairs_at_loading(self) -> tuple[str, ...]:
+        """Rules that loading needs again: the store keeps what is missing as missing."""
+        holes = (*_JUDGED_AT_LOADING, "funding_missing")
+        return tuple(sorted({f.repair for f in self.findings if f.rule in holes and f.repair is not None}))
+
 
 def import_frames(
     raw: RawFrames, store: Store, exchange: str, contract: Contract, *, repair: Collection[str] = ()

@@ -46,10 +46,10 @@ class DataConfig:
     """Where one contract's bars come from and what may be assumed about them.
 
     Attributes:
-        source: ``freqtrade``, ``binance_vision`` or ``table`` read ``path``; ``store`` reads what was
-            imported or downloaded; ``download`` fills the store first; ``simulated`` needs nothing;
-            ``auto`` takes the store if it has the dates, else downloads exactly them, else, loudly, the
-            simulated market.
+        source: ``freqtrade``, ``binance_vision`` or ``table`` read ``path`` (hyphens count as underscores);
+            ``store`` reads what was imported or downloaded; ``download`` fills the store first;
+            ``simulated`` needs nothing; ``auto`` takes the store if it has the dates, else downloads exactly
+            them, else, loudly, the simulated market.
         path: of the folder, archive or table.
         symbol: ccxt's unified symbol.
         timeframe: of the bars.
@@ -83,6 +83,7 @@ class DataConfig:
     download_timeout_s: float = 10.0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "source", self.source.replace("-", "_"))
         # a config file gives lists, and None for an empty section
         object.__setattr__(self, "repair", check_repairs(self.repair or ()))
         object.__setattr__(self, "columns", dict(self.columns or {}))

@@ -20,6 +20,7 @@ from perpgym.data.frames import rows_where, times
 
 Severity = Literal["error", "warning", "info"]
 
+# by name what each one does; the command line prints these as they stand
 REPAIRS = {
     "sort": "put the rows in order of time",
     "drop_duplicates": "of rows with the same time keep the one that comes later",
@@ -73,8 +74,14 @@ def check_repairs(names: Iterable[str]) -> tuple[str, ...]:
     names = tuple(names)
     unknown = sorted(set(names) - set(REPAIRS))
     if unknown:
-        raise ValueError(f"unknown repair rules {unknown}; known are {', '.join(REPAIRS)}")
+        raise ValueError(f"unknown repair rules {unknown}; known are:\n{describe_repairs()}")
     return names
+
+
+def describe_repairs() -> str:
+    """A line for each rule: its name and what it does."""
+    width = max(len(name) for name in REPAIRS)
+    return "\n".join(f"  {name:<{width}}  {what}" for name, what in REPAIRS.items())
 
 
 def refuse_errors(findings: Iterable[Finding], title: str) -> None:
@@ -103,14 +110,17 @@ class Inspection:
     ) -> None:
         """Report a fault: an error, unless its repair was named."""
         allowed = repair is not None and repair in self.repair
-        if allowed:
-            ending = f"; repaired by the rule {repair}"
-        elif repair is not None:
-            ending = f"; name the rule {repair} in `repair` to allow this: {REPAIRS[repair]}"
+        if repair is None:
+            ending = advice
+        elif allowed:
+            ending = f"repaired by the rule {repair}: {REPAIRS[repair]}"
         else:
-            ending = f"; {advice}"
+            ending = (
+                f"to have it repaired, name the rule {repair} (data.repair=[{repair}], or "
+                f"--repair {repair} of python -m perpgym.data): {REPAIRS[repair]}"
+            )
         severity: Severity = "warning" if allowed else "error"
-        self._add(rule, time_ms, count, severity, text + ending, repair)
+        self._add(rule, time_ms, count, severity, f"{text}; {ending}", repair)
 
     def note(self, rule: str, time_ms: int, count: int, severity: Severity, text: str) -> None:
         """Report something that keeps nothing from being used."""

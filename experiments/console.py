@@ -79,7 +79,7 @@ class StepsPerSecond(ProgressColumn):
 
 @contextmanager
 def training_bar(title: str, total: int, done: int = 0) -> Iterator[Callable[[int, float | None], None]]:
-    """A bar with steps/s, time left and the newest validation growth; yields its update."""
+    """A bar with steps/s, time left and the newest net return on validation; yields its update."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -91,8 +91,8 @@ def training_bar(title: str, total: int, done: int = 0) -> Iterator[Callable[[in
     with Progress(*columns, console=CONSOLE, transient=False) as bar:
         task = bar.add_task(title, total=total, completed=done, validation="")
 
-        def update(steps: int, growth: float | None) -> None:
-            text = "" if growth is None else f"validation {100 * growth:+.1f} % log growth"
+        def update(steps: int, validation_return: float | None) -> None:
+            text = "" if validation_return is None else f"validation return {100 * validation_return:+.1f} %"
             bar.update(task, completed=min(steps, total), validation=text)
 
         yield update

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -47,12 +48,13 @@ class Progress:
     Attributes:
         seed: being trained.
         total_steps: account steps in all.
-        on_step: called with (steps done, validation log growth of the newest checkpoint or None).
+        on_step: called with (steps done, net return on validation of the newest checkpoint, a fraction, or
+            None).
     """
 
     seed: int = 0
     total_steps: int = 0
-    on_step: Callable[[int, float | None], None] = field(default=lambda steps, growth: None)
+    on_step: Callable[[int, float | None], None] = field(default=lambda steps, validation_return: None)
 
 
 def train_seed(
@@ -97,13 +99,14 @@ def train_seed(
         seed=seed,
         device=device,
     )
+    watcher = CheckpointCallback(market, settings, seed, folder, config_hash, progress or Progress())
     if folder.resume(seed).exists():
         model.load_checkpoint(folder.resume(seed))
+        watcher.resume_at(model.num_timesteps)
         _LOG.info("seed %d resumes at %s steps", seed, f"{model.num_timesteps:,}")
     model.set_logger(configure(str(folder.tensorboard / f"seed_{seed}"), ["tensorboard"]))
     _describe(model.logger, market)
     left = settings.training.total_steps - model.num_timesteps
-    watcher = CheckpointCallback(market, settings, seed, folder, config_hash, progress or Progress())
     with stop_on_interrupt(watcher):
         if left > 0:
             model.learn(left, callback=watcher, reset_num_timesteps=False)
@@ -145,15 +148,26 @@ class CheckpointCallback(BaseCallback):
         self.folder, self.config_hash, self.progress = folder, config_hash, progress
         self.interval = max(1, settings.training.total_steps // settings.training.checkpoints)
         self.is_stop_requested = False
-        self._growth: float | None = None
+        self._return: float | None = None
+        self._looked_at: int | None = None
+
+    def resume_at(self, steps: int) -> None:
+        """Take from the trial log what was seen up to ``steps``, so that it is not looked at again."""
+        run = curves(TrialLog(self.folder.trials).read()).get((self.config_hash, self.seed), [])
+        for trial in run:
+            # a crash may have come between the artifact and the log
+            if trial["step"] <= steps and self.folder.policy(self.seed, trial["step"]).exists():
+                self._looked_at = trial["step"]
+                self._return = math.expm1(trial["validation_log_growth"])
 
     def _on_rollout_start(self) -> None:
         model = self.model
         assert isinstance(model, PerpPPO)
         steps = model.num_timesteps
-        self.progress.on_step(steps, self._growth)
+        self.progress.on_step(steps, self._return)
         previous = max(0, steps - model.n_steps * model.n_envs)
-        if steps and steps // self.interval > previous // self.interval:
+        is_due = steps // self.interval > previous // self.interval
+        if steps and is_due and steps != self._looked_at:
             self.checkpoint(model)
         if self.is_stop_requested:
             model.save_checkpoint(self.folder.resume(self.seed))
@@ -164,13 +178,9 @@ class CheckpointCallback(BaseCallback):
 
     def finish(self, model: PerpPPO) -> None:
         """The last checkpoint, once."""
-        steps = model.num_timesteps
-        run = curves(TrialLog(self.folder.trials).read()).get((self.config_hash, self.seed), [])
-        is_logged = any(trial["step"] == steps for trial in run)
-        # a crash may have come between the two
-        if not (is_logged and self.folder.policy(self.seed, steps).exists()):
+        if model.num_timesteps != self._looked_at:
             self.checkpoint(model)
-        self.progress.on_step(model.num_timesteps, self._growth)
+        self.progress.on_step(model.num_timesteps, self._return)
 
     def checkpoint(self, model: PerpPPO) -> None:
         """Validate, record the trial, keep the policy, make the run resumable from here."""
@@ -178,7 +188,7 @@ class CheckpointCallback(BaseCallback):
         steps = model.num_timesteps
         result = validate(model.policy, self.market)
         record = trading_record(result, self.market)
-        self._growth = record["log_growth"]
+        self._return, self._looked_at = record["return"], steps
         for name, value in record.items():
             model.logger.record(f"validation/{name}", value)
         model.logger.dump(steps)
@@ -206,8 +216,9 @@ class CheckpointCallback(BaseCallback):
         )
         model.save_checkpoint(self.folder.resume(self.seed))
         _LOG.info(
-            "seed %d %s steps  validation: %+.1f %%, Sharpe %+.2f, drawdown %.1f %%, turnover %.2f/day",
-            self.seed, f"{steps:>11,}", 100 * np.expm1(record["log_growth"]), record["sharpe"],
+            "seed %d %s steps  validation: "
+            "return %+.1f %%, Sharpe %+.2f, drawdown %.1f %%, turnover %.2f/day",
+            self.seed, f"{steps:>11,}", 100 * record["return"], record["sharpe"],
             100 * record["max_drawdown"], record["turnover_per_day"],
         )  # fmt: skip
         model.logger.record("time/validation_seconds", time.perf_counter() - started)
@@ -238,6 +249,7 @@ def trading_record(result: BacktestResult, market: Market) -> dict[str, float]:
     days = returns.size * result.bar_ms / 86_400_000
     traded = result.column("traded_notional") / np.maximum(result.column("equity_before"), 1e-9)
     return {
+        "return": math.expm1(returns.sum()),
         "log_growth": float(returns.sum()),
         "sharpe": 0.0 if np.isnan(sharpe) else float(sharpe),
         "equity": float(result.equity[-1]),

@@ -9,6 +9,8 @@ import pandas as pd
 import pytest
 
 from perpgym.data.__main__ import main
+from perpgym.data.load import DataConfig
+from perpgym.data.quality import REPAIRS
 from perpgym.data.store import Store
 
 Frames = Callable[..., pd.DataFrame]
@@ -72,9 +74,14 @@ def test_gaps_are_imported_as_they_are_and_judged_at_loading(
     root: str, freqtrade_folder: Folder, klines: Frames, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = str(freqtrade_folder(klines().drop(index=[20, 21]).reset_index(drop=True)))
-    assert main(["import", "freqtrade", folder]) == 0
-    assert "2 bars are missing" in capsys.readouterr().out
-    assert main(["check"]) == 1
+    for repair in ([], ["--repair", "fill_flat"]):
+        assert main(["import", "freqtrade", folder, *repair]) == 0
+        out = capsys.readouterr().out
+        assert "2 bars are missing" in out
+        assert "the store keeps what is missing as missing; train with data.repair=[fill_flat]" in out
+        assert main(["check"]) == 1
+        capsys.readouterr()
+    assert main(["check", "--repair", "fill_flat"]) == 0
 
 
 def test_an_import_refuses_what_the_store_could_not_tell_any_more(
@@ -85,6 +92,38 @@ def test_an_import_refuses_what_the_store_could_not_tell_any_more(
     assert "not sorted" in capsys.readouterr().err
     assert Store(root).series() == []
     assert main(["import", "freqtrade", folder, "--repair", "sort"]) == 0
+
+
+@pytest.mark.parametrize("command", ["import", "check"])
+def test_help_and_a_wrong_name_say_what_every_repair_rule_does(
+    root: str, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments in (["--help"], ["table", "bars.csv", "--repair", "fill"]):
+        with pytest.raises(SystemExit):
+            main([command, *arguments])
+        told = "".join(capsys.readouterr())
+        for name, what in REPAIRS.items():
+            assert any(line.split() == [name, *what.split()] for line in told.splitlines())
+    assert "unknown repair rules ['fill']" in told
+
+
+def test_a_fault_says_what_its_rule_would_do_and_what_it_did(
+    root: str, freqtrade_folder: Folder, klines: Frames, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(freqtrade_folder(klines().iloc[::-1].reset_index(drop=True)))
+    assert main(["import", "freqtrade", folder]) == 1
+    assert f"--repair sort of python -m perpgym.data): {REPAIRS['sort']}" in capsys.readouterr().err
+    assert main(["import", "freqtrade", folder, "--repair", "sort"]) == 0
+    assert f"repaired by the rule sort: {REPAIRS['sort']}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("spelling", ["binance_vision", "binance-vision"])
+def test_a_source_may_be_spelt_with_a_hyphen(
+    root: str, tmp_path: Path, spelling: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["import", spelling, str(tmp_path), "--symbol", "BTC/USDT:USDT"]) == 1
+    assert "no kline archive" in capsys.readouterr().err
+    assert DataConfig(source=spelling, path="/x").source == "binance_vision"  # type: ignore[arg-type]
 
 
 def test_a_table_is_imported_with_its_column_names(
@@ -108,8 +147,6 @@ def test_errors_are_one_sentence_and_exit_code_1(
     assert capsys.readouterr().err.startswith("error: ")
     assert main(["check"]) == 1
     assert "no contract found in the store" in capsys.readouterr().err
-    assert main(["import", "binance-vision", str(tmp_path), "--symbol", "BTC/USDT:USDT"]) == 1
-    assert "no kline archive" in capsys.readouterr().err
     assert main(["download", "--start", "2024-01-01", "--end", "2024-01-02"]) == 1
     assert "--symbol" in capsys.readouterr().err
     assert main(["list"]) == 0

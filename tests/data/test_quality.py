@@ -160,7 +160,7 @@ def test_every_fault_is_told_at_once(raw: RawFrames) -> None:
 
 
 def test_an_unknown_repair_is_refused_with_the_known_ones(raw: RawFrames) -> None:
-    with pytest.raises(ValueError, match="known are sort, drop_duplicates"):
+    with pytest.raises(ValueError, match=r"known are:\n  sort +put the rows in order of time\n"):
         align(raw, CONTRACT, repair=["fill_falt"])
 
 

@@ -46,6 +46,13 @@ def test_every_data_source_with_a_path_composes(data: str) -> None:
     assert Settings.from_mapping(composed(f"data={data}", "data.path=/somewhere")).data.path == "/somewhere"
 
 
+def test_a_data_source_may_be_spelt_with_a_hyphen() -> None:
+    for override in ("data=binance-vision", "data.source=binance-vision"):
+        assert composed(override, "data.path=/x")["data"].keys() == composed()["data"].keys()
+        config = Settings.from_mapping(composed(override, "data.path=/x"))
+        assert config.data.source == "binance_vision"
+
+
 def test_the_institutional_account_differs_in_two_settings() -> None:
     plain = Settings.from_mapping(composed()).env
     desk = Settings.from_mapping(composed("env=institutional")).env

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from pathlib import Path
@@ -34,7 +35,7 @@ def market() -> Market:
 def test_a_stop_asked_for_at_the_very_end_keeps_the_seed_and_starts_no_other(
     market: Market, tmp_path: Path
 ) -> None:
-    def press(steps: int, growth: float | None) -> None:
+    def press(steps: int, validation_return: float | None) -> None:
         if steps == SETTINGS.training.total_steps:
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -44,6 +45,35 @@ def test_a_stop_asked_for_at_the_very_end_keeps_the_seed_and_starts_no_other(
         train_seed(market, SETTINGS, 0, folder, "hash", progress=Progress(on_step=press))
     assert folder.read_selection(0)["last"] == SETTINGS.training.total_steps
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_going_on_from_a_checkpoint_does_not_look_at_it_again(
+    market: Market, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "perpgym")
+    half = SETTINGS.training.total_steps // 2
+    seen: list[float] = []
+
+    def press_at_half(steps: int, validation_return: float | None) -> None:
+        if steps == half:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def watch(steps: int, validation_return: float | None) -> None:
+        if validation_return is not None:
+            seen.append(validation_return)
+
+    folder = RunFolder(tmp_path / "stopped")
+    with pytest.raises(StopRequestedError):
+        train_seed(market, SETTINGS, 0, folder, "hash", progress=Progress(on_step=press_at_half))
+    train_seed(market, SETTINGS, 0, folder, "hash", progress=Progress(on_step=watch))
+    looked = [record.getMessage() for record in caplog.records if "validation: return" in record.getMessage()]
+    assert len(looked) == SETTINGS.training.checkpoints
+    # the bar shows what the log says, from the first step on
+    assert f"return {100 * seen[0]:+.1f} %" in looked[0]
+    whole = RunFolder(tmp_path / "whole")
+    train_seed(market, SETTINGS, 0, whole, "hash")
+    assert folder.trials.read_text() == whole.trials.read_text()
+    assert folder.selection(0).read_text() == whole.selection(0).read_text()
 
 
 def test_an_artifact_without_its_trial_is_looked_at_again(market: Market, tmp_path: Path) -> None:
