@@ -12,6 +12,7 @@ from rich.table import Table
 
 from perpgym.evaluation.judge import ReportInput
 from perpgym.evaluation.numerals import decimal, interval, money, number, percent, share
+from perpgym.experiments.command_line import run
 from perpgym.experiments.console import CONSOLE, errors_in_words, set_up_log
 from perpgym.experiments.judging import judge_run
 from perpgym.experiments.market import open_market, set_threads
@@ -90,4 +91,4 @@ def show(report: ReportInput) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main, "evaluate")

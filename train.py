@@ -11,6 +11,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from perpgym.experiments.command_line import run
 from perpgym.experiments.console import CONSOLE, errors_in_words, python, set_up_log, training_bar
 from perpgym.experiments.market import Market, open_market, set_threads
 from perpgym.experiments.run_folder import RunError, RunFolder, config_hash
@@ -18,6 +19,8 @@ from perpgym.experiments.settings import Settings
 from perpgym.experiments.training import Progress, StopRequestedError, train_seed
 
 _LOG = logging.getLogger("perpgym.train")
+# the name in configs/config.yaml, which every experiment replaces
+UNNAMED = "unnamed"
 # what a command line says about this call, and not about the run
 _CALL = ("run_dir", "overwrite", "resume")
 
@@ -41,8 +44,10 @@ def main(config: DictConfig) -> None:
             raise ValueError("run_dir is empty: name the folder that the run is written to")
         else:
             folder = RunFolder(Path(call["run_dir"]))
-            folder.check_room(overwrite=call["overwrite"])
         settings = Settings.from_mapping(plain)
+        if not call["resume"]:
+            folder.check_room(overwrite=call["overwrite"])
+        announce(settings, folder)
         set_threads(settings.training.threads)
         market = open_market(settings)
         if not call["resume"]:
@@ -61,6 +66,21 @@ def main(config: DictConfig) -> None:
             ) from error
         CONSOLE.print(f"done; judge it with: {python()} evaluate.py run={folder.path}", soft_wrap=True)
         CONSOLE.print(f"curves: tensorboard --logdir {folder.tensorboard}", soft_wrap=True)
+
+
+def announce(settings: Settings, folder: RunFolder) -> None:
+    """Say in one line what is trained; in a second one, if nobody named it, that these are the defaults."""
+    data, algorithm = settings.data, type(settings.agent).__name__.removesuffix("Config")
+    _LOG.info(
+        "%s: %s on %s %s (data=%s), %s steps for each of seeds %s, written to %s",
+        settings.name, algorithm, data.symbol, data.timeframe, data.source,
+        f"{settings.training.total_steps:,}", ", ".join(map(str, settings.seeds)), folder.path,
+    )  # fmt: skip
+    if settings.name == UNNAMED:
+        _LOG.warning(
+            "no experiment was named, so these are the defaults: +experiment=ppo_btc trains a named one, "
+            "name=ANYTHING names this one"
+        )
 
 
 def train(market: Market, settings: Settings, folder: RunFolder, digest: str) -> None:
@@ -100,4 +120,4 @@ def _facts(settings: Settings, market: Market) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run(main, "config")

@@ -34,6 +34,11 @@ def python() -> str:
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
+def print_error(message: str) -> None:
+    """One message in red, unbroken, so that a path or a command can be copied."""
+    CONSOLE.print(Text(f"error: {message}", style="bold red"), soft_wrap=True)
+
+
 @contextmanager
 def errors_in_words() -> Iterator[None]:
     """Turn what users can mend into one message and exit code 1; anything else keeps its traceback."""
@@ -41,8 +46,7 @@ def errors_in_words() -> Iterator[None]:
         yield
     except (ValueError, FileNotFoundError, OSError, KeyError, OmegaConfBaseException) as error:
         if _is_ours(error):
-            # unbroken, so that a path or a command can be copied
-            CONSOLE.print(Text(f"error: {_message(error)}", style="bold red"), soft_wrap=True)
+            print_error(_message(error))
             sys.exit(1)
         raise
     except KeyboardInterrupt:

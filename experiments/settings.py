@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import importlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -186,9 +186,23 @@ def check_keys(given: Mapping[str, Any], known: Any, where: str) -> None:
     """Refuse keys that nothing reads, and guess what was meant."""
     for key in given:
         if key not in known:
-            close = difflib.get_close_matches(key, list(known), n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise ValueError(f"{where} has no setting {key!r}{hint} Known are: {', '.join(sorted(known))}")
+            hint = did_you_mean(key, known)
+            raise ValueError(f"{where} has no setting {key!r}{hint}; known are {', '.join(sorted(known))}")
+
+
+def did_you_mean(typed: str, known: Iterable[str]) -> str:
+    """A hint at the nearest known names, in brackets; empty if none is near.
+
+    Args:
+        typed: what nobody knows, a name or a dotted path.
+        known: names or dotted paths; one that ends in nearly the same name counts as near.
+    """
+    paths = list(known)
+    ends = {path: path.rpartition(".")[2] for path in paths}
+    near = difflib.get_close_matches(typed.rpartition(".")[2], set(ends.values()), cutoff=0.8)
+    whole = difflib.get_close_matches(typed, paths, n=1, cutoff=0.75)
+    found = list(dict.fromkeys((*whole, *(path for path in paths if ends[path] in near))))
+    return f" (did you mean {' or '.join(found[:3])}?)" if found else ""
 
 
 def check_types(kind: type, values: Mapping[str, Any], where: str) -> None:

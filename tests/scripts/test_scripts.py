@@ -134,7 +134,7 @@ def test_ctrl_c_saves_and_resuming_gives_the_result_of_an_uninterrupted_run(tmp_
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("agent.learning_rat=1e-3", "learning_rat"),
+        ("agent.learning_rat=1e-3", "did you mean agent.learning_rate?"),
         ("env.taker_rate=4", "taker_rate must lie between"),
         ("agent.gamma=1.5", "gamma must lie between"),
         ("seeds=[0,0]", "seeds must be distinct"),
@@ -148,13 +148,33 @@ def test_a_bad_setting_is_one_message_and_no_run(tmp_path: Path, override: str, 
     assert done.returncode == 1
     assert words in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
+    assert "use +" not in done.stdout + done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_nobody_named_says_what_it_trains(tmp_path: Path) -> None:
+    # an empty store ends it before anything is trained
+    empty = ("data=store", f"data.store={tmp_path / 'store'}", f"run_dir={tmp_path / 'run'}", "seeds=[1,2]")
+    done = call("train.py", *empty)
+    assert (
+        "unnamed: PPO on BTC/USDT:USDT 1h (data=store), 4,000,000 steps for each of seeds 1, 2" in done.stdout
+    )
+    assert "no experiment was named" in done.stdout
+    done = call("train.py", *empty, "+experiment=ppo_btc")
+    assert "ppo_btc: PPO on" in done.stdout
+    assert "no experiment was named" not in done.stdout
 
 
 def test_a_finished_run_is_not_overwritten_unless_asked(run: Path) -> None:
     done = call("train.py", *SMALL, f"run_dir={run}")
     assert done.returncode == 1
     assert "overwrite=true" in done.stdout
+
+
+def test_a_bad_setting_is_told_before_a_folder_that_is_taken(run: Path) -> None:
+    done = call("train.py", *SMALL, f"run_dir={run}", "agent.gamma=1.5")
+    assert "gamma must lie between" in done.stdout
+    assert "overwrite=true" not in done.stdout
 
 
 def copy_of(run: Path, tmp_path: Path) -> Path:
