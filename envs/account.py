@@ -15,7 +15,9 @@ from perpgym.envs.margin import maintenance_margin, price_of, worth
 WALLET, EQUITY, PEAK_EQUITY, DAY_EQUITY, DAY_LOW_EQUITY, INITIAL_WALLET, ACCRUED_FUNDING, RECENT_COSTS = (
     range(8)
 )
-WALLET_COLUMNS = 8
+# running moments of the account's log return, and of its square
+RETURN_MEAN, RETURN_SQUARE = 8, 9
+WALLET_COLUMNS = 10
 # columns of a position row, one row a contract of an account; prices are nan where there is none
 QUANTITY, ENTRY_PRICE, ISOLATED_WALLET, STOP_PRICE, TARGET_PRICE, BARS_HELD, STOP_DISTANCE = range(7)
 POSITION_COLUMNS = 7
@@ -43,6 +45,12 @@ def unrealised_profit(position, price, is_inverse):  # type: ignore[no-untyped-d
     if quantity == 0.0:
         return 0.0
     return quantity * (worth(price, is_inverse) - worth(position[ENTRY_PRICE], is_inverse))
+
+
+@kernel
+def sizing_base(wallet, rules):  # type: ignore[no-untyped-def]
+    """Settle currency of an exposure of 1: equity, or the initial wallet."""
+    return wallet[INITIAL_WALLET] if rules.is_fixed_size > 0.0 else wallet[EQUITY]
 
 
 @kernel

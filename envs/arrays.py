@@ -21,6 +21,7 @@ class Market(NamedTuple):
         sigma_per_bar: (T, A) float64, known at the close of its bar.
         stamp_start: (A, T + 1) int64, which settlements a bar owns.
         stamp_time_ms, stamp_rate: (S,) int64 and float64.
+        planted: (T, A) float64, expected simple return over the bar after; (0, A) where unknown.
         bar_ms: int, length of a bar.
         fine_last, fine_mark: (T * n + …, A, 4) float64, bars of ``fine_ms``.
         fine_volume: the same times, (…, A).
@@ -39,6 +40,7 @@ class Market(NamedTuple):
     stamp_start: Any
     stamp_time_ms: Any
     stamp_rate: Any
+    planted: Any
     bar_ms: Any
     fine_last: Any
     fine_mark: Any
@@ -76,13 +78,19 @@ class ContractRules(NamedTuple):
 class AccountRules(NamedTuple):
     """Settings of the account, its execution and its limits; floats, inf for no limit.
 
-    ``stop_at_last``: a stop or target that the mark triggers fills where the last price stands, a target
-    only if it trades there. ``liquidates_at_bankruptcy``: a liquidation takes the whole margin.
+    ``is_unlimited``: no margin, liquidation, ruin nor limits. ``is_fixed_size``: exposures are measured over
+    the initial wallet. ``quadratic_cost``: what trading an exposure of 1 moves the price of its own fill by,
+    doubled. ``stop_at_last``: a stop or target that the mark triggers fills where the last price stands, a
+    target only if it trades there. ``liquidates_at_bankruptcy``: a liquidation takes the whole margin.
     """
 
     is_band: float
     max_exposure: float
+    is_fixed_size: float
     rebalance_threshold: float
+    is_unlimited: float
+    is_sold_at_end: float
+    quadratic_cost: float
     half_spread: float
     impact_coefficient: float
     max_participation: float
@@ -103,9 +111,16 @@ class AccountRules(NamedTuple):
     liquidates_at_bankruptcy: float
     is_joint_adverse: float
     max_drawdown: float
-    reward_equity_floor: float
+    reward: float
     reward_scale: float
+    reward_equity_floor: float
     reward_risk_aversion: float
+    reward_keep: float
+    reward_variance: float
+    reward_on_conditional_mean: float
+    reward_drawdown: float
+    reward_turnover: float
+    reward_liquidation: float
     max_leverage: float
     max_notional: float
     max_daily_loss: float

@@ -9,7 +9,6 @@ from perpgym.envs.account import (
     ACCRUED_FUNDING,
     BARS_HELD,
     DAY_EQUITY,
-    DAY_LOW_EQUITY,
     ENTRY_PRICE,
     EQUITY,
     INITIAL_WALLET,
@@ -17,6 +16,7 @@ from perpgym.envs.account import (
     PEAK_EQUITY,
     QUANTITY,
     RECENT_COSTS,
+    RETURN_MEAN,
     STOP_PRICE,
     TARGET_PRICE,
     free_wallet,
@@ -24,14 +24,15 @@ from perpgym.envs.account import (
     notional,
     open_account,
     position_excess,
+    sizing_base,
     unrealised_profit,
 )
 from perpgym.envs.arrays import Account, contract_rules
 from perpgym.envs.compile import kernel
 from perpgym.envs.kernel import step_account
 from perpgym.envs.margin import liquidation_price, maintenance_margin
-from perpgym.envs.orders import exposure_of
-from perpgym.envs.risk.overlay import admitted_exposure
+from perpgym.envs.orders import exposure_caps, exposure_of
+from perpgym.envs.payoff import open_moments, return_deviation
 
 
 @kernel
@@ -57,6 +58,7 @@ def observe_account(wallet, positions, world, now, account_out, portfolio_out): 
     """
     rules = world.rules
     equity = max(wallet[EQUITY], 1e-9)
+    base = max(sizing_base(wallet, rules), 1e-9)
     cross = free_wallet(wallet, positions)
     cross_balance, cross_excess, cross_margin = cross, cross, 0.0
     margin_ratio = 0.0
@@ -89,17 +91,14 @@ def observe_account(wallet, positions, world, now, account_out, portfolio_out): 
         liquidation = liquidation_price(
             balance, position[QUANTITY], position[ENTRY_PRICE], world.brackets[asset], contract.is_inverse
         )
-        out[0] = _clip(exposure_of(position, mark, equity, contract), -10.0, 10.0)
+        out[0] = _clip(exposure_of(position, mark, base, contract), -10.0, 10.0)
         out[1] = _clip(unrealised_profit(position, mark, contract.is_inverse) / equity, -5.0, 5.0)
         out[2] = _distance(liquidation, mark)
         out[3] = _distance(position[STOP_PRICE], mark)
         out[4] = _distance(position[TARGET_PRICE], mark)
         out[5] = _clip(position[BARS_HELD] / 1_000.0, 0.0, 10.0)
-    cap, _bit = admitted_exposure(
-        equity, wallet[PEAK_EQUITY], wallet[DAY_EQUITY], wallet[DAY_LOW_EQUITY], rules.max_leverage,
-        rules.max_daily_loss, rules.drawdown_start, rules.max_drawdown,
-    )  # fmt: skip
-    cap = min(cap, positions.shape[0] * rules.max_notional / equity)
+    cap, _bit, single = exposure_caps(wallet, rules)
+    cap = min(cap, positions.shape[0] * single)
     portfolio_out[0] = _clip(math.log(equity / wallet[INITIAL_WALLET]), -5.0, 5.0)
     portfolio_out[1] = _clip(margin_ratio, 0.0, 1.0)
     portfolio_out[2] = _clip(1.0 - equity / wallet[PEAK_EQUITY], 0.0, 1.0)
@@ -107,6 +106,9 @@ def observe_account(wallet, positions, world, now, account_out, portfolio_out): 
     portfolio_out[4] = min(1.0, cap / rules.max_exposure)
     portfolio_out[5] = _clip(100.0 * wallet[ACCRUED_FUNDING] / equity, -10.0, 10.0)
     portfolio_out[6] = _clip(100.0 * wallet[RECENT_COSTS], 0.0, 10.0)
+    deviation = return_deviation(wallet, rules)
+    portfolio_out[7] = _clip(wallet[RETURN_MEAN] / deviation, -5.0, 5.0)
+    portfolio_out[8] = _clip(100.0 * deviation, 0.0, 10.0)
 
 
 @kernel
@@ -123,6 +125,7 @@ def first_bad_action(actions):  # type: ignore[no-untyped-def]
 def restart(wallet, positions, orders, world, now, initial_wallet, exposure):  # type: ignore[no-untyped-def]
     """Open the account anew, flat or with positions entered at the mark; ``exposure`` is (A,)."""
     open_account(wallet, positions, initial_wallet)
+    open_moments(wallet, world.market.sigma_per_bar[now, 0], world.rules)
     orders[:] = 0.0
     for asset in range(positions.shape[0]):
         mark = world.market.mark[now, asset, CLOSE]
@@ -173,7 +176,7 @@ def step_batch(world, state, actions, scratch, out, accounts_per_path):  # type:
             account = Account(
                 wallet, positions, out.ledger[i], out.holdings[i], state.orders[i], scratch.fills
             )
-            out.reward[i], is_terminated = step_account(account, world, actions[i], now, scratch)
+            out.reward[i], is_terminated = step_account(account, world, actions[i], now, is_last, scratch)
             out.terminated[i] = is_terminated
             out.truncated[i] = is_last and not is_terminated
             shown = now

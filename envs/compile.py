@@ -25,6 +25,7 @@ KERNEL_FILES = (
     "liquidation.py",
     "path.py",
     "matching.py",
+    "payoff.py",
     "kernel.py",
     "batch.py",
 )

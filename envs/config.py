@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from perpgym.envs.spaces import ActionKind
 
 ExecutionStyle = Literal["market", "twap", "vwap", "limit", "iceberg"]
+RewardKind = Literal["log_return", "differential_sharpe", "differential_sortino", "mean_variance"]
+# in the order of the codes in envs.payoff
+REWARD_KINDS: tuple[RewardKind, ...] = (
+    "log_return",
+    "differential_sharpe",
+    "differential_sortino",
+    "mean_variance",
+)
 # in the order of the codes in envs.orders
 EXECUTION_STYLES: tuple[ExecutionStyle, ...] = ("market", "twap", "vwap", "limit", "iceberg")
 
@@ -22,7 +31,21 @@ class EnvConfig:
         margin_mode: ``cross`` or ``isolated``.
         action: ``target`` exposure or no-trade ``band``.
         max_exposure: signed notional over equity that an action of ±1 asks for.
-        rebalance_threshold: equity; a target closer than this to the present exposure is not traded.
+        sizing: what an exposure of 1 is: ``equity``, or ``fixed_notional``, the initial wallet whatever
+            became of it.
+        initial_exposure: of each contract, entered at the mark at no cost where an account starts ``flat``.
+        rebalance_threshold: equity; a target closer than this to the present exposure is not traded; 0 holds
+            exposure constant, anything else the quantity between trades.
+        cost: ``exchange`` is what follows below. ``linear`` charges ``linear_cost_rate`` of every fill's
+            notional instead of fee, spread and impact, ``quadratic`` moves the price of a fill of notional n
+            by ``quadratic_cost_rate`` / 2 * n / (what an exposure of 1 is) on top of it.
+        linear_cost_rate: fraction of notional.
+        quadratic_cost_rate: per exposure traded.
+        limits: ``off`` switches margin, liquidation, ruin, brackets, order sizes, participation and the risk
+            overlay off: for problems whose best answer is known.
+        rounding: ``off`` trades any price and quantity.
+        terminal: whether the last bar of an episode ``hold``s the position or sells it at its close
+            (``liquidate``).
         half_spread_bps: distance from the last price to the touch.
         impact_coefficient: Y of the square-root law, impact = Y * sigma * sqrt(quantity / bar volume).
         max_participation: largest share of a bar's volume that one order may take.
@@ -48,9 +71,15 @@ class EnvConfig:
         funding_multiplier: scales every settlement.
         risk_free_rate: per year; Sharpe ratios are measured over it.
         max_drawdown: fraction of peak equity at which the episode ends as ruin.
+        reward: what a step is worth; ``envs.rewards`` has a class for each, which sets these numbers.
+        reward_scale: multiplies it.
         reward_equity_floor: the log return of a step is floored at its logarithm.
-        reward_scale: the reward is the (risk-adjusted) log return times this.
         reward_risk_aversion: gamma; log return g is worth g - (gamma - 1) / 2 * g**2: 1 is plain log growth.
+        reward_half_life_bars: memory of the differential ratios' moments.
+        reward_variance: kappa of ``mean_variance``.
+        reward_on_conditional_mean: ``mean_variance`` pays the tape's planted mean, not what happened.
+        reward_drawdown, reward_turnover, reward_liquidation: what an increase of the drawdown by 1, trading
+            the equity once, and a liquidation cost.
         episode_bars: length of a path before it is truncated.
         restart: a terminated account restarts ``flat``, or with ``random`` exposure and wallet.
         window_bars: R, bars in a window observation.
@@ -61,7 +90,15 @@ class EnvConfig:
     margin_mode: Literal["cross", "isolated"] = "cross"
     action: ActionKind = "band"
     max_exposure: float = 2.0
+    sizing: Literal["equity", "fixed_notional"] = "equity"
+    initial_exposure: float = 0.0
     rebalance_threshold: float = 0.02
+    cost: Literal["exchange", "linear", "quadratic"] = "exchange"
+    linear_cost_rate: float = 0.0
+    quadratic_cost_rate: float = 0.0
+    limits: Literal["on", "off"] = "on"
+    rounding: Literal["on", "off"] = "on"
+    terminal: Literal["hold", "liquidate"] = "hold"
     half_spread_bps: float = 1.0
     impact_coefficient: float = 1.0
     max_participation: float = 0.10
@@ -83,19 +120,32 @@ class EnvConfig:
     funding_multiplier: float = 1.0
     risk_free_rate: float = 0.0
     max_drawdown: float = 0.30
-    reward_equity_floor: float = 0.01
+    reward: RewardKind = "log_return"
     reward_scale: float = 1.0
+    reward_equity_floor: float = 0.01
     reward_risk_aversion: float = 1.0
+    reward_half_life_bars: float = 168.0
+    reward_variance: float = 0.0
+    reward_on_conditional_mean: bool = False
+    reward_drawdown: float = 0.0
+    reward_turnover: float = 0.0
+    reward_liquidation: float = 0.0
     episode_bars: int = 2_160
     restart: Literal["flat", "random"] = "flat"
     window_bars: int = 63
 
     def __post_init__(self) -> None:
+        for name in ("limits", "rounding"):
+            # YAML reads a bare ``off`` as a truth value
+            if isinstance(getattr(self, name), bool):
+                object.__setattr__(self, name, "on" if getattr(self, name) else "off")
         _within("initial_wallet", self.initial_wallet, 1e-9, 1e15, "settle currency")
         _within("leverage", self.leverage, 1.0, 150.0, "times")
-        _within(
-            "max_exposure", self.max_exposure, 1e-6, self.leverage, "notional over equity, at most leverage"
-        )
+        most = math.inf if self.limits == "off" else self.leverage
+        _within("max_exposure", self.max_exposure, 1e-6, most, "notional over equity, at most leverage")
+        _within("initial_exposure", self.initial_exposure, -self.max_exposure, self.max_exposure, "equity")
+        _within("linear_cost_rate", self.linear_cost_rate, 0.0, 1.0, "a fraction of notional")
+        _within("quadratic_cost_rate", self.quadratic_cost_rate, 0.0, 1e6, "per exposure traded")
         _within("rebalance_threshold", self.rebalance_threshold, 0.0, self.max_exposure, "equity")
         _within("half_spread_bps", self.half_spread_bps, 0.0, 1_000.0, "basis points")
         _within("impact_coefficient", self.impact_coefficient, 0.0, 100.0, "dimensionless")
@@ -125,8 +175,14 @@ class EnvConfig:
         _within("reward_equity_floor", self.reward_equity_floor, 1e-12, 0.999, "a fraction of equity")
         _within("reward_scale", self.reward_scale, 1e-12, 1e12, "per log return")
         _within("reward_risk_aversion", self.reward_risk_aversion, 0.0, 1e6, "dimensionless; 1 is log growth")
+        _within("reward_half_life_bars", self.reward_half_life_bars, 1e-3, 1e9, "bars")
+        _within("reward_variance", self.reward_variance, 0.0, 1e12, "per squared exposure and bar")
+        for name in ("reward_drawdown", "reward_turnover", "reward_liquidation"):
+            _within(name, getattr(self, name), 0.0, 1e12, "reward before its scale; a bonus is not offered")
         _within("episode_bars", self.episode_bars, 2, 10**9, "bars")
         _within("window_bars", self.window_bars, 1, 100_000, "bars")
+        if self.reward_on_conditional_mean and self.reward != "mean_variance":
+            raise ValueError("reward_on_conditional_mean needs reward=mean_variance")
         for name, allowed in (
             ("margin_mode", ("cross", "isolated")),
             ("action", ("target", "band")),
@@ -136,6 +192,12 @@ class EnvConfig:
             ("restart", ("flat", "random")),
             ("execution", EXECUTION_STYLES),
             ("remainder", ("drop", "carry")),
+            ("sizing", ("equity", "fixed_notional")),
+            ("cost", ("exchange", "linear", "quadratic")),
+            ("limits", ("on", "off")),
+            ("rounding", ("on", "off")),
+            ("terminal", ("hold", "liquidate")),
+            ("reward", REWARD_KINDS),
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, was {getattr(self, name)!r}")

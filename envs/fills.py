@@ -57,7 +57,7 @@ def _record_fill(  # type: ignore[no-untyped-def]
 @kernel
 def take(account, asset, quantity, reference, bar, mark_close, reason, contract, rules):  # type: ignore[no-untyped-def]
     """A taker fill at half spread and impact from ``reference``; returns the fill price."""
-    touch, price = market_fill_price(reference, quantity, bar, contract, rules)
+    touch, price = market_fill_price(account, reference, quantity, bar, contract, rules)
     take_priced(account, asset, quantity, reference, touch, price, mark_close, reason, contract, rules)
     return price
 

@@ -107,10 +107,10 @@ def _take_at_open(account, world, asset, now, fine, number):  # type: ignore[no-
             share = 1.0 / (market.fine_per_bar - number)
         due = to_lots(wanted * share, contract)
     most, reason = admitted_by_volume(due, bar.volume, bar, contract, rules)
-    touch, price = market_fill_price(bar.last_open, most, bar, contract, rules)
+    touch, price = market_fill_price(account, bar.last_open, most, bar, contract, rules)
     quantity, cut = admitted_by_margin(account, world, fine, asset, most, price, bar, contract)
     if quantity != most:
-        touch, price = market_fill_price(bar.last_open, quantity, bar, contract, rules)
+        touch, price = market_fill_price(account, bar.last_open, quantity, bar, contract, rules)
     left = on_lot_grid(wanted - quantity, wanted, contract)
     is_refused = (cut & (MARGIN | BRACKET)) != 0
     is_last_try = rules.style == MARKET and (rules.carries_remainder == 0.0 or (cut & TOO_SMALL) != 0)
@@ -157,10 +157,10 @@ def _fill_slices(account, world, asset, now, fine):  # type: ignore[no-untyped-d
     bar = read_bar(world.market, now, fine, asset, contract.is_inverse)
     wanted = order[ORDER_QUANTITY]
     most, reason = admitted_by_volume(wanted, bar.volume, bar, contract, world.rules)
-    reference, touch, price = sliced_fill_price(most, bar, contract, world.rules)
+    reference, touch, price = sliced_fill_price(account, most, bar, contract, world.rules)
     quantity, cut = admitted_by_margin(account, world, fine, asset, most, price, bar, contract)
     if quantity != most:
-        reference, touch, price = sliced_fill_price(quantity, bar, contract, world.rules)
+        reference, touch, price = sliced_fill_price(account, quantity, bar, contract, world.rules)
     order[ORDER_REASON] = int(order[ORDER_REASON]) | reason | cut
     order[ORDER_QUANTITY] = 0.0 if cut != 0 else on_lot_grid(wanted - quantity, wanted, contract)
     if quantity != 0.0:

@@ -17,6 +17,7 @@ from perpgym.envs.account import (
     QUANTITY,
     margin_balance,
     notional,
+    sizing_base,
     unrealised_profit,
 )
 from perpgym.envs.arrays import contract_rules
@@ -42,12 +43,21 @@ ORDER_COLUMNS = 6
 
 
 @kernel
-def market_fill_price(reference, quantity, bar, contract, rules):  # type: ignore[no-untyped-def]
+def market_fill_price(account, reference, quantity, bar, contract, rules):  # type: ignore[no-untyped-def]
     """Touch and fill price of a taker order against ``reference``, the last price at that moment."""
     side = 1.0 if quantity > 0.0 else -1.0
     touch = quote(reference, rules.half_spread, contract, side)
-    share = square_root_impact(quantity, bar.volume, bar.sigma_per_bar, rules.impact_coefficient)
-    return touch, to_tick(touch + side * reference * min(share, 0.5), contract, side)
+    share = own_impact(account, quantity, reference, bar, contract, rules)
+    return touch, to_tick(touch + side * reference * share, contract, side)
+
+
+@kernel
+def own_impact(account, quantity, reference, bar, contract, rules):  # type: ignore[no-untyped-def]
+    """Fraction of the price by which an order moves it: the square-root law, or the quadratic cost."""
+    if rules.quadratic_cost > 0.0:
+        exposure = notional(quantity, reference, contract.is_inverse) / sizing_base(account.wallet, rules)
+        return 0.5 * rules.quadratic_cost * exposure
+    return min(square_root_impact(quantity, bar.volume, bar.sigma_per_bar, rules.impact_coefficient), 0.5)
 
 
 @kernel
@@ -112,19 +122,19 @@ def affordable_quantity(position, free, quantity, price, mark_price, contract): 
 
 
 @kernel
-def wanted_quantity(position, exposure, equity, mark_close, contract):  # type: ignore[no-untyped-def]
+def wanted_quantity(position, exposure, base, mark_close, contract):  # type: ignore[no-untyped-def]
     """The order that moves the position to ``exposure``, in whole lots towards zero.
 
     Args:
-        exposure: signed notional over equity, after the overlay.
-        equity: settle currency.
+        exposure: signed notional over ``base``, after the overlay.
+        base: settle currency, of an exposure of 1.
         mark_close: quote, of the bar that has just closed: sizing never sees the next open.
     """
     held = position[QUANTITY]
     if exposure == 0.0:
         return -held
     unit = abs(worth(mark_close, contract.is_inverse))
-    return to_lots(exposure * equity / unit - held, contract)
+    return to_lots(exposure * base / unit - held, contract)
 
 
 @kernel
@@ -134,7 +144,7 @@ def is_reduce_only(held, quantity):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def sliced_fill_price(quantity, bar, contract, rules):  # type: ignore[no-untyped-def]
+def sliced_fill_price(account, quantity, bar, contract, rules):  # type: ignore[no-untyped-def]
     """Reference, touch and mean fill price of an order in slices along a bar that nothing finer resolves.
 
     The price is taken to go straight from open to close; impact builds up along the order, two thirds of a
@@ -143,8 +153,7 @@ def sliced_fill_price(quantity, bar, contract, rules):  # type: ignore[no-untype
     side = 1.0 if quantity > 0.0 else -1.0
     reference = 0.5 * (bar.last_open + bar.last_close)
     touch = quote(reference, rules.half_spread, contract, side)
-    share = square_root_impact(quantity, bar.volume, bar.sigma_per_bar, rules.impact_coefficient)
-    impact = SLICED_IMPACT * min(share, 0.5)
+    impact = SLICED_IMPACT * own_impact(account, quantity, reference, bar, contract, rules)
     return (
         reference,
         touch,
@@ -183,6 +192,8 @@ def admitted_by_volume(quantity, volume, bar, contract, rules):  # type: ignore[
     if abs(quantity) > contract.max_quantity:
         quantity, reason = math.copysign(contract.max_quantity, quantity), MAX_QUANTITY
     most = to_lots(rules.max_participation * volume, contract)
+    if rules.is_unlimited > 0.0 and bar.volume > 0.0:
+        most = abs(quantity)
     if abs(quantity) > most:
         quantity = math.copysign(most, quantity)
         reason |= PARTICIPATION if bar.volume > 0.0 else NO_MARKET
@@ -197,7 +208,7 @@ def admitted_by_margin(account, world, fine, asset, quantity, price, bar, contra
         (quantity, reason): signed, in whole lots, 0 if nothing is left; bits of the rules that cut it.
     """
     held = account.positions[asset, QUANTITY]
-    if quantity == 0.0 or is_reduce_only(held, quantity):
+    if quantity == 0.0 or is_reduce_only(held, quantity) or world.rules.is_unlimited > 0.0:
         return quantity, 0
     free = free_margin(account, world, fine, asset)
     quantity, reason = affordable_quantity(
@@ -225,17 +236,31 @@ def wanted_exposure(action, asset, exposure, rules):  # type: ignore[no-untyped-
 
 
 @kernel
-def exposure_of(position, mark_close, equity, contract):  # type: ignore[no-untyped-def]
-    """Signed notional over equity."""
-    return exposure_of_quantity(position[QUANTITY], mark_close, equity, contract)
+def exposure_of(position, mark_close, base, contract):  # type: ignore[no-untyped-def]
+    """Signed notional over equity, or what else is its base."""
+    return exposure_of_quantity(position[QUANTITY], mark_close, base, contract)
 
 
 @kernel
-def exposure_of_quantity(quantity, mark_close, equity, contract):  # type: ignore[no-untyped-def]
-    """Signed notional over equity."""
-    if equity <= 0.0 or quantity == 0.0:
+def exposure_of_quantity(quantity, mark_close, base, contract):  # type: ignore[no-untyped-def]
+    """Signed notional over equity, or what else is its base."""
+    if base <= 0.0 or quantity == 0.0:
         return 0.0
-    return quantity * abs(worth(mark_close, contract.is_inverse)) / equity
+    return quantity * abs(worth(mark_close, contract.is_inverse)) / base
+
+
+@kernel
+def exposure_caps(wallet, rules):  # type: ignore[no-untyped-def]
+    """Largest gross exposure, the bit of the limit that sets it, and the largest exposure of one contract."""
+    if rules.is_unlimited > 0.0:
+        return math.inf, 0, math.inf
+    equity, base = wallet[EQUITY], sizing_base(wallet, rules)
+    cap, bit = admitted_exposure(
+        equity, wallet[PEAK_EQUITY], wallet[DAY_EQUITY], wallet[DAY_LOW_EQUITY], rules.max_leverage,
+        rules.max_daily_loss, rules.drawdown_start, rules.max_drawdown,
+    )  # fmt: skip
+    single = rules.max_notional / base if equity > 0.0 else 0.0
+    return cap * equity / base if base != equity else cap, bit, single
 
 
 @kernel
@@ -248,18 +273,8 @@ def decide(account, world, action, now):  # type: ignore[no-untyped-def]
     Returns:
         Bits of the limits that changed the action.
     """
-    equity = account.wallet[EQUITY]
-    cap, bit = admitted_exposure(
-        equity,
-        account.wallet[PEAK_EQUITY],
-        account.wallet[DAY_EQUITY],
-        account.wallet[DAY_LOW_EQUITY],
-        world.rules.max_leverage,
-        world.rules.max_daily_loss,
-        world.rules.drawdown_start,
-        world.rules.max_drawdown,
-    )
-    single_cap = world.rules.max_notional / equity if equity > 0.0 else 0.0
+    base = sizing_base(account.wallet, world.rules)
+    cap, bit, single_cap = exposure_caps(account.wallet, world.rules)
     wanted_gross, held_gross = 0.0, 0.0
     changed = 0
     for asset in range(account.positions.shape[0]):
@@ -267,7 +282,7 @@ def decide(account, world, action, now):  # type: ignore[no-untyped-def]
         mark = world.market.mark[now - 1, asset, CLOSE]
         # what is still being worked counts as held, so that repeating a target stacks nothing
         coming = account.positions[asset, QUANTITY] + account.orders[asset, ORDER_WORKING]
-        exposure = exposure_of_quantity(coming, mark, equity, contract)
+        exposure = exposure_of_quantity(coming, mark, base, contract)
         wish = wanted_exposure(action, asset, exposure, world.rules)
         if account.positions[asset, BARS_HELD] >= world.rules.max_bars_held:
             changed |= TIME_STOP
@@ -301,7 +316,7 @@ def decide(account, world, action, now):  # type: ignore[no-untyped-def]
                 continue
             # a limit is obeyed however small the excess
             changed |= NOTIONAL if single_cap < cap else bit
-        quantity = wanted_quantity(account.positions[asset], target, equity, mark, contract)
+        quantity = wanted_quantity(account.positions[asset], target, base, mark, contract)
         order[ORDER_QUANTITY] = quantity
         if quantity != 0.0 and world.rules.style >= LIMIT:
             last_close = world.market.last[now - 1, asset, CLOSE]

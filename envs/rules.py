@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from perpgym.data.contract import Contract
 from perpgym.data.tape import Tape
 from perpgym.envs.arrays import AccountRules, ContractRules, Market, World
-from perpgym.envs.config import EXECUTION_STYLES, EnvConfig
+from perpgym.envs.config import EXECUTION_STYLES, REWARD_KINDS, EnvConfig
 from perpgym.envs.execution import whole_inverse
 from perpgym.envs.finer import Finer
 from perpgym.envs.risk.limits import RiskLimits
@@ -25,32 +25,44 @@ def make_contract_rules(contract: Contract, config: EnvConfig) -> ContractRules:
     Raises:
         ValueError: the contract admits no position at this leverage.
     """
+    taker_rate = contract.taker_rate if config.taker_rate is None else config.taker_rate
+    maker_rate = contract.maker_rate if config.maker_rate is None else config.maker_rate
+    if config.cost != "exchange":
+        taker_rate = maker_rate = config.linear_cost_rate
+    is_rounded, is_limited = config.rounding == "on", config.limits == "on"
+    tick_size = contract.tick_size if is_rounded else 0.0
+    lot_size = contract.lot_size if is_rounded else 0.0
     return ContractRules(
         is_inverse=float(contract.kind == "inverse"),
-        is_isolated=float(config.margin_mode == "isolated"),
-        tick_size=contract.tick_size,
-        tick_inverse=whole_inverse(contract.tick_size),
-        lot_size=contract.lot_size,
-        lot_inverse=whole_inverse(contract.lot_size),
-        min_quantity=contract.min_quantity,
-        max_quantity=contract.max_quantity,
-        min_notional=contract.min_notional,
-        taker_rate=contract.taker_rate if config.taker_rate is None else config.taker_rate,
-        maker_rate=contract.maker_rate if config.maker_rate is None else config.maker_rate,
+        is_isolated=float(config.margin_mode == "isolated" and is_limited),
+        tick_size=tick_size,
+        tick_inverse=whole_inverse(tick_size),
+        lot_size=lot_size,
+        lot_inverse=whole_inverse(lot_size),
+        min_quantity=contract.min_quantity if is_rounded else 0.0,
+        max_quantity=contract.max_quantity if is_limited else math.inf,
+        min_notional=contract.min_notional if is_rounded else 0.0,
+        taker_rate=taker_rate,
+        maker_rate=maker_rate,
         clearance_rate=contract.clearance_rate,
         leverage=config.leverage,
-        max_position_notional=_max_position_notional(contract, config.leverage),
+        max_position_notional=(_max_position_notional(contract, config.leverage) if is_limited else math.inf),
     )
 
 
 def make_account_rules(config: EnvConfig, limits: RiskLimits) -> AccountRules:
     """The kernel's rules for the account."""
+    is_exchange, is_limited = config.cost == "exchange", config.limits == "on"
     return AccountRules(
         is_band=float(config.action == "band"),
         max_exposure=config.max_exposure,
+        is_fixed_size=float(config.sizing == "fixed_notional"),
         rebalance_threshold=config.rebalance_threshold,
-        half_spread=config.half_spread_bps * 1e-4,
-        impact_coefficient=config.impact_coefficient,
+        is_unlimited=float(not is_limited),
+        is_sold_at_end=float(config.terminal == "liquidate"),
+        quadratic_cost=config.quadratic_cost_rate if config.cost == "quadratic" else 0.0,
+        half_spread=config.half_spread_bps * 1e-4 if is_exchange else 0.0,
+        impact_coefficient=config.impact_coefficient if is_exchange else 0.0,
         max_participation=config.max_participation,
         style=float(EXECUTION_STYLES.index(config.execution)),
         limit_offset=config.limit_offset_bps * 1e-4,
@@ -68,10 +80,17 @@ def make_account_rules(config: EnvConfig, limits: RiskLimits) -> AccountRules:
         liquidates_by_bracket=float(config.liquidation == "brackets"),
         liquidates_at_bankruptcy=0.0,
         is_joint_adverse=float(config.extremes == "joint_adverse"),
-        max_drawdown=config.max_drawdown,
-        reward_equity_floor=config.reward_equity_floor,
+        max_drawdown=config.max_drawdown if is_limited else math.inf,
+        reward=float(REWARD_KINDS.index(config.reward)),
         reward_scale=config.reward_scale,
+        reward_equity_floor=config.reward_equity_floor,
         reward_risk_aversion=config.reward_risk_aversion,
+        reward_keep=0.5 ** (1.0 / config.reward_half_life_bars),
+        reward_variance=config.reward_variance,
+        reward_on_conditional_mean=float(config.reward_on_conditional_mean),
+        reward_drawdown=config.reward_drawdown,
+        reward_turnover=config.reward_turnover,
+        reward_liquidation=config.reward_liquidation,
         max_leverage=limits.max_leverage,
         max_notional=_or_inf(limits.max_notional),
         max_daily_loss=_or_inf(limits.max_daily_loss),
@@ -106,6 +125,11 @@ def make_world(tape: Tape, config: EnvConfig, limits: RiskLimits, finer: Finer |
         ValueError: as :func:`pack_contracts`; or a latency that no finer bar resolves.
     """
     rules, brackets = pack_contracts(tape.contracts, config)
+    if config.reward_on_conditional_mean and tape.planted is None:
+        raise ValueError(
+            "reward_on_conditional_mean needs a tape that knows its mean (Tape.planted: simulated markets "
+            "and the problems of benchmarks/optima do); set it to false for real data"
+        )
     market = market_arrays(tape, finer)
     if config.latency_ms > 0.0 and config.latency_ms > (market.fine_per_bar - 1) * market.fine_ms:
         raise ValueError(
@@ -127,6 +151,7 @@ def market_arrays(tape: Tape, finer: Finer | None = None) -> Market:
         stamp_start=tape.stamp_start,
         stamp_time_ms=tape.stamp_time_ms,
         stamp_rate=tape.stamp_rate,
+        planted=np.empty((0, len(tape.contracts))) if tape.planted is None else tape.planted,
         bar_ms=tape.bar_ms,
         fine_last=finer.last,
         fine_mark=finer.mark,
@@ -176,6 +201,7 @@ def one_bar_market(
         stamp_start=np.stack([starts, starts, ends], axis=1).astype(np.int64),
         stamp_time_ms=np.array([time for time, _rate in flat], np.int64),
         stamp_rate=np.array([rate for _time, rate in flat], np.float64),
+        planted=np.empty((0, last.shape[0])),
         bar_ms=bar_ms,
         fine_last=both_last,
         fine_mark=both_mark,

@@ -243,6 +243,7 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
         config = self.config
         if config.restart == "flat":
             self._state.restart_wallet[accounts] = config.initial_wallet
+            self._state.restart_exposure[accounts] = config.initial_exposure
             return
         scale = np.exp(self._rng.uniform(-_WALLET_LOG_RANGE, _WALLET_LOG_RANGE, accounts.size))
         self._state.restart_wallet[accounts] = config.initial_wallet * scale

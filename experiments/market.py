@@ -68,10 +68,8 @@ def open_market(settings: Settings) -> Market:
     env_config = replace(
         settings.env,
         window_bars=settings.policy.receptive_field,
-        reward_scale=settings.reward.resolve(tape, split.train.start, split.train.stop),
-        reward_risk_aversion=settings.reward.risk_aversion,
-        reward_equity_floor=settings.reward.equity_floor,
     )
+    env_config = settings.reward.apply(env_config, tape, split.train.start, split.train.stop)
     return Market(
         tape=tape,
         split=split,

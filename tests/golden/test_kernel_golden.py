@@ -89,7 +89,7 @@ class Account:
             stamps=[[(int(hours * HOUR_MS), rate) for hours, rate in stamps]],
         )
         world = World(market, self.contracts, brackets[None], self.rules)
-        self.reward, self.terminated = step_account(self.account, world, action, 1, make_account(1))
+        self.reward, self.terminated = step_account(self.account, world, action, 1, False, make_account(1))
         self.mark = (mark or last)[3]
         booked = dict(zip(LEDGER_COLUMNS, self.account.ledger.tolist(), strict=True))
         booked |= dict(zip(CONTRACT_LEDGER_COLUMNS, self.account.holdings[0].tolist(), strict=True))
