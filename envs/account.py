@@ -114,7 +114,7 @@ def give_position(wallet, positions, asset, exposure, mark_price, sigma, contrac
     size /= abs(worth(mark_price, contract.is_inverse))
     quantity = to_lots(math.copysign(size, exposure), contract)
     if quantity != 0.0:
-        give_stop_distance(positions[asset], sigma, rules)
+        give_stop_distance(positions[asset], sigma, 0.0, rules)
         apply_fill(wallet, positions, asset, quantity, mark_price, 0.0, contract, rules)
 
 
@@ -205,8 +205,17 @@ def stop_distance(position, rules):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def give_stop_distance(position, sigma_per_bar, rules):  # type: ignore[no-untyped-def]
-    """Before a fill that opens or adds: the tighter of the fixed stop and the one by volatility."""
-    if rules.stop_volatility > 0.0:
-        distance = min(rules.stop_volatility * sigma_per_bar, 0.99)
+def give_stop_distance(position, sigma_per_bar, multiple, rules):  # type: ignore[no-untyped-def]
+    """Before a fill that opens or adds: the tighter of the fixed stop and the one by volatility.
+
+    Args:
+        position: (POSITION_COLUMNS,) float64, in place.
+        sigma_per_bar: volatility of a bar's log return.
+        multiple: of it, the order's own stop; 0 for the account's.
+        rules: ``AccountRules``.
+    """
+    if multiple == 0.0:
+        multiple = rules.stop_volatility
+    if multiple > 0.0:
+        distance = min(multiple * sigma_per_bar, 0.99)
         position[STOP_DISTANCE] = min(distance, rules.stop_loss) if rules.stop_loss > 0.0 else distance

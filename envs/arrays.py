@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from perpgym.data.bars import CLOSE, HIGH, LOW, OPEN
 from perpgym.envs.compile import kernel
 
@@ -84,7 +86,7 @@ class AccountRules(NamedTuple):
     target only if it trades there. ``liquidates_at_bankruptcy``: a liquidation takes the whole margin.
     """
 
-    is_band: float
+    action: float
     max_exposure: float
     is_fixed_size: float
     rebalance_threshold: float
@@ -127,6 +129,26 @@ class AccountRules(NamedTuple):
     drawdown_start: float
 
 
+class Choices(NamedTuple):
+    """What the indices of a discrete action stand for.
+
+    Attributes:
+        levels: (L,) float64, exposures of a ladder's levels, or of the heads' sizes.
+        stops: (S,) float64, volatilities of a bar; 0 is the account's own stop.
+        styles: (K,) float64, codes of execution styles.
+        counts: (action_dim,) float64, how many choices each number of a contract's action has; empty for
+            continuous actions.
+    """
+
+    levels: Any
+    stops: Any
+    styles: Any
+    counts: Any
+
+
+_NO_CHOICES = Choices(np.zeros(1), np.zeros(1), np.zeros(1), np.zeros(0))
+
+
 class World(NamedTuple):
     """Everything that an account meets and cannot change.
 
@@ -135,12 +157,14 @@ class World(NamedTuple):
         contracts: (A, len(ContractRules)) float64.
         brackets: (A, B, 5) float64.
         rules: ``AccountRules``.
+        choices: ``Choices``.
     """
 
     market: Market
     contracts: Any
     brackets: Any
     rules: AccountRules
+    choices: Choices = _NO_CHOICES
 
 
 class Account(NamedTuple):

@@ -29,9 +29,10 @@ from perpgym.envs.account import (
 )
 from perpgym.envs.arrays import Account, contract_rules
 from perpgym.envs.compile import kernel
+from perpgym.envs.decision import LADDER, exposure_caps, exposure_of, exposure_of_quantity
 from perpgym.envs.kernel import step_account
 from perpgym.envs.margin import liquidation_price, maintenance_margin
-from perpgym.envs.orders import exposure_caps, exposure_of
+from perpgym.envs.orders import ORDER_ASKED, ORDER_WORKING
 from perpgym.envs.payoff import open_moments, return_deviation
 
 
@@ -46,11 +47,11 @@ def _distance(price, mark_price):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def observe_account(wallet, positions, world, now, account_out, portfolio_out):  # type: ignore[no-untyped-def]
+def observe_account(wallet, positions, orders, world, now, account_out, portfolio_out):  # type: ignore[no-untyped-def]
     """Write one account's observation columns, in the order of ``envs.spaces``.
 
     Args:
-        wallet, positions: the account's rows.
+        wallet, positions, orders: the account's rows.
         world: ``World``.
         now: the newest closed bar.
         account_out: (A, Ca) float32, in place.
@@ -97,6 +98,12 @@ def observe_account(wallet, positions, world, now, account_out, portfolio_out): 
         out[3] = _distance(position[STOP_PRICE], mark)
         out[4] = _distance(position[TARGET_PRICE], mark)
         out[5] = _clip(position[BARS_HELD] / 1_000.0, 0.0, 10.0)
+        asked = orders[asset, ORDER_ASKED]
+        if rules.action != LADDER or math.isnan(asked):
+            coming = position[QUANTITY] + orders[asset, ORDER_WORKING]
+            asked = exposure_of_quantity(coming, mark, base, contract)
+        out[6] = _clip(asked, -10.0, 10.0)
+        out[7] = 1.0 if world.market.volume[now, asset] > 0.0 else 0.0
     cap, _bit, single = exposure_caps(wallet, rules)
     cap = min(cap, positions.shape[0] * single)
     portfolio_out[0] = _clip(math.log(equity / wallet[INITIAL_WALLET]), -5.0, 5.0)
@@ -112,12 +119,22 @@ def observe_account(wallet, positions, world, now, account_out, portfolio_out): 
 
 
 @kernel
-def first_bad_action(actions):  # type: ignore[no-untyped-def]
-    """The first account whose action is not a number, or -1."""
+def first_bad_action(actions, counts):  # type: ignore[no-untyped-def]
+    """The first account whose action is not a number, or no index of a choice; -1 for none.
+
+    Args:
+        actions: (N, A * action_dim) float32.
+        counts: (action_dim,) float64, choices of each number of a contract; empty for continuous actions.
+    """
     for account in range(actions.shape[0]):
         for column in range(actions.shape[1]):
-            if not math.isfinite(actions[account, column]):
+            value = actions[account, column]
+            if not math.isfinite(value):
                 return account
+            if counts.shape[0] > 0:
+                is_index = 0.0 <= value < counts[column % counts.shape[0]] and value == int(value)
+                if not is_index:
+                    return account
     return -1
 
 
@@ -132,6 +149,8 @@ def restart(wallet, positions, orders, world, now, initial_wallet, exposure):  #
         contract = contract_rules(world.contracts[asset])
         sigma = world.market.sigma_per_bar[now, asset]
         give_position(wallet, positions, asset, exposure[asset], mark, sigma, contract, world.rules)
+        if positions[asset, QUANTITY] != 0.0:
+            orders[asset, ORDER_ASKED] = math.nan
 
 
 @kernel
@@ -161,10 +180,10 @@ def step_batch(world, state, actions, scratch, out, accounts_per_path):  # type:
         accounts_per_path: K.
 
     Returns:
-        The number of accounts that ended, or -1 - i if the action of account i is not finite (nothing was
+        The number of accounts that ended, or -1 - i if the action of account i is no action (nothing was
         booked).
     """
-    bad = first_bad_action(actions)
+    bad = first_bad_action(actions, world.choices.counts)
     if bad >= 0:
         return -1 - bad
     ended = 0
@@ -183,14 +202,19 @@ def step_batch(world, state, actions, scratch, out, accounts_per_path):  # type:
             if is_last or is_terminated:
                 ended += 1
                 out.final_bar[i] = now
-                observe_account(wallet, positions, world, now, out.final_account[i], out.final_portfolio[i])
+                observe_account(
+                    wallet, positions, state.orders[i], world, now, out.final_account[i],
+                    out.final_portfolio[i],
+                )  # fmt: skip
                 shown = state.next_start[path] if is_last else now
                 restart(
                     wallet, positions, state.orders[i], world, shown, state.restart_wallet[i],
                     state.restart_exposure[i],
                 )  # fmt: skip
             out.bar[i] = shown
-            observe_account(wallet, positions, world, shown, out.account[i], out.portfolio[i])
+            observe_account(
+                wallet, positions, state.orders[i], world, shown, out.account[i], out.portfolio[i]
+            )
         state.path_bar[path] = now
         if is_last:
             state.path_bar[path] = state.next_start[path]
@@ -204,8 +228,9 @@ def observe_batch(world, state, bars, account_out, portfolio_out):  # type: igno
     """Write every account's observation at its bar, without stepping."""
     for i in range(bars.shape[0]):
         observe_account(
-            state.wallets[i], state.positions[i], world, bars[i], account_out[i], portfolio_out[i]
-        )
+            state.wallets[i], state.positions[i], state.orders[i], world, bars[i], account_out[i],
+            portfolio_out[i],
+        )  # fmt: skip
 
 
 @kernel

@@ -21,12 +21,14 @@ KERNEL_FILES = (
     "account.py",
     "risk/overlay.py",
     "orders.py",
+    "decision.py",
     "fills.py",
     "liquidation.py",
     "path.py",
     "matching.py",
     "payoff.py",
     "kernel.py",
+    "masks.py",
     "batch.py",
 )
 

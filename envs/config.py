@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
-from perpgym.envs.spaces import ActionKind
+from perpgym.envs.actions import ACTION_KINDS, ActionKind, choices_per_contract
 
 ExecutionStyle = Literal["market", "twap", "vwap", "limit", "iceberg"]
 RewardKind = Literal["log_return", "differential_sharpe", "differential_sortino", "mean_variance"]
@@ -29,7 +30,13 @@ class EnvConfig:
         initial_wallet: settle currency.
         leverage: the exchange's leverage setting; fixes initial margin, not exposure.
         margin_mode: ``cross`` or ``isolated``.
-        action: ``target`` exposure or no-trade ``band``.
+        action: ``target`` exposure; no-trade ``band``; ``ladder``, one of a few exposures; ``heads``: trade
+            decision, size, stop and execution style.
+        ladder: levels in units of ``max_exposure``, ascending, one of them 0. The level that stands means no
+            order, however far exposure has drifted; a level that a limit cut does not stand.
+        head_sizes: in units of ``max_exposure``, ascending.
+        head_stops: times the volatility of a bar; 0 is the account's own stop.
+        head_styles: of execution.
         max_exposure: signed notional over equity that an action of ±1 asks for.
         sizing: what an exposure of 1 is: ``equity``, or ``fixed_notional``, the initial wallet whatever
             became of it.
@@ -89,6 +96,10 @@ class EnvConfig:
     leverage: float = 20.0
     margin_mode: Literal["cross", "isolated"] = "cross"
     action: ActionKind = "band"
+    ladder: tuple[float, ...] = (-1.0, -0.5, 0.0, 0.5, 1.0)
+    head_sizes: tuple[float, ...] = (0.25, 0.5, 1.0)
+    head_stops: tuple[float, ...] = (0.0, 2.0, 4.0)
+    head_styles: tuple[ExecutionStyle, ...] = ("market", "limit")
     max_exposure: float = 2.0
     sizing: Literal["equity", "fixed_notional"] = "equity"
     initial_exposure: float = 0.0
@@ -135,6 +146,19 @@ class EnvConfig:
     window_bars: int = 63
 
     def __post_init__(self) -> None:
+        for name in ("ladder", "head_sizes", "head_stops", "head_styles"):
+            # a file gives lists
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        _ascending("ladder", self.ladder, -1.0, 1.0)
+        if 0.0 not in self.ladder:
+            raise ValueError(f"ladder must have the level 0, which is flat; was {self.ladder}")
+        _ascending("head_sizes", self.head_sizes, 1e-6, 1.0)
+        _ascending("head_stops", self.head_stops, 0.0, 1e3)
+        unknown = [style for style in self.head_styles if style not in EXECUTION_STYLES]
+        if unknown or not self.head_styles or len(set(self.head_styles)) != len(self.head_styles):
+            raise ValueError(
+                f"head_styles must be distinct ones of {', '.join(EXECUTION_STYLES)}, were {self.head_styles}"
+            )
         for name in ("limits", "rounding"):
             # YAML reads a bare ``off`` as a truth value
             if isinstance(getattr(self, name), bool):
@@ -185,7 +209,7 @@ class EnvConfig:
             raise ValueError("reward_on_conditional_mean needs reward=mean_variance")
         for name, allowed in (
             ("margin_mode", ("cross", "isolated")),
-            ("action", ("target", "band")),
+            ("action", ACTION_KINDS),
             ("stop_trigger", ("last", "mark")),
             ("liquidation", ("full", "brackets")),
             ("extremes", ("worse", "joint_adverse")),
@@ -201,6 +225,20 @@ class EnvConfig:
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, was {getattr(self, name)!r}")
+
+    @property
+    def choices(self) -> tuple[int, ...]:
+        """How many choices each number of a contract's action has; empty for continuous actions."""
+        return choices_per_contract(
+            self.action, self.ladder, self.head_sizes, self.head_stops, self.head_styles
+        )
+
+
+def _ascending(name: str, values: tuple[float, ...], low: float, high: float) -> None:
+    if not values or any(not low <= value <= high for value in values):
+        raise ValueError(f"{name} must be numbers between {low:g} and {high:g}, were {values}")
+    if any(not below < above for below, above in pairwise(values)):
+        raise ValueError(f"{name} must ascend, were {values}")
 
 
 def _within(name: str, value: float, low: float, high: float, unit: str) -> None:

@@ -25,11 +25,19 @@ from perpgym.envs.account import (
 )
 from perpgym.envs.arrays import contract_rules, read_bar
 from perpgym.envs.compile import cold_kernel, kernel
+from perpgym.envs.decision import LADDER, decide, exposure_of
 from perpgym.envs.fills import ORDER, STOP, settle_funding, take
 from perpgym.envs.liquidation import STRAIGHT, is_short_at, liquidate_if_short, mark_on_way
 from perpgym.envs.margin import worth
-from perpgym.envs.matching import AFTER_THE_WAY, carry_orders, fill_inside, has_orders, send_orders
-from perpgym.envs.orders import MARKET, ORDER_REASON, decide, exposure_of
+from perpgym.envs.matching import (
+    AFTER_THE_WAY,
+    carry_orders,
+    fill_inside,
+    has_orders,
+    may_rest,
+    send_orders,
+)
+from perpgym.envs.orders import ORDER_ASKED, ORDER_REASON
 from perpgym.envs.path import live_through, nothing_happens, opens_beyond_stop
 from perpgym.envs.payoff import pay
 from perpgym.envs.spaces import CONTRACT_LEDGER, LEDGER
@@ -116,13 +124,13 @@ def _fine_bar(account, world, now, fine, open_ms, number, scratch):  # type: ign
     if is_eventful and inside_bar(account, world, now, fine, open_ms, scratch):
         return True
     if (
-        world.rules.style != MARKET
+        may_rest(world)
         and fill_inside(account, world, now, fine, number, AFTER_THE_WAY)
         and live_through(account, world, now, fine, scratch)
     ):
         return True
     is_settled = _settle_at_close(account, world, now, fine, open_ms)
-    is_changed = is_eventful or is_settled or world.rules.style != MARKET
+    is_changed = is_eventful or is_settled or may_rest(world)
     return (
         is_changed
         and is_short_at(account, world, fine, CLOSE)
@@ -237,6 +245,15 @@ def _sell_all(account, world, now, fine):  # type: ignore[no-untyped-def]
 
 
 @kernel
+def _keep_level(order, quantity):  # type: ignore[no-untyped-def]
+    """A ladder level that was not reached does not stand; a position that something closed stands at 0."""
+    if order[ORDER_REASON] != 0.0:
+        order[ORDER_ASKED] = math.nan
+    elif quantity == 0.0:
+        order[ORDER_ASKED] = 0.0
+
+
+@kernel
 def _close_books(account, world, equity_before, now, is_over):  # type: ignore[no-untyped-def]
     """Mark to the mark close, fill the ledgers' closing columns, reward and end.
 
@@ -276,6 +293,8 @@ def _close_books(account, world, equity_before, now, is_over):  # type: ignore[n
         account.holdings[asset, _ROW_POSITION] = account.positions[asset, QUANTITY]
         account.holdings[asset, _ROW_EXPOSURE] = exposure
         account.holdings[asset, _REASON] = account.orders[asset, ORDER_REASON]
+        if world.rules.action == LADDER:
+            _keep_level(account.orders[asset], account.positions[asset, QUANTITY])
         account.ledger[_EXPOSURE] += exposure
         account.ledger[_GROSS] += abs(exposure)
     account.ledger[_POSITION] = account.positions[0, QUANTITY]

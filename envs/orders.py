@@ -1,19 +1,13 @@
-"""From an action to orders that the exchange would accept: overlay, sizing, rounding, caps and margin."""
+"""Orders: what one costs, what of it the exchange would accept, and what an account remembers of it."""
 
 from __future__ import annotations
 
 import math
 
-from perpgym.data.bars import CLOSE
 from perpgym.envs.account import (
-    BARS_HELD,
     CROSS,
-    DAY_EQUITY,
-    DAY_LOW_EQUITY,
     ENTRY_PRICE,
-    EQUITY,
     ISOLATED_WALLET,
-    PEAK_EQUITY,
     QUANTITY,
     margin_balance,
     notional,
@@ -24,7 +18,6 @@ from perpgym.envs.arrays import contract_rules
 from perpgym.envs.compile import kernel
 from perpgym.envs.execution import quote, square_root_impact, to_lots, to_tick
 from perpgym.envs.margin import worth
-from perpgym.envs.risk.overlay import NOTIONAL, TIME_STOP, admitted_exposure
 
 # why an order was cut or dropped: bits of the ``reason`` column
 MAX_QUANTITY, PARTICIPATION, MARGIN, BRACKET, TOO_SMALL, NO_MARKET = 1, 2, 4, 8, 16, 32
@@ -37,9 +30,11 @@ SLICED_IMPACT = 2.0 / 3.0
 
 # columns of the orders of one account, one row a contract: what is left to fill (signed), what was held when
 # it was decided or last filled, why it was cut, the limit price (quote), what is carried on from bar to bar,
-# and whether it filled inside the bar, so that no target of this bar may count on it
+# whether it filled inside the bar, so that no target of this bar may count on it, how it reaches the book,
+# its stop in volatilities of a bar (0: the account's), and the ladder level that stands (nan: none)
 ORDER_QUANTITY, ORDER_HELD, ORDER_REASON, ORDER_LIMIT, ORDER_WORKING, ORDER_FRESH = range(6)
-ORDER_COLUMNS = 6
+ORDER_STYLE, ORDER_STOP, ORDER_ASKED = 6, 7, 8
+ORDER_COLUMNS = 9
 
 
 @kernel
@@ -122,22 +117,6 @@ def affordable_quantity(position, free, quantity, price, mark_price, contract): 
 
 
 @kernel
-def wanted_quantity(position, exposure, base, mark_close, contract):  # type: ignore[no-untyped-def]
-    """The order that moves the position to ``exposure``, in whole lots towards zero.
-
-    Args:
-        exposure: signed notional over ``base``, after the overlay.
-        base: settle currency, of an exposure of 1.
-        mark_close: quote, of the bar that has just closed: sizing never sees the next open.
-    """
-    held = position[QUANTITY]
-    if exposure == 0.0:
-        return -held
-    unit = abs(worth(mark_close, contract.is_inverse))
-    return to_lots(exposure * base / unit - held, contract)
-
-
-@kernel
 def is_reduce_only(held, quantity):  # type: ignore[no-untyped-def]
     """Whether an order only closes."""
     return held * quantity < 0.0 and abs(quantity) <= abs(held)
@@ -159,13 +138,6 @@ def sliced_fill_price(account, quantity, bar, contract, rules):  # type: ignore[
         touch,
         to_tick(touch + side * reference * impact, contract, side),
     )
-
-
-@kernel
-def limit_price(quantity, last_close, contract, rules):  # type: ignore[no-untyped-def]
-    """Where a resting order is placed: ``limit_offset`` behind the last close, on the tick away from it."""
-    side = 1.0 if quantity > 0.0 else -1.0
-    return to_tick(last_close * (1.0 - side * rules.limit_offset), contract, -side)
 
 
 @kernel
@@ -220,105 +192,3 @@ def admitted_by_margin(account, world, fine, asset, quantity, price, bar, contra
     if is_small and not is_reduce_only(held, quantity):
         return 0.0, reason | TOO_SMALL
     return quantity, reason
-
-
-@kernel
-def wanted_exposure(action, asset, exposure, rules):  # type: ignore[no-untyped-def]
-    """The exposure that an action asks for on one contract, given the present one.
-
-    ``target``: a * max_exposure. ``band``: x' = clip(x, c - w, c + w), so holding inside the band is free.
-    """
-    if rules.is_band == 0.0:
-        return min(1.0, max(-1.0, float(action[asset]))) * rules.max_exposure
-    centre = min(1.0, max(-1.0, float(action[2 * asset]))) * rules.max_exposure
-    width = 0.5 * (min(1.0, max(-1.0, float(action[2 * asset + 1]))) + 1.0) * rules.max_exposure
-    return min(centre + width, max(centre - width, exposure))
-
-
-@kernel
-def exposure_of(position, mark_close, base, contract):  # type: ignore[no-untyped-def]
-    """Signed notional over equity, or what else is its base."""
-    return exposure_of_quantity(position[QUANTITY], mark_close, base, contract)
-
-
-@kernel
-def exposure_of_quantity(quantity, mark_close, base, contract):  # type: ignore[no-untyped-def]
-    """Signed notional over equity, or what else is its base."""
-    if base <= 0.0 or quantity == 0.0:
-        return 0.0
-    return quantity * abs(worth(mark_close, contract.is_inverse)) / base
-
-
-@kernel
-def exposure_caps(wallet, rules):  # type: ignore[no-untyped-def]
-    """Largest gross exposure, the bit of the limit that sets it, and the largest exposure of one contract."""
-    if rules.is_unlimited > 0.0:
-        return math.inf, 0, math.inf
-    equity, base = wallet[EQUITY], sizing_base(wallet, rules)
-    cap, bit = admitted_exposure(
-        equity, wallet[PEAK_EQUITY], wallet[DAY_EQUITY], wallet[DAY_LOW_EQUITY], rules.max_leverage,
-        rules.max_daily_loss, rules.drawdown_start, rules.max_drawdown,
-    )  # fmt: skip
-    single = rules.max_notional / base if equity > 0.0 else 0.0
-    return cap * equity / base if base != equity else cap, bit, single
-
-
-@kernel
-def decide(account, world, action, now):  # type: ignore[no-untyped-def]
-    """From action to wanted orders, at the close before bar ``now``; nothing of that bar is read.
-
-    The limits on leverage, daily loss and drawdown hold for gross exposure, and shrink every wish alike; the
-    limit on notional holds by contract.
-
-    Returns:
-        Bits of the limits that changed the action.
-    """
-    base = sizing_base(account.wallet, world.rules)
-    cap, bit, single_cap = exposure_caps(account.wallet, world.rules)
-    wanted_gross, held_gross = 0.0, 0.0
-    changed = 0
-    for asset in range(account.positions.shape[0]):
-        contract = contract_rules(world.contracts[asset])
-        mark = world.market.mark[now - 1, asset, CLOSE]
-        # what is still being worked counts as held, so that repeating a target stacks nothing
-        coming = account.positions[asset, QUANTITY] + account.orders[asset, ORDER_WORKING]
-        exposure = exposure_of_quantity(coming, mark, base, contract)
-        wish = wanted_exposure(action, asset, exposure, world.rules)
-        if account.positions[asset, BARS_HELD] >= world.rules.max_bars_held:
-            changed |= TIME_STOP
-            wish = 0.0
-        if abs(wish) > single_cap:
-            wish = math.copysign(single_cap, wish)
-            if single_cap < cap:
-                changed |= NOTIONAL
-        account.orders[asset, ORDER_QUANTITY] = wish
-        account.orders[asset, ORDER_REASON] = exposure  # kept for the second pass
-        wanted_gross += abs(wish)
-        held_gross += abs(exposure)
-    scale = 1.0
-    if wanted_gross > cap:
-        scale = cap / wanted_gross
-        changed |= bit
-    for asset in range(account.positions.shape[0]):
-        contract = contract_rules(world.contracts[asset])
-        order = account.orders[asset]
-        mark = world.market.mark[now - 1, asset, CLOSE]
-        held = account.positions[asset, QUANTITY]
-        exposure = order[ORDER_REASON]
-        target = order[ORDER_QUANTITY] * scale
-        # a decision that keeps what there is keeps what is being worked too
-        order[ORDER_QUANTITY] = order[ORDER_WORKING]
-        order[ORDER_WORKING] = 0.0
-        order[ORDER_HELD] = held
-        order[ORDER_REASON] = 0.0
-        if abs(target - exposure) <= world.rules.rebalance_threshold:
-            if abs(exposure) <= single_cap and held_gross <= cap:
-                continue
-            # a limit is obeyed however small the excess
-            changed |= NOTIONAL if single_cap < cap else bit
-        quantity = wanted_quantity(account.positions[asset], target, base, mark, contract)
-        order[ORDER_QUANTITY] = quantity
-        if quantity != 0.0 and world.rules.style >= LIMIT:
-            last_close = world.market.last[now - 1, asset, CLOSE]
-            order[ORDER_LIMIT] = limit_price(quantity, last_close, contract, world.rules)
-    return changed

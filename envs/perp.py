@@ -38,8 +38,11 @@ class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
     portfolio  (Cp,)              float32   see the table below
     ========== ================== ========= ==========================================================
 
-    Action: Box(-1, 1). ``target`` (A,): exposure / max_exposure of each contract. ``band`` (2 A,): contract
-    after contract, centre and width of a no-trade band; inside it nothing is traded.
+    Action, contract after contract: ``target`` Box(-1, 1) (A,): exposure / max_exposure. ``band`` Box(-1, 1)
+    (2 A,): centre and width of a no-trade band; inside it nothing is traded. ``ladder`` Discrete (A = 1) or
+    MultiDiscrete (A,): a level of ``EnvConfig.ladder``; the level that stands means no order. ``heads``
+    MultiDiscrete (4 A,): hold, long, short or flat; size; stop; execution style. :meth:`action_masks` says
+    which choices margin, limits, brackets and the market forbid.
 
     Order of events for an action taken at the close of bar t: overlay and sizing at the mark close of t;
     liquidation if the mark opens beyond it; the order fills in bar t+1 (``execution``: at its open with half
@@ -149,6 +152,11 @@ class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
             bool(out.truncated[0]),
             info,
         )
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """Which choices are allowed now, (A * sum(choices),) bool; see ``PerpVecEnv.action_masks``."""
+        masks: NDArray[np.bool_] = self.batch.action_masks()[0]
+        return masks
 
     def _time_ms(self, bar: NDArray[np.int64]) -> int:
         return int(self.tape.open_time_ms[bar[0]]) + self.tape.bar_ms

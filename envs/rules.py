@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from perpgym.data.contract import Contract
 from perpgym.data.tape import Tape
-from perpgym.envs.arrays import AccountRules, ContractRules, Market, World
+from perpgym.envs.actions import ACTION_KINDS
+from perpgym.envs.arrays import AccountRules, Choices, ContractRules, Market, World
 from perpgym.envs.config import EXECUTION_STYLES, REWARD_KINDS, EnvConfig
 from perpgym.envs.execution import whole_inverse
 from perpgym.envs.finer import Finer
@@ -54,7 +55,7 @@ def make_account_rules(config: EnvConfig, limits: RiskLimits) -> AccountRules:
     """The kernel's rules for the account."""
     is_exchange, is_limited = config.cost == "exchange", config.limits == "on"
     return AccountRules(
-        is_band=float(config.action == "band"),
+        action=float(ACTION_KINDS.index(config.action)),
         max_exposure=config.max_exposure,
         is_fixed_size=float(config.sizing == "fixed_notional"),
         rebalance_threshold=config.rebalance_threshold,
@@ -136,7 +137,18 @@ def make_world(tape: Tape, config: EnvConfig, limits: RiskLimits, finer: Finer |
             f"latency_ms={config.latency_ms:g} needs finer bars that resolve it: pass finer= bars of at most "
             f"that length to the env (its bars have {market.fine_ms} ms), or set latency_ms to 0"
         )
-    return World(market, rules, brackets, make_account_rules(config, limits))
+    return World(market, rules, brackets, make_account_rules(config, limits), make_choices(config))
+
+
+def make_choices(config: EnvConfig) -> Choices:
+    """What the indices of the discrete actions stand for; ``counts`` is empty for continuous ones."""
+    levels = config.ladder if config.action == "ladder" else config.head_sizes
+    return Choices(
+        levels=np.array(levels, np.float64) * config.max_exposure,
+        stops=np.array(config.head_stops, np.float64),
+        styles=np.array([EXECUTION_STYLES.index(style) for style in config.head_styles], np.float64),
+        counts=np.array(config.choices, np.float64),
+    )
 
 
 def market_arrays(tape: Tape, finer: Finer | None = None) -> Market:

@@ -1,17 +1,14 @@
-"""What an agent sees and does: every observation column with unit and range, and the two action maps."""
+"""What an agent sees and what is booked: every column of observation and ledger, with unit and range."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from numpy.typing import NDArray
 
 from perpgym.data.tape import CLOCK_PERIOD, Tape
-
-ActionKind = Literal["target", "band"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +37,10 @@ ACCOUNT_COLUMNS: tuple[Column, ...] = (
     Column("stop_distance", "mark", 0.0, 1.0, "|mark - stop-loss price| / mark; 1 if there is none"),
     Column("target_distance", "mark", 0.0, 1.0, "|take-profit price - mark| / mark; 1 if there is none"),
     Column("bars_held", "1000 bars", 0.0, 10.0, "age of the position's present direction"),
+    Column(
+        "asked", "equity", -10.0, 10.0, "ladder level that stands, else exposure with what is being worked"
+    ),
+    Column("tradable", "0 or 1", 0.0, 1.0, "whether the contract traded in the newest bar"),
 )
 
 PORTFOLIO_COLUMNS: tuple[Column, ...] = (
@@ -104,32 +105,6 @@ CONTRACT_LEDGER = {name: i for i, name in enumerate(CONTRACT_LEDGER_COLUMNS)}
 FEATURE_BOUND = 1e6
 # the same for every tape, so that a saved model meets the same space on another one
 MAX_BAR = 2**40
-
-ACTION_DIM: dict[str, int] = {"target": 1, "band": 2}
-
-
-def exposure_to_action(
-    exposure: NDArray[np.floating], *, action: ActionKind, max_exposure: float
-) -> NDArray[np.float32]:
-    """The action that asks for exactly this exposure, in either action space.
-
-    Args:
-        exposure: (...,) signed notional over equity.
-        action: the env's action kind.
-        max_exposure: the env's range.
-
-    Returns:
-        (..., action_dim) float32 in [-1, 1]; for ``band`` the width is zero.
-    """
-    centre = np.clip(np.asarray(exposure, dtype=np.float64) / max_exposure, -1.0, 1.0)
-    if action == "target":
-        return centre[..., None].astype(np.float32)
-    return np.stack([centre, np.full_like(centre, -1.0)], axis=-1).astype(np.float32)
-
-
-def action_space(action: ActionKind, n_contracts: int) -> gym.spaces.Box:
-    """Box(-1, 1, (A * action_dim,), float32), contract after contract."""
-    return gym.spaces.Box(-1.0, 1.0, (n_contracts * ACTION_DIM[action],), np.float32)
 
 
 def observation_space(tape: Tape, window: int, with_windows: bool) -> gym.spaces.Dict:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from perpgym.data.bars import Bars
 from perpgym.data.tape import Tape
 from perpgym.envs.account import POSITION_COLUMNS, WALLET_COLUMNS
+from perpgym.envs.actions import ACTION_DIM, action_space
 from perpgym.envs.arrays import BatchState
 from perpgym.envs.batch import (
     copy_final_windows,
@@ -26,14 +27,13 @@ from perpgym.envs.buffers import StepBuffers, make_account
 from perpgym.envs.compile import bind
 from perpgym.envs.config import EnvConfig
 from perpgym.envs.finer import Finer
+from perpgym.envs.masks import mask_batch
 from perpgym.envs.orders import ORDER_COLUMNS
 from perpgym.envs.risk.limits import RiskLimits
 from perpgym.envs.rules import make_world
 from perpgym.envs.spaces import (
-    ACTION_DIM,
     CONTRACT_LEDGER_COLUMNS,
     LEDGER_COLUMNS,
-    action_space,
     observation_space,
 )
 
@@ -118,7 +118,7 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
         self._risk = _rows(tape.risk)
         self._allocate()
         self.single_observation_space = observation_space(tape, self.config.window_bars, with_windows)
-        self.single_action_space = action_space(self.config.action, len(tape.contracts))
+        self.single_action_space = action_space(self.config.action, len(tape.contracts), self.config.choices)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._rng = np.random.default_rng(seed)
@@ -185,14 +185,17 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
         Allocates nothing, but for the draw of a start where a path ended.
 
         Args:
-            actions: (N, action_dim) float32 in [-1, 1]; clipped.
+            actions: (N, action_dim) float32: in [-1, 1] and clipped, or indices of choices; (N,) too for one
+                number.
             out: from :meth:`make_buffers`.
 
         Raises:
-            ValueError: the actions have another shape, or one is not finite; nothing was booked.
+            ValueError: the actions have another shape, or one is no action; nothing was booked.
         """
         if actions.dtype != np.float32 or not actions.flags.c_contiguous:
             actions = np.ascontiguousarray(actions, np.float32)
+        if actions.ndim == 1 and self.action_dim == 1:
+            actions = actions[:, None]
         if actions.shape != self._action_shape:
             raise ValueError(f"actions must have shape {self._action_shape}, had {actions.shape}")
         arguments = (
@@ -204,11 +207,29 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
         if ended < 0:
             account = -1 - ended
             raise ValueError(
-                f"the action of account {account} is not finite: {actions[account]}; nothing was booked"
+                f"the action of account {account} is not finite or not in {self.single_action_space}: "
+                f"{actions[account]}; nothing was booked"
             )
         self._copy_windows(out)
         if ended > 0:
             self._after_restarts(out)
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """Which choices are allowed now, as sb3-contrib's MaskablePPO asks for them.
+
+        Returns:
+            (N, A * sum(choices)) bool, contract after contract, number after number.
+
+        Raises:
+            ValueError: the actions are continuous.
+        """
+        if not self.config.choices:
+            raise ValueError(f"action={self.config.action} is continuous: masks need ladder or heads")
+        width = len(self.tape.contracts) * sum(self.config.choices)
+        masks = np.zeros((self.num_envs, width), np.bool_)
+        bars = np.repeat(self._state.path_bar, self.accounts_per_path)
+        mask_batch(self._world, self._state, self._scratch, bars, masks)
+        return masks
 
     def _after_restarts(self, out: StepBuffers) -> None:
         """Draw what the next restarts will use, and copy the windows that ended."""
