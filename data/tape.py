@@ -26,6 +26,7 @@ _ARRAYS = (
     "stamp_rate",
     "features",
     "risk",
+    "is_valid",
 )
 
 
@@ -37,9 +38,11 @@ class Tape:
         contracts: A contracts.
         bar_ms: length of a bar, milliseconds.
         open_time_ms: (T,) int64 UTC.
-        last: (T, A, 4) float64 quote, open high low close of traded prices.
-        mark: (T, A, 4) float64 quote, open high low close of the mark price.
-        volume: (T, A) float64 base.
+        last: (T, A, 4) float64 quote, open high low close of traded prices; flat at the last known price
+            where a bar is missing, at the first open before the contract is listed.
+        mark: (T, A, 4) float64 quote, open high low close of the mark price; the same.
+        volume: (T, A) float64 base; 0 where the account can trade nothing: where a bar is missing, and before
+            the contract is valid.
         sigma_per_bar: (T, A) float64, volatility of a bar's log return as known at the close of that bar.
         stamp_start: (A, T + 1) int64: bar t of contract a owns the funding stamps
             ``stamp_start[a, t]:stamp_start[a, t + 1]`` of the two arrays below.
@@ -48,7 +51,9 @@ class Tape:
         features: (T, A, F) float32, raw (unscaled) market features.
         risk: (T, A, K) float32, raw exogenous risk features.
         feature_names, risk_names: column names.
-        first_valid_bar: the first bar at which every column has its whole look-back.
+        first_valid_bar: the first bar at which any contract is valid.
+        is_valid: (T, A) bool, whether every column of the contract has its whole look-back since its listing;
+            left out, every contract is from ``first_valid_bar`` on.
         mark_rules: by contract, ``mark`` or ``last`` (see ``Bars.mark_rule``).
         source: where the data came from, in words for people.
         planted: (T, A) float64 or None: on simulated markets, the expected simple return of a long over
@@ -74,10 +79,14 @@ class Tape:
     mark_rules: tuple[str, ...]
     source: str
     planted: NDArray[np.float64] | None = None
+    is_valid: NDArray[np.bool_] = field(default_factory=lambda: np.zeros((0, 0), np.bool_))
     _cache: dict[str, str] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         bars, assets = len(self), len(self.contracts)
+        if self.is_valid.size == 0:
+            rows = np.arange(bars)[:, None] >= self.first_valid_bar
+            object.__setattr__(self, "is_valid", np.repeat(rows, assets, axis=1))
         expected = {
             "last": (bars, assets, 4),
             "mark": (bars, assets, 4),
@@ -86,6 +95,7 @@ class Tape:
             "stamp_start": (assets, bars + 1),
             "features": (bars, assets, len(self.feature_names)),
             "risk": (bars, assets, len(self.risk_names)),
+            "is_valid": (bars, assets),
         }
         for name, shape in expected.items():
             if getattr(self, name).shape != shape:

@@ -162,7 +162,8 @@ def restart(state, i, world, now):  # type: ignore[no-untyped-def]
         mark = world.market.mark[now, asset, CLOSE]
         contract = contract_rules(world.contracts[asset])
         sigma = world.market.sigma_per_bar[now, asset]
-        give_position(wallet, positions, asset, exposure[asset], mark, sigma, contract, world.rules)
+        if world.market.volume[now, asset] > 0.0:
+            give_position(wallet, positions, asset, exposure[asset], mark, sigma, contract, world.rules)
         if positions[asset, QUANTITY] != 0.0:
             orders[asset, ORDER_ASKED] = math.nan
 

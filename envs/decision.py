@@ -152,7 +152,10 @@ def decide(account, world, action, now):  # type: ignore[no-untyped-def]
         # what is still being worked counts as held, so that repeating a target stacks nothing
         coming = account.positions[asset, QUANTITY] + account.orders[asset, ORDER_WORKING]
         exposure = exposure_of_quantity(coming, mark, base, contract)
-        wish = wanted_exposure(account, world, action, asset, exposure)
+        wish = exposure
+        # what does not trade, or is not listed yet, is kept: its action must not shrink the others'
+        if world.market.volume[now - 1, asset] > 0.0:
+            wish = wanted_exposure(account, world, action, asset, exposure)
         if account.positions[asset, BARS_HELD] >= world.rules.max_bars_held:
             changed |= TIME_STOP
             wish = 0.0

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from perpgym.data.features.build import build_tape
 from perpgym.data.features.scaler import Scaler, fit_scaler
@@ -15,7 +17,7 @@ from perpgym.data.tape import Tape
 from perpgym.envs.config import EnvConfig
 from perpgym.envs.risk.limits import RiskLimits
 from perpgym.envs.vector import PerpVecEnv
-from perpgym.experiments.settings import Settings
+from perpgym.experiments.settings import FeatureSet, Settings
 
 _LOG = logging.getLogger(__name__)
 
@@ -75,11 +77,16 @@ def open_market(settings: Settings) -> Market:
         split=split,
         env_config=env_config,
         limits=settings.risk,
-        market_scaler=fit_scaler(tape.features, split.train.start, split.train.stop, clip=features.clip),
-        risk_scaler=fit_scaler(tape.risk, split.train.start, split.train.stop, clip=features.clip),
+        market_scaler=_fit(tape.features, tape, split, features),
+        risk_scaler=_fit(tape.risk, tape, split, features),
         notes=loaded.notes,
         fallback_reason=loaded.fallback_reason,
     )
+
+
+def _fit(columns: NDArray[np.float32], tape: Tape, split: SplitBars, features: FeatureSet) -> Scaler:
+    train = split.train
+    return fit_scaler(columns, train.start, train.stop, is_valid=tape.is_valid, clip=features.clip)
 
 
 def training_env(market: Market, settings: Settings, seed: int) -> PerpVecEnv:

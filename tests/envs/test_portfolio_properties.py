@@ -20,6 +20,7 @@ from perpgym.envs.spaces import CONTRACT_LEDGER, LEDGER, LEDGER_COLUMNS
 
 FREE = RiskLimits(max_leverage=100.0, max_daily_loss=None)
 MakeTape = Callable[..., Tape]
+SIDE_BY_SIDE = ("last", "mark", "volume", "sigma_per_bar", "features", "risk", "is_valid")
 
 
 def merged(tapes: list[Tape]) -> Tape:
@@ -37,7 +38,7 @@ def merged(tapes: list[Tape]) -> Tape:
         stamp_rate=np.concatenate([t.stamp_rate for t in tapes]),
         mark_rules=tuple(t.mark_rules[0] for t in tapes),
         _cache={},
-        **{n: side_by_side(n) for n in ("last", "mark", "volume", "sigma_per_bar", "features", "risk")},
+        **{n: side_by_side(n) for n in SIDE_BY_SIDE},
     )
 
 
