@@ -15,9 +15,9 @@ from perpgym.envs.margin import maintenance_margin, price_of, worth
 WALLET, EQUITY, PEAK_EQUITY, DAY_EQUITY, DAY_LOW_EQUITY, INITIAL_WALLET, ACCRUED_FUNDING, RECENT_COSTS = (
     range(8)
 )
-# running moments of the account's log return, and of its square
-RETURN_MEAN, RETURN_SQUARE = 8, 9
-WALLET_COLUMNS = 10
+# log of equity over the initial wallet; running moments of the account's log return, and of its square
+LOG_EQUITY, RETURN_MEAN, RETURN_SQUARE = 8, 9, 10
+WALLET_COLUMNS = 11
 # columns of a position row, one row a contract of an account; prices are nan where there is none
 QUANTITY, ENTRY_PRICE, ISOLATED_WALLET, STOP_PRICE, TARGET_PRICE, BARS_HELD, STOP_DISTANCE = range(7)
 POSITION_COLUMNS = 7

@@ -245,7 +245,7 @@ class StepArrays(NamedTuple):
     truncated: Any
     ledger: Any
     holdings: Any
-    totals: Any
+    final_totals: Any
     final_bar: Any
     final_account: Any
     final_portfolio: Any

@@ -11,8 +11,8 @@ from perpgym.envs.account import (
     DAY_EQUITY,
     ENTRY_PRICE,
     EQUITY,
-    INITIAL_WALLET,
     ISOLATED_WALLET,
+    LOG_EQUITY,
     ORDER_ASKED,
     ORDER_WORKING,
     PEAK_EQUITY,
@@ -36,8 +36,11 @@ from perpgym.envs.fees import open_traded
 from perpgym.envs.impact import standing_shift
 from perpgym.envs.kernel import DAY_MS, step_account
 from perpgym.envs.margin import liquidation_price, maintenance_margin
-from perpgym.envs.payoff import open_moments, return_deviation
-from perpgym.envs.spaces import FIRST_PART
+from perpgym.envs.payoff import has_moments, open_moments, return_deviation
+from perpgym.envs.spaces import FIRST_PART, TOTAL_COLUMNS
+
+# a constant length becomes a few vector moves
+TOTALS = len(TOTAL_COLUMNS)
 
 
 @kernel
@@ -107,21 +110,25 @@ def observe_account(wallet, positions, orders, world, now, account_out, portfoli
             coming = position[QUANTITY] + orders[asset, ORDER_WORKING]
             asked = exposure_of_quantity(coming, mark, base, contract)
         out[6] = _clip(asked, -10.0, 10.0)
-        shift = standing_shift(orders[asset], world.market.root_illiquidity[now, asset])
-        out[8] = _clip(100.0 * shift, -10.0, 10.0)
+        out[8] = 0.0
+        if rules.leaves_trace > 0.0:
+            shift = standing_shift(orders[asset], world.market.root_illiquidity[now, asset])
+            out[8] = _clip(100.0 * shift, -10.0, 10.0)
         out[7] = 1.0 if world.market.volume[now, asset] > 0.0 else 0.0
     cap, _bit, single = exposure_caps(wallet, rules)
     cap = min(cap, positions.shape[0] * single)
-    portfolio_out[0] = _clip(math.log(equity / wallet[INITIAL_WALLET]), -5.0, 5.0)
+    portfolio_out[0] = _clip(wallet[LOG_EQUITY], -5.0, 5.0)
     portfolio_out[1] = _clip(margin_ratio, 0.0, 1.0)
     portfolio_out[2] = _clip(1.0 - equity / wallet[PEAK_EQUITY], 0.0, 1.0)
     portfolio_out[3] = _clip(equity / wallet[DAY_EQUITY] - 1.0, -1.0, 1.0)
     portfolio_out[4] = min(1.0, cap / rules.max_exposure)
     portfolio_out[5] = _clip(100.0 * wallet[ACCRUED_FUNDING] / equity, -10.0, 10.0)
     portfolio_out[6] = _clip(100.0 * wallet[RECENT_COSTS], 0.0, 10.0)
-    deviation = return_deviation(wallet, rules)
-    portfolio_out[7] = _clip(wallet[RETURN_MEAN] / deviation, -5.0, 5.0)
-    portfolio_out[8] = _clip(100.0 * deviation, 0.0, 10.0)
+    portfolio_out[7], portfolio_out[8] = 0.0, 0.0
+    if has_moments(rules):
+        deviation = return_deviation(wallet, rules)
+        portfolio_out[7] = _clip(wallet[RETURN_MEAN] / deviation, -5.0, 5.0)
+        portfolio_out[8] = _clip(100.0 * deviation, 0.0, 10.0)
 
 
 @kernel
@@ -217,15 +224,16 @@ def step_batch(world, state, actions, scratch, out, accounts_per_path):  # type:
                 state.traded[i],
             )
             out.reward[i], is_terminated = step_account(account, world, actions[i], now, is_last, scratch)
-            for part in range(out.totals.shape[1]):
+            for part in range(TOTALS):
                 state.totals[i, part] += out.ledger[i, FIRST_PART + part]
-                out.totals[i, part] = state.totals[i, part]
             out.terminated[i] = is_terminated
             out.truncated[i] = is_last and not is_terminated
             shown = now
             if is_last or is_terminated:
                 ended += 1
                 out.final_bar[i] = now
+                for part in range(TOTALS):
+                    out.final_totals[i, part] = state.totals[i, part]
                 observe_account(
                     wallet, positions, state.orders[i], world, now, out.final_account[i],
                     out.final_portfolio[i],

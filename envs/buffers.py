@@ -37,9 +37,9 @@ class StepBuffers:
         truncated: (N,) bool, end of the episode or of the data.
         ledger: (N, L) float64, columns ``LEDGER_COLUMNS``, of the step just booked.
         holdings: (N, A, H) float64, columns ``CONTRACT_LEDGER_COLUMNS``, of the same step.
-        totals: (N, 8) float64, columns ``TOTAL_COLUMNS``, since the episode began and before a restart.
-        final_bar, final_account, final_portfolio: the observation before an automatic restart; valid where
-            terminated or truncated.
+        final_totals: (N, 8) float64, columns ``TOTAL_COLUMNS``, of the whole episode.
+        final_bar, final_account, final_portfolio: the observation before an automatic restart; these and
+            the totals are valid where terminated or truncated.
         market, risk: (N, R, A, F) and (N, R, A, K) float32 windows, newest bar last; None without windows.
         final_market, final_risk: windows at ``final_bar``; valid where done.
     """
@@ -52,7 +52,7 @@ class StepBuffers:
     truncated: NDArray[np.bool_]
     ledger: Float64
     holdings: Float64
-    totals: Float64
+    final_totals: Float64
     final_bar: NDArray[np.int64]
     final_account: Float32
     final_portfolio: Float32
@@ -86,7 +86,7 @@ class StepBuffers:
             truncated=np.zeros(n, np.bool_),
             ledger=np.zeros((n, len(LEDGER_COLUMNS)), np.float64),
             holdings=np.zeros((n, a, len(CONTRACT_LEDGER_COLUMNS)), np.float64),
-            totals=np.zeros((n, len(TOTAL_COLUMNS)), np.float64),
+            final_totals=np.zeros((n, len(TOTAL_COLUMNS)), np.float64),
             final_bar=np.zeros(n, np.int64),
             final_account=np.zeros((n, a, len(ACCOUNT_COLUMNS)), np.float32),
             final_portfolio=np.zeros((n, len(PORTFOLIO_COLUMNS)), np.float32),

@@ -142,7 +142,8 @@ class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
         out = self._buffers
         self.batch.step_into(np.asarray(action, np.float32).reshape(1, -1), out)
         info: dict[str, Any] = dict(zip(LEDGER_COLUMNS, out.ledger[0].tolist(), strict=True))
-        info |= zip((f"total_{name}" for name in TOTAL_COLUMNS), out.totals[0].tolist(), strict=True)
+        totals = self.batch.totals(out)[0].tolist()
+        info |= zip((f"total_{name}" for name in TOTAL_COLUMNS), totals, strict=True)
         is_over = bool(out.terminated[0] or out.truncated[0])
         self._is_running = not is_over
         info["time_ms"] = self._time_ms(out.final_bar if is_over else out.bar)

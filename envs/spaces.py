@@ -58,8 +58,9 @@ PORTFOLIO_COLUMNS: tuple[Column, ...] = (
         10.0,
         "fees, spread and impact, decaying with a half-life of 24 bars",
     ),
-    Column("return_mean", "deviations", -5.0, 5.0, "running mean of the account's log return per bar"),
-    Column("return_deviation", "1 % equity", 0.0, 10.0, "running deviation of it; of its losses for Sortino"),
+    # 0 with other rewards, which remember nothing
+    Column("return_mean", "deviations", -5.0, 5.0, "differential ratios: running mean of the log return"),
+    Column("return_deviation", "1 % equity", 0.0, 10.0, "differential ratios: its running deviation"),
 )
 
 ACCOUNT_NAMES = tuple(c.name for c in ACCOUNT_COLUMNS)

@@ -281,6 +281,11 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
         # machine code does not travel
         return {**self.__dict__, "_step": None, "_copy": None}
 
+    def totals(self, out: StepBuffers) -> NDArray[np.float64]:
+        """(N, 8) the ledger's parts summed since the episode began; of an episode that just ended, whole."""
+        done = (out.terminated | out.truncated)[:, None]
+        return np.where(done, out.final_totals, self._state.totals)
+
     # --- resuming ---
 
     def state_dict(self) -> dict[str, Any]:
@@ -328,7 +333,8 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
         info |= {
             f"contract_{name}": out.holdings[:, :, i].copy() for i, name in enumerate(CONTRACT_LEDGER_COLUMNS)
         }
-        info |= {f"total_{name}": out.totals[:, i].copy() for i, name in enumerate(TOTAL_COLUMNS)}
+        totals = self.totals(out)
+        info |= {f"total_{name}": totals[:, i] for i, name in enumerate(TOTAL_COLUMNS)}
         done = out.terminated | out.truncated
         if done.any():
             final = self.final_observation(out)

@@ -92,7 +92,8 @@ def test_what_faded_in_between_is_the_price_of_a_round_trip(make_tape: MakeTape)
     run.step(0.0)
     push = 40.0 * SCALE * 2_000_000
     # bought at + push / 2; half of the push is left when it sells at push / 2 - push / 2
-    assert run.out.totals[0, 5] == pytest.approx(2_000_000 * (push / 2 - push / 2 + push / 2), rel=1e-3)
+    costs = 2_000_000 * (push / 2 - push / 2 + push / 2)
+    assert run.env.totals(run.out)[0, 5] == pytest.approx(costs, rel=1e-3)
     assert run.standing == pytest.approx(0.5 * push - push, rel=1e-3)
 
 
@@ -150,7 +151,7 @@ def test_no_sequence_of_fills_earns_from_its_own_impact_on_any_tape(
     )
     for _ in range(30):
         run.step(float(rng.uniform(-8, 8)))
-        assert run.out.totals[0, 5] >= -1e-9 * wallet
+        assert run.env.totals(run.out)[0, 5] >= -1e-9 * wallet
 
 
 def test_a_push_that_follows_the_turnover_of_the_moment_would_pay(make_tape: MakeTape) -> None:
