@@ -13,6 +13,8 @@ from perpgym.envs.account import (
     EQUITY,
     INITIAL_WALLET,
     ISOLATED_WALLET,
+    ORDER_ASKED,
+    ORDER_WORKING,
     PEAK_EQUITY,
     QUANTITY,
     RECENT_COSTS,
@@ -30,10 +32,12 @@ from perpgym.envs.account import (
 from perpgym.envs.arrays import Account, contract_rules
 from perpgym.envs.compile import kernel
 from perpgym.envs.decision import LADDER, exposure_caps, exposure_of, exposure_of_quantity
-from perpgym.envs.kernel import step_account
+from perpgym.envs.fees import open_traded
+from perpgym.envs.impact import standing_shift
+from perpgym.envs.kernel import DAY_MS, step_account
 from perpgym.envs.margin import liquidation_price, maintenance_margin
-from perpgym.envs.orders import ORDER_ASKED, ORDER_WORKING
 from perpgym.envs.payoff import open_moments, return_deviation
+from perpgym.envs.spaces import FIRST_PART
 
 
 @kernel
@@ -103,6 +107,8 @@ def observe_account(wallet, positions, orders, world, now, account_out, portfoli
             coming = position[QUANTITY] + orders[asset, ORDER_WORKING]
             asked = exposure_of_quantity(coming, mark, base, contract)
         out[6] = _clip(asked, -10.0, 10.0)
+        shift = standing_shift(orders[asset], world.market.root_illiquidity[now, asset])
+        out[8] = _clip(100.0 * shift, -10.0, 10.0)
         out[7] = 1.0 if world.market.volume[now, asset] > 0.0 else 0.0
     cap, _bit, single = exposure_caps(wallet, rules)
     cap = min(cap, positions.shape[0] * single)
@@ -139,9 +145,17 @@ def first_bad_action(actions, counts):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def restart(wallet, positions, orders, world, now, initial_wallet, exposure):  # type: ignore[no-untyped-def]
-    """Open the account anew, flat or with positions entered at the mark; ``exposure`` is (A,)."""
-    open_account(wallet, positions, initial_wallet)
+def restart(state, i, world, now):  # type: ignore[no-untyped-def]
+    """Open account ``i`` anew at bar ``now``, flat or with positions entered at the mark."""
+    wallet, positions, orders = state.wallets[i], state.positions[i], state.orders[i]
+    exposure = state.restart_exposure[i]
+    open_account(wallet, positions, state.restart_wallet[i])
+    state.totals[i, :] = 0.0
+    if state.traded.shape[1] > 0:
+        day = world.market.open_time_ms[now] // DAY_MS
+        open_traded(
+            state.traded[i], day, world.rules.traded_before, world.fee_tiers, world.rules.discount_factor
+        )
     open_moments(wallet, world.market.sigma_per_bar[now, 0], world.rules)
     orders[:] = 0.0
     for asset in range(positions.shape[0]):
@@ -194,9 +208,18 @@ def step_batch(world, state, actions, scratch, out, accounts_per_path):  # type:
         for i in range(path * accounts_per_path, (path + 1) * accounts_per_path):
             wallet, positions = state.wallets[i], state.positions[i]
             account = Account(
-                wallet, positions, out.ledger[i], out.holdings[i], state.orders[i], scratch.fills
+                wallet,
+                positions,
+                out.ledger[i],
+                out.holdings[i],
+                state.orders[i],
+                scratch.fills,
+                state.traded[i],
             )
             out.reward[i], is_terminated = step_account(account, world, actions[i], now, is_last, scratch)
+            for part in range(out.totals.shape[1]):
+                state.totals[i, part] += out.ledger[i, FIRST_PART + part]
+                out.totals[i, part] = state.totals[i, part]
             out.terminated[i] = is_terminated
             out.truncated[i] = is_last and not is_terminated
             shown = now
@@ -208,10 +231,7 @@ def step_batch(world, state, actions, scratch, out, accounts_per_path):  # type:
                     out.final_portfolio[i],
                 )  # fmt: skip
                 shown = state.next_start[path] if is_last else now
-                restart(
-                    wallet, positions, state.orders[i], world, shown, state.restart_wallet[i],
-                    state.restart_exposure[i],
-                )  # fmt: skip
+                restart(state, i, world, shown)
             out.bar[i] = shown
             observe_account(
                 wallet, positions, state.orders[i], world, shown, out.account[i], out.portfolio[i]
@@ -238,15 +258,7 @@ def observe_batch(world, state, bars, account_out, portfolio_out):  # type: igno
 def restart_batch(world, state, bars):  # type: ignore[no-untyped-def]
     """Open every account at its bar."""
     for i in range(bars.shape[0]):
-        restart(
-            state.wallets[i],
-            state.positions[i],
-            state.orders[i],
-            world,
-            bars[i],
-            state.restart_wallet[i],
-            state.restart_exposure[i],
-        )
+        restart(state, i, world, bars[i])
 
 
 @kernel

@@ -10,16 +10,6 @@ from perpgym.envs.account import (
     DAY_EQUITY,
     DAY_LOW_EQUITY,
     EQUITY,
-    PEAK_EQUITY,
-    QUANTITY,
-    sizing_base,
-)
-from perpgym.envs.arrays import contract_rules
-from perpgym.envs.compile import kernel
-from perpgym.envs.execution import to_lots, to_tick
-from perpgym.envs.margin import worth
-from perpgym.envs.orders import (
-    LIMIT,
     ORDER_ASKED,
     ORDER_HELD,
     ORDER_LIMIT,
@@ -28,7 +18,15 @@ from perpgym.envs.orders import (
     ORDER_STOP,
     ORDER_STYLE,
     ORDER_WORKING,
+    PEAK_EQUITY,
+    QUANTITY,
+    sizing_base,
 )
+from perpgym.envs.arrays import contract_rules
+from perpgym.envs.compile import kernel
+from perpgym.envs.execution import to_lots, to_tick
+from perpgym.envs.margin import worth
+from perpgym.envs.orders import LIMIT
 from perpgym.envs.risk.overlay import NOTIONAL, TIME_STOP, admitted_exposure
 
 # kinds of action, in the order of envs.actions.ACTION_KINDS

@@ -11,12 +11,12 @@ from perpgym.data.bars import CLOSE
 from perpgym.envs.account import (
     EQUITY,
     INITIAL_WALLET,
+    ORDER_HELD,
     RETURN_MEAN,
     RETURN_SQUARE,
 )
 from perpgym.envs.compile import kernel
 from perpgym.envs.margin import worth
-from perpgym.envs.orders import ORDER_HELD
 from perpgym.envs.spaces import LEDGER
 
 # in the order of envs.config.REWARD_KINDS

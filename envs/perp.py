@@ -14,7 +14,7 @@ from perpgym.data.contract import Contract
 from perpgym.data.tape import Tape
 from perpgym.envs.config import EnvConfig
 from perpgym.envs.risk.limits import RiskLimits
-from perpgym.envs.spaces import LEDGER_COLUMNS, observation_table
+from perpgym.envs.spaces import LEDGER_COLUMNS, TOTAL_COLUMNS, observation_table
 from perpgym.envs.vector import PerpVecEnv
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
     of the episode or of the data.
 
     ``info`` holds the ledger of the step (``envs.spaces.LEDGER_COLUMNS``), which adds up to the change of
-    equity, and ``time_ms``, the close of the newest bar.
+    equity, the same parts summed since the episode began (``total_…``), and ``time_ms``, the close of the
+    newest bar.
 
     Args:
         tape: the market; None makes a small simulated one.
@@ -141,6 +142,7 @@ class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
         out = self._buffers
         self.batch.step_into(np.asarray(action, np.float32).reshape(1, -1), out)
         info: dict[str, Any] = dict(zip(LEDGER_COLUMNS, out.ledger[0].tolist(), strict=True))
+        info |= zip((f"total_{name}" for name in TOTAL_COLUMNS), out.totals[0].tolist(), strict=True)
         is_over = bool(out.terminated[0] or out.truncated[0])
         self._is_running = not is_over
         info["time_ms"] = self._time_ms(out.final_bar if is_over else out.bar)

@@ -41,6 +41,7 @@ ACCOUNT_COLUMNS: tuple[Column, ...] = (
         "asked", "equity", -10.0, 10.0, "ladder level that stands, else exposure with what is being worked"
     ),
     Column("tradable", "0 or 1", 0.0, 1.0, "whether the contract traded in the newest bar"),
+    Column("impact", "1 % of price", -10.0, 10.0, "what its own earlier fills still add to its price"),
 )
 
 PORTFOLIO_COLUMNS: tuple[Column, ...] = (
@@ -74,7 +75,7 @@ LEDGER_COLUMNS: tuple[str, ...] = (
     "fees",  # paid > 0
     "clearance",  # paid > 0
     "spread",  # paid > 0
-    "impact",  # paid > 0
+    "impact",  # paid > 0; the trace of earlier fills may give back
     "insurance",  # received from the insurance fund
     "traded_notional",  # sum of |fill notional|
     "exposure",  # signed notional over equity at the mark close, after the step, all contracts
@@ -88,6 +89,9 @@ LEDGER_COLUMNS: tuple[str, ...] = (
     "overlay",  # bits of envs.risk.overlay that changed the action; 0 = none
     "drawdown",  # fraction, after the step
 )
+# the parts that add up to the equity change, and what was traded: these are summed over an episode
+TOTAL_COLUMNS: tuple[str, ...] = LEDGER_COLUMNS[2:10]
+FIRST_PART = 2
 LEDGER = {name: i for i, name in enumerate(LEDGER_COLUMNS)}
 
 # of one step, by account and contract

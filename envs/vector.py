@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from perpgym.data.bars import Bars
 from perpgym.data.tape import Tape
-from perpgym.envs.account import POSITION_COLUMNS, WALLET_COLUMNS
+from perpgym.envs.account import ORDER_COLUMNS, POSITION_COLUMNS, WALLET_COLUMNS
 from perpgym.envs.actions import ACTION_DIM, action_space
 from perpgym.envs.arrays import BatchState
 from perpgym.envs.batch import (
@@ -26,14 +26,15 @@ from perpgym.envs.batch import (
 from perpgym.envs.buffers import StepBuffers, make_account
 from perpgym.envs.compile import bind
 from perpgym.envs.config import EnvConfig
+from perpgym.envs.fees import TRADED_COLUMNS
 from perpgym.envs.finer import Finer
 from perpgym.envs.masks import mask_batch
-from perpgym.envs.orders import ORDER_COLUMNS
 from perpgym.envs.risk.limits import RiskLimits
 from perpgym.envs.rules import make_world
 from perpgym.envs.spaces import (
     CONTRACT_LEDGER_COLUMNS,
     LEDGER_COLUMNS,
+    TOTAL_COLUMNS,
     observation_space,
 )
 
@@ -133,6 +134,8 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
             wallets=np.zeros((n, WALLET_COLUMNS)),
             positions=np.zeros((n, a, POSITION_COLUMNS)),
             orders=np.zeros((n, a, ORDER_COLUMNS)),
+            traded=np.zeros((n, 0 if self.config.fees is None else TRADED_COLUMNS)),
+            totals=np.zeros((n, len(TOTAL_COLUMNS))),
             path_bar=np.zeros(p, np.int64),
             path_end=np.zeros(p, np.int64),
             next_start=np.zeros(p, np.int64),
@@ -141,7 +144,7 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
             restart_exposure=np.zeros((n, a)),
         )
         # one account at a time is in work
-        self._scratch = make_account(a)
+        self._scratch = make_account(a, has_tiers=self.config.fees is not None)
 
     # --- native face ---
 
@@ -325,6 +328,7 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
         info |= {
             f"contract_{name}": out.holdings[:, :, i].copy() for i, name in enumerate(CONTRACT_LEDGER_COLUMNS)
         }
+        info |= {f"total_{name}": out.totals[:, i].copy() for i, name in enumerate(TOTAL_COLUMNS)}
         done = out.terminated | out.truncated
         if done.any():
             final = self.final_observation(out)
