@@ -261,20 +261,20 @@ def _shared(
     bars: int, bar_ms: int, own: dict[str, np.random.Generator], common_seed: int | None, correlation: float
 ) -> _Shared:
     """Draws that correlate with those of every market of the same common seed."""
-    normals = [own[name].standard_normal(bars) for name in _COMMON_NORMALS]
+    normals = {name: own[name].standard_normal(bars) for name in _COMMON_NORMALS}
     jump = own["jump"].random(bars)
     if common_seed is None:
-        return _Shared(*normals, jump, series.regimes(bars, bar_ms, own["regime"]))
+        return _Shared(jump=jump, regime=series.regimes(bars, bar_ms, own["regime"]), **normals)
     common = _streams(1, common_seed, _COMMON_STREAMS)
     share = series.shock_correlation(correlation)
-    mixed = [
-        np.sqrt(share) * common[name].standard_normal(bars) + np.sqrt(1.0 - share) * mine
-        for name, mine in zip(_COMMON_NORMALS, normals, strict=True)
-    ]
+    mixed = {
+        name: np.sqrt(share) * common[name].standard_normal(bars) + np.sqrt(1.0 - share) * mine
+        for name, mine in normals.items()
+    }
     # two markets that both take the common draw jump together
     is_common = own["company"].random(bars) < np.sqrt(share)
     jump = np.where(is_common, common["jump"].random(bars), jump)
-    return _Shared(*mixed, jump, series.regimes(bars, bar_ms, common["regime"]))
+    return _Shared(jump=jump, regime=series.regimes(bars, bar_ms, common["regime"]), **mixed)
 
 
 def _trailing_mean(signal: Floats, bar_ms: int) -> Floats:
