@@ -55,7 +55,7 @@ def make_policy(
         **changes,
     )
     # fresh heads answer almost nothing to everything: make differences visible
-    torch.nn.init.normal_(policy.action_net.weight)
+    torch.nn.init.normal_(policy.action_net.weight, std=0.1)
     return policy
 
 
