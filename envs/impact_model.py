@@ -9,7 +9,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import least_squares, nnls
 
 from perpgym.data.bars import CLOSE
 from perpgym.data.clock import DAY_MS, MINUTE_MS
@@ -129,6 +128,9 @@ def power_law_kernel(power: float) -> DecayKernel:
     Hanson 1974) that start at 1. A plain t**-power has no start. The bare power law would need infinitely
     many exponentials: ``tests/envs/test_impact.py`` states how far off three are.
     """
+    # slow to import, needed by few, and it changes the process's warning filters
+    from scipy.optimize import least_squares, nnls
+
     target = (1.0 + _FIT_MINUTES / 60.0) ** -power
 
     def fitted(log_half_lives: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
