@@ -163,7 +163,11 @@ def restart(state, i, world, now):  # type: ignore[no-untyped-def]
         open_traded(
             state.traded[i], day, world.rules.traded_before, world.fee_tiers, world.rules.discount_factor
         )
-    open_moments(wallet, world.market.sigma_per_bar[now, 0], world.rules)
+    largest = 0.0
+    for asset in range(positions.shape[0]):
+        # a contract that is not listed yet has the least there is
+        largest = max(largest, world.market.sigma_per_bar[now, asset])
+    open_moments(wallet, largest, world.rules)
     orders[:] = 0.0
     for asset in range(positions.shape[0]):
         mark = world.market.mark[now, asset, CLOSE]

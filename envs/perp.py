@@ -34,6 +34,7 @@ class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
     market     (R, A, F)          float32   raw market features of the last R closed bars, newest last
     risk       (R, A, K)          float32   raw market-risk features of the same bars
     clock      (1,)               int64     bars since the epoch of the newest bar, modulo 2**20
+    valid      (R, A)             float32   with several contracts: 1 where a contract's features are whole
     account    (A, Ca)            float32   see the table below
     portfolio  (Cp,)              float32   see the table below
     ========== ================== ========= ==========================================================

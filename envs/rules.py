@@ -202,7 +202,7 @@ def one_bar_market(
     stamps: Sequence[Sequence[tuple[int, float]]] = (),
     root: Float64 | None = None,
 ) -> Market:
-    """A market of one bar, number 1, after a bar of which only the mark close is known.
+    """A market of one bar, number 1, after a bar of which only is known that it traded and its mark close.
 
     Args:
         mark_before: (A,) quote.
@@ -219,7 +219,7 @@ def one_bar_market(
     flat = [stamp for rows in owned for stamp in rows]
     before = np.repeat(mark_before[:, None], 4, axis=1)
     both_last, both_mark = np.stack([before, last]), np.stack([before, mark])
-    both_volume = np.stack([volume, volume])
+    both_volume = np.stack([np.ones_like(volume), volume])
     return Market(
         open_time_ms=np.array([open_ms - bar_ms, open_ms], np.int64),
         last=both_last,

@@ -129,6 +129,8 @@ def observation_space(tape: Tape, window: int, with_windows: bool) -> gym.spaces
         for name, width in (("market", tape.features.shape[2]), ("risk", tape.risk.shape[2])):
             spaces[name] = gym.spaces.Box(-FEATURE_BOUND, FEATURE_BOUND, (window, assets, width), np.float32)
         spaces["clock"] = gym.spaces.Box(0, CLOCK_PERIOD - 1, (1,), np.int64)
+        if assets > 1:
+            spaces["valid"] = gym.spaces.Box(0.0, 1.0, (window, assets), np.float32)
     else:
         spaces["bar"] = gym.spaces.Box(0, MAX_BAR, (1,), np.int64)
     return gym.spaces.Dict(spaces)

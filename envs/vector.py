@@ -381,4 +381,7 @@ def _as_dict(
     else:
         observation["market"], observation["risk"] = market.copy(), risk.copy()
         observation["clock"] = tape.clock(bar)[:, None]
+        if len(tape.contracts) > 1:
+            window = np.arange(1 - market.shape[1], 1)
+            observation["valid"] = tape.is_valid[bar[:, None] + window].astype(np.float32)  # N R A
     return observation

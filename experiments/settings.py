@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 import torch
 
 from perpgym.agents.ppo import PPOConfig
-from perpgym.data.load import DataConfig
+from perpgym.data.config import DataConfig
 from perpgym.data.splits import Splits
 from perpgym.envs.config import EnvConfig
 from perpgym.envs.rewards import LogReturn, Reward

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -109,6 +111,36 @@ def make_tape(contract: Contract) -> TapeFactory:
             first_valid_bar=0,
             mark_rules=("mark",),
             source="test",
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_portfolio(make_tape: TapeFactory) -> TapeFactory:
+    """Independent contracts on one clock, each valid from its own bar on; settings as of ``make_tape``."""
+
+    def make(valid_from: tuple[int, ...] = (0, 0), *, seed: int = 0, **settings: Any) -> Tape:
+        tapes = [make_tape(seed=100 * seed + i, **settings) for i in range(len(valid_from))]
+        offsets = np.cumsum([0, *(t.stamp_time_ms.size for t in tapes)])[:-1]
+        columns = {
+            name: np.concatenate([getattr(t, name) for t in tapes], axis=1)
+            for name in ("last", "mark", "volume", "sigma_per_bar", "features", "risk")
+        }
+        is_valid = np.arange(len(tapes[0]))[:, None] >= np.array(valid_from)
+        for name in ("volume", "features", "risk"):
+            columns[name][~is_valid] = 0.0
+        return replace(
+            tapes[0],
+            contracts=tuple(replace(t.contracts[0], symbol=f"C{i}/USDT:USDT") for i, t in enumerate(tapes)),
+            stamp_start=np.concatenate([t.stamp_start + o for t, o in zip(tapes, offsets, strict=True)]),
+            stamp_time_ms=np.concatenate([t.stamp_time_ms for t in tapes]),
+            stamp_rate=np.concatenate([t.stamp_rate for t in tapes]),
+            mark_rules=("mark",) * len(tapes),
+            first_valid_bar=min(valid_from),
+            is_valid=is_valid,
+            _cache={},
+            **columns,
         )
 
     return make
