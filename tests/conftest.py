@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from perpgym.data.tape import Tape
 HOUR_MS = 3_600_000
 # 2020-01-01 00:00 UTC
 START_MS = 1_577_836_800_000
+# columns of a tape that stand by contract
+SIDE_BY_SIDE = ("last", "mark", "volume", "sigma_per_bar", "features", "risk", "is_valid")
 
 
 @pytest.fixture(scope="session")
@@ -112,3 +115,27 @@ def make_tape(contract: Contract) -> TapeFactory:
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def merge_tapes() -> Callable[[list[Tape]], Tape]:
+    """Put several one-contract tapes on one clock side by side."""
+
+    def merge(tapes: list[Tape]) -> Tape:
+        offsets = np.cumsum([0, *(t.stamp_time_ms.size for t in tapes)])[:-1]
+
+        def side_by_side(name: str) -> np.ndarray:
+            return np.concatenate([getattr(t, name) for t in tapes], axis=1)
+
+        return replace(
+            tapes[0],
+            contracts=tuple(replace(t.contracts[0], symbol=f"C{i}/USDT:USDT") for i, t in enumerate(tapes)),
+            stamp_start=np.concatenate([t.stamp_start + o for t, o in zip(tapes, offsets, strict=True)]),
+            stamp_time_ms=np.concatenate([t.stamp_time_ms for t in tapes]),
+            stamp_rate=np.concatenate([t.stamp_rate for t in tapes]),
+            mark_rules=tuple(t.mark_rules[0] for t in tapes),
+            _cache={},
+            **{n: side_by_side(n) for n in SIDE_BY_SIDE},
+        )
+
+    return merge
