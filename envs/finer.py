@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perpgym.data.bars import Bars
+from perpgym.data.soundness import check_clock, check_prices, check_volume
 from perpgym.data.tape import Tape
 
 DAY_MS = 86_400_000
@@ -56,8 +57,8 @@ class Finer:
             finer: one contract's bars or one for each contract of the tape, in its order, on one clock.
 
         Raises:
-            ValueError: another contract, clocks that differ, a length that does not divide the tape's, or no
-                bar of the tape covered.
+            ValueError: another contract, clocks that differ, a length that does not divide the tape's, no bar
+                of the tape covered, or bars that hold what no market may.
         """
         series = [finer] if isinstance(finer, Bars) else list(finer)
         symbols = [b.contract.symbol for b in series]
@@ -73,8 +74,12 @@ class Finer:
             )
         if tape.bar_ms % fine_ms or (opens[0] - tape.open_time_ms[0]) % fine_ms:
             raise ValueError(f"finer bars of {fine_ms} ms do not divide the tape's bars of {tape.bar_ms} ms")
-        if not (np.diff(opens) == fine_ms).all():
-            raise ValueError("finer bars must follow one another without gaps; fill or repair them first")
+        for bars in series:
+            symbol = bars.contract.symbol
+            check_clock(symbol, opens, fine_ms)
+            check_prices(symbol, "last", opens, bars.last)
+            check_prices(symbol, "mark", opens, bars.mark)
+            check_volume(symbol, opens, bars.volume)
         per_bar = tape.bar_ms // fine_ms
         first = int(tape.open_time_ms[0] - opens[0]) // fine_ms
         start = max(0, -(first // per_bar))
