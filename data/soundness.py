@@ -47,7 +47,7 @@ def check_prices(
         ValueError: names the first bar at fault and its prices.
     """
     # comparisons with nan are false
-    is_possible = ((prices > 0.0) & (prices < np.inf)).all(axis=1)
+    is_possible: NDArray[np.bool_] = np.all((prices > 0.0) & (prices < np.inf), axis=1)
     if not is_possible.all():
         rule = f"every {series} price must be finite and positive (quote)"
         raise ValueError(_fault(symbol, open_time_ms, ~is_possible, rule, prices))
