@@ -124,8 +124,11 @@ class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
     ) -> PerpEnv:
         """An env from a frame of bars with columns ``date, open, high, low, close, volume``.
 
+        Columns with ``feature`` in their name take the place of perpgym's own, as other environments do it;
+        :func:`perpgym.data.tape_from_frame` has more choices.
+
         Args:
-            df: last prices, hourly or any equal spacing; ``date`` is the opening time (UTC).
+            df: last prices, hourly or any equal spacing; ``date``, or the index, is the opening time (UTC).
             funding: ``date, rate`` of settlements; None means that the contract never settles, and says so.
             mark: mark prices with the columns of ``df``; None is the named rule ``mark=last``.
             contract: a shipped symbol or a Contract of your own.
@@ -135,11 +138,10 @@ class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
         Raises:
             perpgym.data.DataError: the frames are not usable; says what to do.
         """
-        from perpgym.data.features.build import build_tape
-        from perpgym.data.sources.table import bars_from_frames
+        from perpgym.data.prepared import tape_from_frame
 
-        bars = bars_from_frames(df, funding=funding, mark=mark, contract=contract, repair=repair)
-        return cls(build_tape(bars, source="frame"), **kwargs)
+        tape = tape_from_frame(df, funding=funding, mark=mark, contract=contract, repair=repair)
+        return cls(tape, **kwargs)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
