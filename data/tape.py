@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from perpgym.data.clock import iso
 from perpgym.data.contract import Contract
+from perpgym.data.soundness import check_clock, check_prices, check_stamps, check_volume
 
 # float32 counts bars exactly up to 2**24; grids of encoders must divide this period
 CLOCK_PERIOD = 2**20
@@ -33,6 +35,8 @@ _ARRAYS = (
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Tape:
     """T bars of A contracts; shared by every account, process and batch; never written to.
+
+    A tape is checked when it is made, also when it is loaded: no account meets an impossible price.
 
     Attributes:
         contracts: A contracts.
@@ -59,6 +63,9 @@ class Tape:
         planted: (T, A) float64 or None: on simulated markets, the expected simple return of a long over
             bar t + 1, net of its funding, given everything hidden at the close of t. For the oracle only:
             no feature may read it.
+
+    Raises:
+        ValueError: an array has another shape, or holds what no market may; names the bar and the contract.
     """
 
     contracts: tuple[Contract, ...]
@@ -100,6 +107,43 @@ class Tape:
         for name, shape in expected.items():
             if getattr(self, name).shape != shape:
                 raise ValueError(f"tape: {name} must have shape {shape}, was {getattr(self, name).shape}")
+        if not 0 <= self.first_valid_bar < max(bars, 1):
+            raise ValueError(
+                f"tape: first_valid_bar must lie between 0 and {bars - 1} (a bar), was {self.first_valid_bar}"
+            )
+        for asset, contract in enumerate(self.contracts):
+            self._check_contract(asset, contract.symbol)
+        for name in ("sigma_per_bar", "features", "risk"):
+            self._check_columns(name)
+
+    def _check_contract(self, asset: int, symbol: str) -> None:
+        check_clock(symbol, self.open_time_ms, self.bar_ms)
+        check_prices(symbol, "last", self.open_time_ms, self.last[:, asset])
+        check_prices(symbol, "mark", self.open_time_ms, self.mark[:, asset])
+        check_volume(symbol, self.open_time_ms, self.volume[:, asset])
+        start = self.stamp_start[asset]
+        if start[0] < 0 or start[-1] > self.stamp_time_ms.size or (np.diff(start) < 0).any():
+            raise ValueError(
+                f"{symbol}: stamp_start must ascend within the tape's {self.stamp_time_ms.size} settlements"
+            )
+        owned = slice(int(start[0]), int(start[-1]))
+        times = self.stamp_time_ms[owned]
+        span = int(self.open_time_ms[0]), int(self.open_time_ms[-1]) + self.bar_ms
+        check_stamps(symbol, times, self.stamp_rate[owned], *span)
+        opens = np.repeat(self.open_time_ms, np.diff(start))
+        is_inside = (times > opens) & (times <= opens + self.bar_ms)
+        if not is_inside.all():
+            first = int(np.argmin(is_inside))
+            raise ValueError(
+                f"{symbol}: the settlement at {iso(int(times[first]))} is not in the bar that opens at "
+                f"{iso(int(opens[first]))}, which is said to own it: a bar owns the stamps in (open, close]"
+            )
+
+    def _check_columns(self, name: str) -> None:
+        is_finite = np.isfinite(getattr(self, name)).reshape(len(self), -1).all(axis=1)
+        if not is_finite.all():
+            at = iso(int(self.open_time_ms[int(np.argmin(is_finite))]))
+            raise ValueError(f"tape: {name} must be finite, but is not at the bar that opens at {at}")
 
     def __len__(self) -> int:
         return int(self.open_time_ms.shape[0])

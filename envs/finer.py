@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perpgym.data.bars import Bars
+from perpgym.data.soundness import check_clock, check_prices, check_volume
 from perpgym.data.tape import Tape
 from perpgym.data.union import before_listing, listing_bar, union_clock, until
 
@@ -59,7 +60,7 @@ class Finer:
 
         Raises:
             ValueError: another contract, bars that lie on no one grid, a length that does not divide the
-                tape's, or no bar of the tape covered.
+                tape's, no bar of the tape covered, or bars that hold what no market may.
         """
         series = [finer] if isinstance(finer, Bars) else list(finer)
         symbols = [b.contract.symbol for b in series]
@@ -71,8 +72,12 @@ class Finer:
         fine_ms, opens = series[0].bar_ms, union_clock(series)
         if tape.bar_ms % fine_ms or (opens[0] - tape.open_time_ms[0]) % fine_ms:
             raise ValueError(f"finer bars of {fine_ms} ms do not divide the tape's bars of {tape.bar_ms} ms")
-        if not all((np.diff(b.open_time_ms) == fine_ms).all() for b in series):
-            raise ValueError("finer bars must follow one another without gaps; fill or repair them first")
+        for bars in series:
+            symbol = bars.contract.symbol
+            check_clock(symbol, bars.open_time_ms, fine_ms)
+            check_prices(symbol, "last", bars.open_time_ms, bars.last)
+            check_prices(symbol, "mark", bars.open_time_ms, bars.mark)
+            check_volume(symbol, bars.open_time_ms, bars.volume)
         per_bar = tape.bar_ms // fine_ms
         first = int(tape.open_time_ms[0] - opens[0]) // fine_ms
         start, end = 0, len(tape)

@@ -12,6 +12,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from perpgym.data.bars import Bars
+from perpgym.data.clock import iso
 from perpgym.data.tape import Tape
 from perpgym.envs.account import ORDER_COLUMNS, POSITION_COLUMNS, WALLET_COLUMNS
 from perpgym.envs.actions import ACTION_DIM, action_space
@@ -19,6 +20,7 @@ from perpgym.envs.arrays import BatchState
 from perpgym.envs.batch import (
     copy_final_windows,
     copy_windows,
+    first_bad_action,
     observe_batch,
     restart_batch,
     step_batch,
@@ -208,14 +210,22 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
             self._step = bind(step_batch, *arguments)
         ended = self._step(*arguments)
         if ended < 0:
-            account = -1 - ended
-            raise ValueError(
-                f"the action of account {account} is not finite or not in {self.single_action_space}: "
-                f"{actions[account]}; nothing was booked"
-            )
+            raise ValueError(self._no_action(-1 - ended, actions[-1 - ended]))
         self._copy_windows(out)
         if ended > 0:
             self._after_restarts(out)
+
+    def _no_action(self, account: int, action: NDArray[np.float32]) -> str:
+        """Which number of an action is none, for which contract and when."""
+        by_contract = action.reshape(len(self.tape.contracts), 1, -1)
+        counts = self._world.choices.counts
+        (first, *_more) = [i for i, part in enumerate(by_contract) if first_bad_action(part, counts) >= 0]
+        close_ms = int(self.tape.open_time_ms[self._state.path_bar[account // self.accounts_per_path]])
+        return (
+            f"the action of account {account} is not finite or not in {self.single_action_space}: {action}, "
+            f"for {self.tape.contracts[first].symbol} at the close of {iso(close_ms + self.tape.bar_ms)}; "
+            "nothing was booked"
+        )
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Which choices are allowed now, as sb3-contrib's MaskablePPO asks for them.

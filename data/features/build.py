@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from perpgym.data.bars import Bars
 from perpgym.data.features import compute_features, default_names, get_feature, sigma_per_bar
 from perpgym.data.features.volatility import SIGMA_FLOOR, SIGMA_LOOKBACK
+from perpgym.data.soundness import check_clock, check_prices, check_stamps, check_volume
 from perpgym.data.tape import Tape
 from perpgym.data.union import before_listing, listing_bar, union_clock, until
 
@@ -44,8 +45,8 @@ def build_tape(
         The tape.
 
     Raises:
-        ValueError: the grids differ, prices are not positive, stamps not ascending, or a contract has fewer
-            bars than the longest look-back.
+        ValueError: the grids differ, a contract has fewer bars than the longest look-back, or the bars hold
+            what no market may (``data/soundness.py``).
         KeyError: a feature is unknown.
     """
     contracts = (bars,) if isinstance(bars, Bars) else tuple(bars)
@@ -158,19 +159,9 @@ def _check_length(bars: Bars, lookback: int) -> None:
 
 def _check_contract(bars: Bars) -> None:
     symbol = bars.contract.symbol
-    if not (np.diff(bars.open_time_ms) == bars.bar_ms).all():
-        raise ValueError(
-            f"{symbol}: bars must be {bars.bar_ms} ms apart without gaps; fill or repair them first"
-        )
-    for name in ("last", "mark"):
-        prices = getattr(bars, name)
-        if not (np.isfinite(prices).all() and (prices > 0).all()):
-            raise ValueError(
-                f"{symbol}: every {name} price must be finite and positive; check and repair the data"
-            )
-    if not (np.isfinite(bars.volume).all() and (bars.volume >= 0).all()):
-        raise ValueError(f"{symbol}: volume must be finite and not negative (base units); repair the data")
-    if not np.isfinite(bars.stamp_rate).all():
-        raise ValueError(f"{symbol}: every funding rate must be finite (a fraction of notional)")
-    if not (np.diff(bars.stamp_time_ms) > 0).all():
-        raise ValueError(f"{symbol}: funding stamps must ascend, each once; sort and de-duplicate them")
+    check_clock(symbol, bars.open_time_ms, bars.bar_ms)
+    check_prices(symbol, "last", bars.open_time_ms, bars.last)
+    check_prices(symbol, "mark", bars.open_time_ms, bars.mark)
+    check_volume(symbol, bars.open_time_ms, bars.volume)
+    span = int(bars.open_time_ms[0]), int(bars.open_time_ms[-1]) + bars.bar_ms
+    check_stamps(symbol, bars.stamp_time_ms, bars.stamp_rate, *span)

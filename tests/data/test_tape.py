@@ -119,7 +119,8 @@ def test_too_few_bars_are_refused_with_the_number_that_is_needed() -> None:
 
 def test_contracts_on_different_grids_are_refused() -> None:
     shifted = walk("TWO/USDT:USDT")
-    shifted = replace(shifted, open_time_ms=shifted.open_time_ms + 60_000)
+    later = {name: getattr(shifted, name) + 60_000 for name in ("open_time_ms", "stamp_time_ms")}
+    shifted = replace(shifted, **later)
     with pytest.raises(ValueError, match="open at the same times of day"):
         build([walk(), shifted])
 

@@ -30,7 +30,8 @@ def history(symbol: str, first: int, stop: int, seed: int) -> Bars:
     count = stop - first
     close = 100 * np.exp(rng.normal(0, 0.01, count).cumsum())
     opening = np.concatenate([[100.0], close[:-1]])
-    last = np.stack([opening, close * 1.02, close * 0.98, close], axis=1)
+    high, low = np.maximum(opening, close) * 1.02, np.minimum(opening, close) * 0.98
+    last = np.stack([opening, high, low, close], axis=1)
     hours = np.arange(first - first % 8 + 8, stop + 1, 8)
     return Bars(
         contract=Contract(symbol=symbol),

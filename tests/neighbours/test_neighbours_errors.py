@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from perpgym.envs.impact_model import ImpactModel
+
 Prices = tuple[float, float, float, float]
 Play = Callable[..., Any]
 
@@ -206,6 +208,34 @@ def test_slippage_is_paid_by_every_fill(play: Play) -> None:
     assert (np.array(played["spread"]) + np.array(played["impact"]))[traded].min() > 0.0
     income = neighbour(side[traded], np.random.default_rng(1))
     assert 0.4 < (income > 0.0).mean() < 0.6
+
+
+def test_transient_impact_fades_with_time_and_has_a_side(play: Play) -> None:
+    """'Transient' impact that decays per trade and not with time, and ignores the sign."""
+
+    def neighbour(trades: list[tuple[int, float]]) -> list[float]:
+        paid, push = [], 0.0
+        for _hour, quantity in trades:
+            push = 0.5 * push + abs(quantity)
+            paid.append(push)
+        return paid
+
+    trace = ImpactModel(kind="exponential", transient_coefficient=100.0, half_life_minutes=60.0)
+    settings = {"impact": trace, "volume": 1e4, "rounding": "off"}
+
+    def paid(plan: list[float | None]) -> float:
+        """What the last order of a plan pays for its impact, as a fraction of its notional."""
+        played = play([flat(100.0)] * (len(plan) + 1), plan, **settings)
+        return played["impact"][-1] / played["traded_notional"][-1]
+
+    first, soon, late = paid([0.5]), paid([0.5, 1.0]), paid([0.5, *[None] * 9, 1.0])
+    # after an hour half of the first push is left, whose half the first order itself has paid
+    assert soon == pytest.approx(2.0 * first, rel=1e-3)
+    assert late == pytest.approx(first, rel=3e-3)
+    # whoever sells meets the push from the other side: minus what is left, plus half of its own
+    assert paid([0.5, 0.0]) == pytest.approx(0.0, abs=1e-3 * first)
+    assert neighbour([(1, 5.0), (2, 5.0)]) == neighbour([(1, 5.0), (11, 5.0)])
+    assert neighbour([(1, 5.0), (2, -5.0)]) == neighbour([(1, 5.0), (2, 5.0)])
 
 
 # --- reward ---
