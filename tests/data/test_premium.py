@@ -1,4 +1,4 @@
-"""The premium index and the settlement that it announces: the formula by hand, and how it did on real markets."""
+"""The premium index and the settlement that it announces: by hand, and how it did on real markets."""
 
 from __future__ import annotations
 
