@@ -1,0 +1,409 @@
+"""QR-DQN that encodes each bar once: sb3-contrib's, with a replay and an update over whole stretches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from sb3_contrib import QRDQN
+from sb3_contrib.common.utils import quantile_huber_loss
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.type_aliases import RolloutReturn, TrainFreq
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import VecEnv
+
+from perpgym.agents.path_algorithm import EpisodeMonitor, bind_policy, native_of, wrap_env
+from perpgym.agents.replay import StretchBatch, StretchReplay
+from perpgym.envs.sb3 import SB3PerpVecEnv
+from perpgym.envs.vector import PerpVecEnv
+from perpgym.policies.quantile import PerpQuantileNet, PerpQuantilePolicy, ladder_shape
+
+
+@dataclass(frozen=True, kw_only=True)
+class QRDQNConfig:
+    """Settings of the algorithm; names and meanings are sb3-contrib's where it has them.
+
+    Attributes:
+        learning_rate: of Adam.
+        buffer_size: decisions of accounts that the replay holds.
+        learning_starts: decisions before the first update.
+        batch_size: decisions of an update: max(1, batch_size // (stretch_bars * K)) stretches.
+        stretch_bars: s, consecutive decisions that share one pass of the encoder; 1 draws each by itself.
+        n_step: bars of reward before the bootstrap.
+        gamma: discount a bar.
+        train_freq: bars that every account steps between two rounds of updates.
+        gradient_steps: updates in a round.
+        target_update_interval: decisions between two updates of the target network.
+        tau: share of the online network that goes into the target then; 1 copies it.
+        n_quantiles: N of the return's distribution.
+        alpha: share of the worst outcomes by which levels are chosen, when acting and in the bootstrap; 1 is
+            the mean. A risk-averse selection at each step, no time-consistent objective.
+        exploration_fraction: of training, over which random choices fade from ``exploration_initial_eps`` to
+            ``exploration_final_eps``.
+        max_grad_norm: of all gradients together; None for no limit.
+    """
+
+    learning_rate: float = 3e-4
+    buffer_size: int = 500_000
+    learning_starts: int = 20_000
+    batch_size: int = 512
+    stretch_bars: int = 16
+    n_step: int = 3
+    gamma: float = 0.99
+    train_freq: int = 16
+    gradient_steps: int = 4
+    target_update_interval: int = 8_000
+    tau: float = 1.0
+    n_quantiles: int = 32
+    alpha: float = 1.0
+    exploration_fraction: float = 0.3
+    exploration_initial_eps: float = 1.0
+    exploration_final_eps: float = 0.02
+    max_grad_norm: float | None = 10.0
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("learning_rate", 0.0, 1.0),
+            ("buffer_size", 2, 10**10),
+            ("learning_starts", 0, 10**10),
+            ("batch_size", 1, 10**7),
+            ("stretch_bars", 1, 10**5),
+            ("n_step", 1, 1_000),
+            ("gamma", 0.0, 1.0),
+            ("train_freq", 1, 10**5),
+            ("gradient_steps", 1, 10**5),
+            ("target_update_interval", 1, 10**10),
+            ("tau", 0.0, 1.0),
+            ("n_quantiles", 1, 10_000),
+            ("exploration_fraction", 0.0, 1.0),
+            ("exploration_initial_eps", 0.0, 1.0),
+            ("exploration_final_eps", 0.0, 1.0),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name} must lie between {low:g} and {high:g}, was {getattr(self, name)}")
+        if not 0.0 < self.alpha <= 1.0:
+            raise ValueError(f"alpha must lie in (0, 1], a share of the worst outcomes, was {self.alpha}")
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm must be positive, was {self.max_grad_norm}; null for no limit")
+
+
+class PerpQRDQN(QRDQN):
+    """Quantile-regression DQN (Dabney et al. 2018) over the ladder, on paths of a shared tape.
+
+    ``learn``, ``save``, ``load``, ``predict``, callbacks, the exploration schedule and TensorBoard are SB3's.
+    A round encodes each path's bars in one pass before it steps; an update encodes each stretch once for both
+    its bars and its accounts. ``docs/algorithms/qrdqn.md`` lists every detail.
+
+    Args:
+        policy: the policy class.
+        env: index observations and ``action="ladder"``; ``PerpVecEnv`` or its ``as_sb3()``.
+        config: of the algorithm.
+        policy_kwargs: ``config`` (PolicyConfig), ``market_scaler`` and ``risk_scaler`` of the policy.
+        tensorboard_log: folder, None for none.
+        stats_window_size: episodes that ``rollout/ep_rew_mean`` averages.
+        verbose: 0 silent, 1 prints SB3's tables.
+        seed: of weights, exploration, replay and the env.
+        device: torch's name, ``auto`` takes the accelerator if there is one.
+    """
+
+    policy: PerpQuantilePolicy  # type: ignore[assignment]
+    quantile_net: PerpQuantileNet  # type: ignore[assignment]
+    quantile_net_target: PerpQuantileNet  # type: ignore[assignment]
+    replay_buffer: StretchReplay | None  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        policy: type[PerpQuantilePolicy],
+        env: PerpVecEnv | SB3PerpVecEnv | None,
+        *,
+        config: QRDQNConfig | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        tensorboard_log: str | None = None,
+        stats_window_size: int = 100,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        self.config = config = config or QRDQNConfig()
+        # QR-DQN's own constructor takes one ladder; several contracts have one each
+        super(QRDQN, self).__init__(
+            policy,
+            env,  # type: ignore[arg-type]
+            learning_rate=config.learning_rate,
+            buffer_size=config.buffer_size,
+            learning_starts=config.learning_starts,
+            batch_size=config.batch_size,
+            tau=config.tau,
+            gamma=config.gamma,
+            train_freq=config.train_freq,
+            gradient_steps=config.gradient_steps,
+            replay_buffer_class=StretchReplay,  # type: ignore[arg-type]
+            policy_kwargs={"n_quantiles": config.n_quantiles, "alpha": config.alpha, **(policy_kwargs or {})},
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            verbose=verbose,
+            device=device,
+            seed=seed,
+            sde_support=False,
+            supported_action_spaces=(spaces.Discrete, spaces.MultiDiscrete),
+            support_multi_env=True,
+        )
+        self.exploration_initial_eps = config.exploration_initial_eps
+        self.exploration_final_eps = config.exploration_final_eps
+        self.exploration_fraction = config.exploration_fraction
+        self.exploration_rate = config.exploration_initial_eps
+        self.target_update_interval = config.target_update_interval
+        self.max_grad_norm = config.max_grad_norm
+        self._n_calls = 0
+        if _init_setup_model:
+            self._setup_model()
+
+    # --- how SB3 builds, saves and loads it ---
+
+    def _setup_model(self) -> None:
+        if self.env is not None and self.replay_buffer is None:
+            self.replay_buffer = self._make_replay()
+        OffPolicyAlgorithm._setup_model(self)
+        self._create_aliases()
+        self.batch_norm_stats, self.batch_norm_stats_target = [], []
+        self.exploration_schedule = LinearSchedule(
+            self.exploration_initial_eps, self.exploration_final_eps, self.exploration_fraction
+        )
+        seed = torch.seed() if self.seed is None else self.seed
+        # own generators: nothing that a callback draws changes the run
+        self.noise = np.random.default_rng([seed, 0])
+        self.shuffle = np.random.default_rng([seed, 1])
+        # bars of single contracts that the market encoder has read since the last record
+        self.tokens, self.decisions = 0, 0
+        if self.env is not None:
+            self._take_env()
+
+    def _make_replay(self) -> StretchReplay:
+        native = self.native
+        branches, levels = ladder_shape(self.action_space)
+        observed = cast(spaces.Dict, native.single_observation_space)
+        account, portfolio = (int(np.prod(observed[name].shape or ())) for name in ("account", "portfolio"))
+        return StretchReplay(
+            n_paths=native.n_paths,
+            n_accounts=native.accounts_per_path,
+            capacity=max(2, self.buffer_size // native.num_envs),
+            state_size=account + portfolio,
+            n_branches=branches,
+            n_levels=levels,
+        )
+
+    def _take_env(self) -> None:
+        bind_policy(self.policy, self.native)
+        self.monitor = EpisodeMonitor(self.native.num_envs)
+
+    @property
+    def native(self) -> PerpVecEnv:
+        """The batch env under SB3's face."""
+        return native_of(self.env)
+
+    @property
+    def replay(self) -> StretchReplay:
+        """What is learnt from."""
+        assert self.replay_buffer is not None
+        return self.replay_buffer
+
+    @staticmethod
+    def _wrap_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        """SB3's hook that turns what the user passed into a VecEnv."""
+        del verbose, monitor_wrapper
+        return wrap_env(env, "PerpQRDQN", "sb3_contrib.QRDQN")
+
+    def set_env(self, env: Any, force_reset: bool = True) -> None:
+        """Train on another env, with the same number of accounts and paths; the replay starts empty."""
+        super().set_env(env, force_reset)
+        self.replay_buffer = self._make_replay()
+        self._take_env()
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "noise", "shuffle", "monitor"]
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        before = self._last_obs
+        result = super()._setup_learn(*args, **kwargs)
+        if self._last_obs is not before:  # SB3 has reset the env
+            self.monitor.restart()
+            self.replay.cut()
+        return result
+
+    # --- acting ---
+
+    def collect_rollouts(  # type: ignore[override]
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        train_freq: TrainFreq,
+        replay_buffer: StretchReplay,
+        action_noise: Any = None,
+        learning_starts: int = 0,
+        log_interval: int | None = None,
+    ) -> RolloutReturn:
+        """Encode every path's bars once, then step all accounts ``train_freq`` times; see SB3."""
+        del action_noise
+        assert isinstance(env, SB3PerpVecEnv)
+        self.policy.set_training_mode(False)
+        callback.on_rollout_start()
+        ended_before, steps = self._episode_num, train_freq.frequency
+        for step, dones in enumerate(self._step_paths(env, replay_buffer, steps, learning_starts)):
+            self.num_timesteps += env.num_envs
+            infos = self.monitor.infos(env.buffers, dones)
+            if infos is not self.monitor.nothing:
+                self._update_info_buffer(infos, dones)
+                self._count_episodes(int(dones.sum()), log_interval)
+            callback.update_locals(
+                {"self": self, "env": env, "rewards": env.buffers.reward, "dones": dones, "infos": infos}
+            )
+            if not callback.on_step():
+                return RolloutReturn((step + 1) * env.num_envs, self._episode_num - ended_before, False)
+            self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
+            self._on_step()
+        self._last_obs = env.native.observation(env.buffers)
+        callback.on_rollout_end()
+        return RolloutReturn(steps * env.num_envs, self._episode_num - ended_before, True)
+
+    def _count_episodes(self, ended: int, log_interval: int | None) -> None:
+        before = self._episode_num
+        self._episode_num += ended
+        if log_interval is not None and self._episode_num // log_interval > before // log_interval:
+            self.logger.record("train/tokens_per_step", self.tokens / max(self.decisions, 1))
+            self.tokens = self.decisions = 0
+            self.dump_logs()
+
+    @torch.no_grad()
+    def _step_paths(
+        self, env: SB3PerpVecEnv, replay: StretchReplay, n_steps: int, learning_starts: int
+    ) -> Iterator[NDArray[np.bool_]]:
+        """Act for ``n_steps`` bars and fill the replay; yields after each bar whose episodes ended."""
+        native, out = env.native, env.buffers
+        paths, accounts = native.n_paths, native.accounts_per_path
+        bars = out.bar[::accounts].copy()
+        context = self._encode(bars, n_steps)  # P T C
+        if replay.awaits_observation:
+            self._observe(replay, env)
+        for step in range(n_steps):
+            levels = self._choose(context[:, step], replay, learning_starts)  # P K A
+            native.step_into(levels.reshape(native.num_envs, -1).astype(np.float32), out)
+            dones = out.terminated | out.truncated
+            replay.book(levels, out.reward.reshape(paths, accounts), out.terminated.reshape(paths, accounts))
+            bars += 1
+            moved = out.bar[::accounts]
+            jumped = np.flatnonzero(moved != bars)
+            # a path that ends on the tape's last bars may begin again on the very next one
+            ended = np.flatnonzero(out.truncated.reshape(paths, accounts).any(axis=1))
+            self._end(replay, env, np.union1d(jumped, ended))
+            bars[jumped] = moved[jumped]
+            if jumped.size and step + 1 < n_steps:
+                there = torch.from_numpy(jumped).to(self.device)
+                context[there, step + 1 :] = self._encode(bars[jumped], n_steps - step - 1)
+            self._observe(replay, env)
+            yield dones
+
+    def _encode(self, bars: NDArray[np.int64], n_bars: int) -> torch.Tensor:
+        self.tokens += bars.size * self.policy.tokens(n_bars)
+        return self.policy.stretch_context(torch.from_numpy(bars).to(self.device), n_bars)
+
+    def _choose(self, context: torch.Tensor, replay: StretchReplay, learning_starts: int) -> NDArray[Any]:
+        """(P, K, A) levels: the best allowed one, or at random with the rate of exploration."""
+        state, mask = replay.newest()  # P K S, P K A L
+        self.decisions += mask.shape[0] * mask.shape[1]
+        is_random = np.ones(mask.shape[:-1], np.bool_)
+        levels = _random_allowed(mask, self.noise)
+        if self.num_timesteps >= learning_starts:
+            is_random = (self.noise.random(mask.shape[:2]) < self.exploration_rate)[..., None]
+            on_device = torch.from_numpy(state).to(self.device)
+            worth = self.policy.worth(context.unsqueeze(1), on_device)  # P K A L
+            worth = worth.masked_fill(~torch.from_numpy(mask).to(self.device), -torch.inf)
+            levels = np.where(is_random, levels, worth.argmax(dim=-1).cpu().numpy())
+        return levels
+
+    def _observe(self, replay: StretchReplay, env: SB3PerpVecEnv) -> None:
+        out, native = env.buffers, env.native
+        lead = (native.n_paths, native.accounts_per_path)
+        flat = np.concatenate((out.account.reshape(native.num_envs, -1), out.portfolio), axis=1)
+        mask = native.action_masks()
+        shape = (*lead, self.policy.n_branches, self.policy.n_levels)
+        replay.observe(out.bar[:: lead[1]], flat.reshape(*lead, -1), mask.reshape(shape))
+
+    def _end(self, replay: StretchReplay, env: SB3PerpVecEnv, paths: NDArray[np.int64]) -> None:
+        """Keep the final observations of paths that moved on."""
+        if paths.size == 0:
+            return
+        out, native = env.buffers, env.native
+        lead = (native.n_paths, native.accounts_per_path)
+        flat = np.concatenate((out.final_account.reshape(native.num_envs, -1), out.final_portfolio), axis=1)
+        # what the final observation would have allowed is not known any more: everything is
+        replay.end(paths, flat.reshape(*lead, -1)[paths])
+
+    # --- update ---
+
+    def train(self, gradient_steps: int, batch_size: int = 100) -> None:
+        """``gradient_steps`` updates on stretches of the replay."""
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        losses = []
+        for _ in range(gradient_steps):
+            loss = self.loss(self._sample(batch_size))
+            self.policy.optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            if self.max_grad_norm is not None:
+                torch.nn.utils.clip_grad_norm_(self.quantile_net.parameters(), self.max_grad_norm)
+            self.policy.optimizer.step()
+            losses.append(loss.detach())
+        self._n_updates += gradient_steps
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("train/loss", float(torch.stack(losses).mean()))
+
+    def _sample(self, batch_size: int) -> StretchBatch:
+        return self.replay.sample(
+            batch_size,
+            self.config.stretch_bars,
+            n_step=self.config.n_step,
+            gamma=self.gamma,
+            rng=self.shuffle,
+            device=self.device,
+        )
+
+    def loss(self, batch: StretchBatch) -> torch.Tensor:
+        """Quantile Huber loss of a batch (Dabney et al. 2018, eq. 10), summed over quantiles as SB3 does."""
+        policy, n_bars = self.policy, batch.state.shape[1]
+        reach = n_bars + self.config.n_step
+        self.tokens += len(batch.first_bar) * policy.tokens(n_bars + reach)
+        with torch.no_grad():
+            target = self._target(batch, reach)  # G s K A N
+        context = policy.stretch_context(batch.first_bar, n_bars).unsqueeze(2)  # G s 1 C
+        quantiles = self.quantile_net.quantiles(context, batch.state)  # G s K A L N
+        index = batch.action[..., None, None].expand(*batch.action.shape, 1, policy.n_quantiles)
+        chosen = quantiles.gather(-2, index).squeeze(-2)  # G s K A N
+        weight = batch.weight[..., None].expand(chosen.shape[:-1]).flatten() > 0.0
+        loss: torch.Tensor = quantile_huber_loss(
+            chosen.flatten(0, -2)[weight], target.flatten(0, -2)[weight], sum_over_quantiles=True
+        )
+        return loss
+
+    def _target(self, batch: StretchBatch, reach: int) -> torch.Tensor:
+        """(G, s, K, A, N): reward up to the target's observation, then the best allowed level's return."""
+        net = self.quantile_net_target
+        encoded = net.features_extractor.stretch_context(batch.first_bar, reach)  # G s+n C
+        context = encoded.take_along_dim(batch.next_offset[..., None], dim=1).unsqueeze(2)  # G s 1 C
+        quantiles = net.quantiles(context, batch.next_state)  # G s K A L N
+        worth = (quantiles @ self.policy.tail).masked_fill(~batch.next_mask, -torch.inf)
+        best = worth.argmax(dim=-1)[..., None, None].expand(*worth.shape[:-1], 1, self.policy.n_quantiles)
+        after = quantiles.gather(-2, best).squeeze(-2)  # G s K A N
+        target: torch.Tensor = batch.reward[..., None, None] + batch.discount[..., None, None] * after
+        return target
+
+
+def _random_allowed(mask: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.int64]:
+    """A uniform draw among the allowed levels of each contract: (..., L) bool -> (...,)."""
+    return np.asarray(np.where(mask, rng.random(mask.shape), -1.0).argmax(axis=-1), np.int64)
