@@ -59,7 +59,7 @@ def simulate_contracts(config: DataConfig) -> tuple[LoadedData, ...]:
     for the start.
     """
     settings = config.simulated
-    symbols = config.contracts[: int(settings.get("contracts", len(config.contracts)))]
+    symbols = config.contracts[: settings.get("contracts")]
     listed = tuple(settings.get("listed") or ())
     if len(listed) > len(symbols):
         raise ValueError(
