@@ -40,13 +40,19 @@ def alarms(report: ReportInput) -> list[str]:
         out.append(f"Not the data that was asked for: {report.context.fallback_reason}")
     if report.has_edge is not None:
         out.append("Simulated market: whatever happens here says nothing about a real one.")
-    for symbol, rule in report.mark_rules.items():
-        if rule == "last":
-            out.append(
-                f"mark=last for {symbol}: no mark price was there, so liquidations and stops follow the last "
-                "price, whose spikes liquidate positions that the exchange would have kept."
-            )
+    if markless := _by_mark_rule(report).get("last"):
+        out.append(
+            f"mark=last for {', '.join(markless)}: no mark price was there, so liquidations and stops follow "
+            "the last price, whose spikes liquidate positions that the exchange would have kept."
+        )
     return out
+
+
+def _by_mark_rule(report: ReportInput) -> dict[str, list[str]]:
+    rules: dict[str, list[str]] = {}
+    for symbol, rule in report.mark_rules.items():
+        rules.setdefault(rule, []).append(symbol)
+    return rules
 
 
 def facts(report: ReportInput) -> list[tuple[str, str]]:
@@ -55,7 +61,10 @@ def facts(report: ReportInput) -> list[tuple[str, str]]:
     facts = [("Data", report.source)]
     if report.has_edge is not None:
         facts.append(("Planted edges", "on" if report.has_edge else "off"))
-    facts += [("Mark price", ", ".join(f"{s}: mark={r}" for s, r in report.mark_rules.items()))]
+    rules = [
+        f"mark={rule}: {', '.join(map(base, symbols))}" for rule, symbols in _by_mark_rule(report).items()
+    ]
+    facts.append(("Mark price", "; ".join(rules)))
     facts += [(name.capitalize(), f"{first} to {last}") for name, (first, last) in context.folds.items()]
     facts.append(("Judged on", report.evidence.period))
     changes = [f"{base(symbol)} {percent(change)}" for symbol, change in report.price_returns.items()]
