@@ -110,10 +110,8 @@ def _all_simulated(config: DataConfig, fallen: LoadedData) -> tuple[LoadedData, 
     note = f"NOT REAL DATA: the simulated market stands in for {symbols}, because {fallen.fallback_reason}"
     simulated = simulate_contracts(config)
     return tuple(
-        replace(
-            one, source=fallen.source, fallback_reason=fallen.fallback_reason, notes=(note,) if i == 0 else ()
-        )
-        for i, one in enumerate(simulated)
+        replace(one, source=fallen.source, fallback_reason=fallen.fallback_reason, notes=(note,))
+        for one in simulated
     )
 
 

@@ -120,7 +120,7 @@ def test_the_page_shows_every_contract_with_what_it_added(
     assert raw["contracts"][2]["trades"] == 0
     assert list(raw["price_returns"]) == symbols
     assert "pair, by contract" in page
-    assert all(page.count(symbol) >= 2 for symbol in symbols)
+    assert all(f"<td>{symbol}</td>" in page for symbol in symbols)
     assert (tmp_path / "by_contract.png").exists()
     assert "hold the same book at random times" in page
 
