@@ -222,3 +222,35 @@ def test_the_harvest_is_long_where_funding_is_low_and_bets_nothing_on_the_market
     # one contract has nobody to be hedged with
     alone = make_tape(bars=900)
     assert _holds(_act(FundingHarvest(CONFIG), alone, 800, 0.0))
+
+
+@pytest.mark.parametrize("bar", [640, 700])
+def test_no_baseline_sees_the_future_of_any_contract(make_portfolio: TapeFactory, bar: int) -> None:
+    # the third becomes valid just before or long after
+    tape = make_portfolio((0, 0, 650), bars=1_200)
+    rng = np.random.default_rng(2)
+    future = np.where(np.arange(len(tape))[:, None] > bar, np.exp(rng.standard_normal((len(tape), 3))), 1.0)
+    stamps = tape.stamp_rate.copy()
+    for start in tape.stamp_start:
+        coming = slice(start[bar + 1], start[-1])
+        stamps[coming] = rng.standard_normal(stamps[coming].shape[0])
+    is_valid = tape.is_valid.copy()
+    is_valid[bar + 1 :] = True
+    changed = replace(
+        tape,
+        last=tape.last * future[:, :, None],
+        mark=tape.mark * future[:, :, None],
+        volume=tape.volume * future,
+        sigma_per_bar=tape.sigma_per_bar * future,
+        stamp_rate=stamps,
+        is_valid=is_valid,
+        _cache={},
+    )
+    pairs = zip(*(standard_baselines(CONFIG, n_contracts=3) for _ in range(2)), strict=True)
+    for here, there in pairs:
+        seen = [_act_on(agent, t, bar, 0.3, -0.2, 0.0) for agent, t in ((here, tape), (there, changed))]
+        np.testing.assert_array_equal(*seen, err_msg=here.name)
+        # the negative control: what sizes by volatility has seen another market a week later
+        if here.name in ("Volatility-targeted long", "Time-series momentum"):
+            later = [_act_on(agent, t, bar + 168, 0, 0, 0) for agent, t in ((here, tape), (there, changed))]
+            assert not np.array_equal(*later), here.name
