@@ -12,7 +12,7 @@ from perpgym.data.contract import HOUR_MS, Contract
 from perpgym.data.tape import Tape
 from perpgym.envs.actions import ACTION_KINDS
 from perpgym.envs.arrays import AccountRules, Choices, ContractRules, Market, World
-from perpgym.envs.config import EXECUTION_STYLES, REWARD_KINDS, EnvConfig
+from perpgym.envs.config import EXECUTION_STYLES, REWARD_KINDS, EnvConfig, MarginMode
 from perpgym.envs.execution import whole_inverse
 from perpgym.envs.finer import Finer
 from perpgym.envs.risk.limits import RiskLimits
@@ -20,8 +20,10 @@ from perpgym.envs.risk.limits import RiskLimits
 Float64 = NDArray[np.float64]
 
 
-def make_contract_rules(contract: Contract, config: EnvConfig) -> ContractRules:
-    """The kernel's rules for one contract.
+def make_contract_rules(
+    contract: Contract, config: EnvConfig, leverage: float, margin_mode: MarginMode
+) -> ContractRules:
+    """The kernel's rules for one contract at its own leverage setting and margin mode.
 
     Raises:
         ValueError: the contract admits no position at this leverage.
@@ -35,7 +37,7 @@ def make_contract_rules(contract: Contract, config: EnvConfig) -> ContractRules:
     lot_size = contract.lot_size if is_rounded else 0.0
     return ContractRules(
         is_inverse=float(contract.kind == "inverse"),
-        is_isolated=float(config.margin_mode == "isolated" and is_limited),
+        is_isolated=float(margin_mode == "isolated" and is_limited),
         tick_size=tick_size,
         tick_inverse=whole_inverse(tick_size),
         lot_size=lot_size,
@@ -46,8 +48,8 @@ def make_contract_rules(contract: Contract, config: EnvConfig) -> ContractRules:
         taker_rate=taker_rate,
         maker_rate=maker_rate,
         clearance_rate=contract.clearance_rate,
-        leverage=config.leverage,
-        max_position_notional=(_max_position_notional(contract, config.leverage) if is_limited else math.inf),
+        leverage=leverage,
+        max_position_notional=_max_position_notional(contract, leverage) if is_limited else math.inf,
     )
 
 
@@ -66,6 +68,7 @@ def make_account_rules(
         is_unlimited=float(not is_limited),
         is_sold_at_end=float(config.terminal == "liquidate"),
         quadratic_cost=config.quadratic_cost_rate if config.cost == "quadratic" else 0.0,
+        is_reduce_only=float(config.reduce_only),
         leaves_trace=float(config.impact.kind != "none"),
         **dict(zip(("push_0", "push_1", "push_2", "push_permanent"), push, strict=True)),
         **dict(zip(("keep_0", "keep_1", "keep_2"), keep, strict=True)),
@@ -75,7 +78,7 @@ def make_account_rules(
         style=float(EXECUTION_STYLES.index(config.execution)),
         limit_offset=config.limit_offset_bps * 1e-4,
         iceberg_clip=config.iceberg_clip,
-        latency_ms=config.latency_ms,
+        latency_ms=config.latency_ms + config.latency_bars * bar_ms,
         carries_remainder=float(config.remainder == "carry"),
         stop_loss=config.stop_loss or 0.0,
         stop_volatility=config.stop_volatility or 0.0,
@@ -121,7 +124,9 @@ def pack_contracts(contracts: tuple[Contract, ...], config: EnvConfig) -> tuple[
             f"{', '.join(sorted(currencies))}: collateral of several currencies is not modelled, "
             "build one tape for each"
         )
-    rules = np.array([make_contract_rules(c, config) for c in contracts], dtype=np.float64)
+    leverages, modes = config.leverages(len(contracts)), config.margin_modes(len(contracts))
+    settings = zip(contracts, leverages, modes, strict=True)
+    rules = np.array([make_contract_rules(c, config, x, mode) for c, x, mode in settings], dtype=np.float64)
     rows = max(len(c.brackets) for c in contracts)
     tables = [c.bracket_table() for c in contracts]
     brackets = np.stack([np.concatenate([t, np.repeat(t[-1:], rows - len(t), axis=0)]) for t in tables])
@@ -143,12 +148,13 @@ def make_world(tape: Tape, config: EnvConfig, limits: RiskLimits, finer: Finer |
     market = market_arrays(tape, finer)
     if config.impact.kind != "none":
         market = market._replace(root_illiquidity=config.impact.root_illiquidity(tape))
-    if config.latency_ms > 0.0 and config.latency_ms > (market.fine_per_bar - 1) * market.fine_ms:
+    account_rules = make_account_rules(config, limits, bar_ms=tape.bar_ms, fine_ms=market.fine_ms)
+    if account_rules.latency_ms % tape.bar_ms > (market.fine_per_bar - 1) * market.fine_ms:
         raise ValueError(
             f"latency_ms={config.latency_ms:g} needs finer bars that resolve it: pass finer= bars of at most "
-            f"that length to the env (its bars have {market.fine_ms} ms), or set latency_ms to 0"
+            f"that length to the env (its bars have {market.fine_ms} ms), set latency_ms to 0, or count in "
+            "whole bars with latency_bars"
         )
-    account_rules = make_account_rules(config, limits, bar_ms=tape.bar_ms, fine_ms=market.fine_ms)
     tiers = np.zeros((0, 3)) if config.fees is None else config.fees.tier_table()
     return World(market, rules, brackets, account_rules, make_choices(config), tiers)
 

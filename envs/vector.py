@@ -117,6 +117,7 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
                 f"window {self.config.window_bars}), the last bar is {self.end_bar - 1}; use a longer period"
             )
         self._world = make_world(tape, self.config, self.limits, inside)
+        self._check_initial_margin()
         self._features = _rows(tape.features)
         self._risk = _rows(tape.risk)
         self._allocate()
@@ -129,6 +130,15 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
         self._action_shape = (self.num_envs, self.action_dim)
         self._step: Callable[..., int] | None = None
         self._copy: Callable[..., None] | None = None
+
+    def _check_initial_margin(self) -> None:
+        config = self.config
+        needed = sum(abs(config.initial_exposure) / x for x in config.leverages(len(self.tape.contracts)))
+        if needed > 1.0 and config.limits == "on":
+            raise ValueError(
+                f"initial_exposure={config.initial_exposure:g} of {len(self.tape.contracts)} contracts needs "
+                f"{needed:.2f} times the wallet as initial margin: lower it, or raise leverage"
+            )
 
     def _allocate(self) -> None:
         n, p, a = self.num_envs, self.n_paths, len(self.tape.contracts)
@@ -282,10 +292,9 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
         scale = np.exp(self._rng.uniform(-_WALLET_LOG_RANGE, _WALLET_LOG_RANGE, accounts.size))
         self._state.restart_wallet[accounts] = config.initial_wallet * scale
         n_contracts = len(self.tape.contracts)
-        bound = min(config.max_exposure, self.limits.max_leverage / n_contracts)
-        self._state.restart_exposure[accounts] = self._rng.uniform(
-            -bound, bound, (accounts.size, n_contracts)
-        )
+        bound = np.minimum(config.leverages(n_contracts), self.limits.max_leverage) / n_contracts
+        exposure = self._rng.uniform(-1.0, 1.0, (accounts.size, n_contracts))
+        self._state.restart_exposure[accounts] = exposure * np.minimum(bound, config.max_exposure)
 
     def __getstate__(self) -> dict[str, Any]:
         # machine code does not travel
