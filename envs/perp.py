@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Observation = dict[str, NDArray[Any]]
+# of a step that a picture can show: an order in slices has many
+_MOST_FILLS = 256
 
 
 class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
@@ -112,6 +114,7 @@ class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
         self._buffers = self.batch.make_buffers()
         self._is_running = False
         self._record = None if render_mode is None else EpisodeRecord(self.tape, render_bars)
+        self._fills = self.batch.keep_fills(0 if render_mode is None else _MOST_FILLS)
 
     @classmethod
     def from_frame(
@@ -173,7 +176,8 @@ class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
         bar = out.final_bar if is_over else out.bar
         info["time_ms"] = self._time_ms(bar)
         if self._record is not None:
-            self._record.add(Step(int(bar[0]), out.ledger[0].copy(), out.holdings[0].copy(), stop))
+            fills = self._fills[: int(info["fills"])].copy()
+            self._record.add(Step(int(bar[0]), out.ledger[0].copy(), out.holdings[0].copy(), stop, fills))
         observation = self.batch.final_observation(out) if is_over else self.batch.observation(out)
         return (
             _first(observation),

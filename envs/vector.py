@@ -178,6 +178,17 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
         self._draw_restarts(every_account)
         self.observe_into(out)
 
+    def keep_fills(self, most: int) -> NDArray[np.float64]:
+        """From now on, write the first ``most`` fills of a step's last account into the array returned.
+
+        Returns:
+            (most, 6) float64, columns ``envs.fills.FILL_*``; the ledger's ``fills`` says how many rows count.
+        """
+        has_tiers = self.config.fees is not None
+        self._scratch = make_account(len(self.tape.contracts), most, has_tiers=has_tiers)
+        fills: NDArray[np.float64] = self._scratch.fills
+        return fills
+
     def observe_into(self, out: StepBuffers) -> None:
         """Write the present observation, without stepping (after ``load_state_dict``)."""
         out.bar[:] = np.repeat(self._state.path_bar, self.accounts_per_path)
