@@ -32,7 +32,7 @@ from perpgym.envs.fees import TRADED_COLUMNS
 from perpgym.envs.finer import Finer
 from perpgym.envs.masks import mask_batch
 from perpgym.envs.risk.limits import RiskLimits
-from perpgym.envs.rules import make_world
+from perpgym.envs.rules import frozen, make_world
 from perpgym.envs.spaces import (
     CONTRACT_LEDGER_COLUMNS,
     LEDGER_COLUMNS,
@@ -116,9 +116,8 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
                 f"the first decision can be taken at bar {self.first_bar} (look-back {tape.first_valid_bar}, "
                 f"window {self.config.window_bars}), the last bar is {self.end_bar - 1}; use a longer period"
             )
-        self._world = make_world(tape, self.config, self.limits, inside)
-        self._features = _rows(tape.features)
-        self._risk = _rows(tape.risk)
+        self._finer = inside
+        self._read_tape()
         self._allocate()
         self.single_observation_space = observation_space(tape, self.config.window_bars, with_windows)
         self.single_action_space = action_space(self.config.action, len(tape.contracts), self.config.choices)
@@ -129,6 +128,11 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
         self._action_shape = (self.num_envs, self.action_dim)
         self._step: Callable[..., int] | None = None
         self._copy: Callable[..., None] | None = None
+
+    def _read_tape(self) -> None:
+        """What the kernels see of the tape."""
+        self._world = make_world(self.tape, self.config, self.limits, self._finer)
+        self._features, self._risk = _rows(self.tape.features), _rows(self.tape.risk)
 
     def _allocate(self) -> None:
         n, p, a = self.num_envs, self.n_paths, len(self.tape.contracts)
@@ -299,8 +303,13 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        # machine code does not travel
-        return {**self.__dict__, "_step": None, "_copy": None}
+        # machine code does not travel, and views of the tape would travel as a second copy of it
+        apart = dict.fromkeys(("_step", "_copy", "_world", "_features", "_risk"))
+        return {**self.__dict__, **apart}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._read_tape()
 
     def totals(self, out: StepBuffers) -> NDArray[np.float64]:
         """(N, 8) the ledger's parts summed since the episode began; of an episode that just ended, whole."""
@@ -385,7 +394,7 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
 
 def _rows(columns: NDArray[np.float32]) -> NDArray[np.float32]:
     """(T, A, F) as (T, A * F), sharing memory."""
-    return np.ascontiguousarray(columns).reshape(columns.shape[0], -1)
+    return frozen(frozen(columns).reshape(columns.shape[0], -1))
 
 
 def _as_dict(
