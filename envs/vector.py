@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -297,7 +298,9 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
         scale = np.exp(self._rng.uniform(-_WALLET_LOG_RANGE, _WALLET_LOG_RANGE, accounts.size))
         self._state.restart_wallet[accounts] = config.initial_wallet * scale
         n_contracts = len(self.tape.contracts)
-        bound = min(config.max_exposure, self.limits.max_leverage / n_contracts)
+        # all together no more than the overlay admits, nor than the wallet can margin
+        margin = config.leverage if config.limits == "on" else math.inf
+        bound = min(config.max_exposure, self.limits.max_leverage / n_contracts, margin / n_contracts)
         self._state.restart_exposure[accounts] = self._rng.uniform(
             -bound, bound, (accounts.size, n_contracts)
         )

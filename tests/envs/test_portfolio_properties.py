@@ -16,6 +16,7 @@ import pytest
 from perpgym.data.contract import Contract
 from perpgym.data.tape import Tape
 from perpgym.envs import EnvConfig, PerpEnv, PerpVecEnv, RiskLimits
+from perpgym.envs.account import ISOLATED_WALLET, QUANTITY, WALLET
 from perpgym.envs.spaces import CONTRACT_LEDGER, LEDGER, LEDGER_COLUMNS
 
 FREE = RiskLimits(max_leverage=100.0, max_daily_loss=None)
@@ -122,6 +123,26 @@ def test_an_account_alone_equals_itself_in_a_batch(make_tape: MakeTape, merge_ta
         alone, rows = play(tape, actions[:, account : account + 1], max_drawdown=1.0)
         np.testing.assert_array_equal(alone[:, 0], batch[: len(alone), account])
         np.testing.assert_array_equal(rows[:, 0], holdings[: len(rows), account])
+
+
+@pytest.mark.parametrize("margin_mode", ["cross", "isolated"])
+def test_random_restarts_hold_no_more_than_the_wallet_can_margin(
+    make_tape: MakeTape, merge_tapes: MergeTapes, margin_mode: str
+) -> None:
+    config = EnvConfig(
+        window_bars=1, leverage=10.0, max_exposure=10.0, margin_mode=margin_mode, restart="random"
+    )
+    env = PerpVecEnv(merge_tapes(three(make_tape, 0)), n_paths=200, config=config, limits=FREE)
+    out = env.make_buffers()
+    env.reset_into(out, 0)
+    state = env.state_dict()
+    assert (np.abs(out.account[:, :, 0]).sum(1) > 5.0).sum() > 50
+    free = state["wallets"][:, WALLET] - state["positions"][:, :, ISOLATED_WALLET].sum(1)
+    assert (free >= -1e-6).all()
+    if margin_mode == "isolated":
+        held = state["positions"][:, :, QUANTITY] != 0.0
+        posted = state["positions"][:, :, ISOLATED_WALLET] / state["wallets"][:, :1]
+        np.testing.assert_allclose(posted[held], np.abs(out.account[:, :, 0])[held] / 10.0, rtol=1e-5)
 
 
 def test_a_single_env_shows_every_contract(make_tape: MakeTape, merge_tapes: MergeTapes) -> None:
