@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from perpgym.data.contract import Contract
 from perpgym.data.tape import Tape
 from perpgym.envs import EnvConfig, PerpEnv, PerpVecEnv, RiskLimits
 from perpgym.envs.account import ISOLATED_WALLET, QUANTITY, WALLET
@@ -153,45 +147,3 @@ def test_a_single_env_shows_every_contract(make_tape: MakeTape, merge_tapes: Mer
     assert observation["market"].shape[:2] == (4, 3)
     observation, *_ = env.step(np.array([0.5, -1, -0.5, -1, 0.2, -1], np.float32))
     np.testing.assert_allclose(observation["account"][:, 0], [1.0, -1.0, 0.4], atol=0.1)
-
-
-PLAIN = """
-import sys
-from pathlib import Path
-import numpy as np
-from perpgym.data.tape import Tape
-from perpgym.envs import EnvConfig, PerpVecEnv, RiskLimits
-tape = Tape.load(Path(sys.argv[1]))
-rows = []
-for execution, margin_mode in (("market", "cross"), ("limit", "isolated"), ("twap", "cross")):
-    config = EnvConfig(window_bars=1, episode_bars=30, action="target", max_exposure=6.0, execution=execution,
-                       margin_mode=margin_mode, liquidation="brackets", stop_loss=0.04, take_profit=0.05,
-                       trailing_stop=True, max_drawdown=0.9, restart="random", remainder="carry")
-    limits = RiskLimits(max_leverage=15.0)
-    env = PerpVecEnv(tape, n_paths=2, accounts_per_path=2, config=config, limits=limits)
-    out = env.make_buffers()
-    env.reset_into(out, 0)
-    rng = np.random.default_rng(0)
-    for _ in range(60):
-        env.step_into(rng.uniform(-1, 1, (4, 3)).astype(np.float32), out)
-        shown = (out.ledger, out.holdings, out.account, out.reward)
-        rows.append(np.concatenate([array.ravel() for array in shown]))
-np.save(sys.argv[2], np.array(rows))
-"""
-
-
-def test_compiled_kernels_equal_plain_python_on_several_contracts(
-    make_tape: MakeTape, merge_tapes: MergeTapes, contract: Contract, tmp_path: Path
-) -> None:
-    # lots so small that the last bit of a number decides nothing
-    rules = replace(contract, lot_size=1e-12, tick_size=1e-9)
-    merge_tapes(three(make_tape, 7, sigma=0.03, rules=rules)).save(tmp_path / "tape")
-    results = []
-    for disabled in ("0", "1"):
-        target = tmp_path / f"{disabled}.npy"
-        subprocess.run(
-            [sys.executable, "-c", PLAIN, str(tmp_path / "tape"), str(target)],
-            check=True, env={**os.environ, "NUMBA_DISABLE_JIT": disabled},
-        )  # fmt: skip
-        results.append(np.load(target))
-    np.testing.assert_allclose(*results, rtol=1e-9, atol=1e-7, equal_nan=True)
