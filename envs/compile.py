@@ -82,7 +82,7 @@ def _take_constants_as_values(dispatcher: Any) -> None:
     by_literal = dispatcher.get_call_template
 
     def by_value(args: Any, kws: Any) -> Any:
-        values = {name: types.unliteral(kind) for name, kind in kws.items()}
+        values = {name: types.unliteral(kind) for name, kind in kws.items()}  # type: ignore[no-untyped-call]
         return by_literal(tuple(map(types.unliteral, args)), values)
 
     dispatcher.get_call_template = by_value
