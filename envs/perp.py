@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Observation = dict[str, NDArray[Any]]
+_INFO_NAMES = (*LEDGER_COLUMNS, *(f"total_{name}" for name in TOTAL_COLUMNS))
 # of a step that a picture can show: an order in slices has many
 _MOST_FILLS = 256
 
@@ -168,9 +169,8 @@ class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
         if self._record is not None:
             stop = float(self.batch.state_dict()["positions"][0, 0, STOP_PRICE])
         self.batch.step_into(np.asarray(action, np.float32).reshape(1, -1), out)
-        info: dict[str, Any] = dict(zip(LEDGER_COLUMNS, out.ledger[0].tolist(), strict=True))
-        totals = self.batch.totals(out)[0].tolist()
-        info |= zip((f"total_{name}" for name in TOTAL_COLUMNS), totals, strict=True)
+        booked = out.ledger[0].tolist() + self.batch.totals(out)[0].tolist()
+        info: dict[str, Any] = dict(zip(_INFO_NAMES, booked, strict=True))
         is_over = bool(out.terminated[0] or out.truncated[0])
         self._is_running = not is_over
         bar = out.final_bar if is_over else out.bar

@@ -316,8 +316,11 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
 
     def totals(self, out: StepBuffers) -> NDArray[np.float64]:
         """(N, 8) the ledger's parts summed since the episode began; of an episode that just ended, whole."""
-        done = (out.terminated | out.truncated)[:, None]
-        return np.where(done, out.final_totals, self._state.totals)
+        totals: NDArray[np.float64] = self._state.totals.copy()
+        done = out.terminated | out.truncated
+        if done.any():
+            totals[done] = out.final_totals[done]
+        return totals
 
     # --- resuming ---
 
