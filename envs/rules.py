@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -156,7 +157,19 @@ def make_world(tape: Tape, config: EnvConfig, limits: RiskLimits, finer: Finer |
             "whole bars with latency_bars"
         )
     tiers = np.zeros((0, 3)) if config.fees is None else config.fees.tier_table()
+    market = Market(*(frozen(part) if isinstance(part, np.ndarray) else part for part in market))
     return World(market, rules, brackets, account_rules, make_choices(config), tiers)
+
+
+def frozen(array: NDArray[Any]) -> NDArray[Any]:
+    """A read-only view in C order of an array in memory or in a mapped file.
+
+    Numba compiles anew, for a minute or more, for another layout, and for arrays that may be written where
+    others may not.
+    """
+    view = np.ascontiguousarray(array).view()
+    view.setflags(write=False)
+    return view
 
 
 def make_choices(config: EnvConfig) -> Choices:
@@ -182,7 +195,7 @@ def market_arrays(tape: Tape, finer: Finer | None = None) -> Market:
         stamp_start=tape.stamp_start,
         stamp_time_ms=tape.stamp_time_ms,
         stamp_rate=tape.stamp_rate,
-        root_illiquidity=np.zeros_like(tape.volume),
+        root_illiquidity=np.zeros(tape.volume.shape),
         planted=np.empty((0, len(tape.contracts))) if tape.planted is None else tape.planted,
         bar_ms=tape.bar_ms,
         fine_last=finer.last,
