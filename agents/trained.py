@@ -8,20 +8,18 @@ from numpy.typing import NDArray
 
 from perpgym.agents.artifact import Artifact
 from perpgym.data.tape import Tape
-from perpgym.policies.actor_critic import PerpActorCriticPolicy
 from perpgym.policies.bound_tape import BoundTape
+from perpgym.policies.deciding import Policy
 
 
 class TrainedAgent:
-    """Acts with the mean of the policy's Gaussian, clipped to the action space.
+    """Acts with what the policy decides: the mean of its Gaussian, clipped, or the level worth most.
 
     Embeddings are computed lazily for ``chunk_bars`` consecutive bars; causality makes them the same as one
     bar at a time. They are dropped when another tape is shown or the weights move.
     """
 
-    def __init__(
-        self, source: Artifact | PerpActorCriticPolicy, name: str = "agent", chunk_bars: int = 1_024
-    ) -> None:
+    def __init__(self, source: Artifact | Policy, name: str = "agent", chunk_bars: int = 1_024) -> None:
         """Wrap a policy.
 
         Args:
@@ -49,8 +47,8 @@ class TrainedAgent:
         """
         context = self._context_of(tape, bar)  # 2D
         flat = np.concatenate((account.reshape(len(account), -1), portfolio), axis=1)
-        mean = self.policy.action_mean(context, torch.from_numpy(flat).to(context.device))  # n a
-        actions: NDArray[np.float32] = mean.clamp(-1.0, 1.0).cpu().numpy()
+        decided = self.policy.decide(context, torch.from_numpy(flat).to(context.device))  # n a
+        actions: NDArray[np.float32] = decided.cpu().numpy()
         return actions
 
     def _context_of(self, tape: Tape, bar: int) -> torch.Tensor:

@@ -163,6 +163,10 @@ class PerpActorCriticPolicy(ActorCriticPolicy):
         mean: torch.Tensor = self.action_net(self.mlp_extractor.forward_actor(features))
         return mean
 
+    def decide(self, context: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        """(..., action_dim) means clipped to the action space; arguments as in :meth:`action_mean`."""
+        return self.action_mean(context, state).clamp(-1.0, 1.0)
+
     def state_values(self, context: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         """(...,) values; arguments as in :meth:`action_mean`."""
         values: torch.Tensor = self.value_net(

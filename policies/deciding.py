@@ -1,0 +1,45 @@
+"""What any trained policy can be asked: the deterministic action of accounts at bars that were encoded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+
+from perpgym.policies.features import PerpFeatures
+
+
+class Policy(Protocol):
+    """A policy that decides from a bar's context and an account's state."""
+
+    @property
+    def features_extractor(self) -> PerpFeatures:
+        """What encodes bars."""
+        ...
+
+    @property
+    def receptive_field(self) -> int:
+        """R, bars."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        ...
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]:
+        """Its weights."""
+        ...
+
+    def decide(self, context: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        """Deterministic actions, in the env's action space.
+
+        Args:
+            context: (..., C); leading axes broadcast with those of ``state``.
+            state: (..., S) raw account columns, then portfolio columns.
+
+        Returns:
+            (..., action_dim) float32.
+        """
+        ...
