@@ -12,9 +12,10 @@ from perpgym.agents.rollout import Float64, PathRollout
 from perpgym.envs.buffers import StepBuffers
 from perpgym.envs.vector import PerpVecEnv
 from perpgym.policies.actor_critic import PerpActorCriticPolicy, gaussian_log_prob
+from perpgym.policies.stretch_actor import StretchActor
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def collect(
     policy: PerpActorCriticPolicy,
     env: PerpVecEnv,
@@ -37,21 +38,21 @@ def collect(
         False if ``on_step`` stopped it: the rollout is then not finished.
     """
     n_steps = rollout.n_steps
-    account, portfolio = torch.from_numpy(out.account), torch.from_numpy(out.portfolio)
     sent = np.empty((env.num_envs, env.action_dim), np.float32)
     host_actions = torch.from_numpy(sent).view(env.n_paths, env.accounts_per_path, -1)  # P K a
     bars = out.bar[:: env.accounts_per_path].copy()  # P
     rollout.start(bars)
-    context = _encode(policy, rollout, bars, n_steps + 1)  # P T+1 2D
+    context = _encode(policy, rollout, bars, n_steps + 1)  # P T+1 C
     standard_noise = torch.randn(rollout.actions.shape, generator=noise, device=rollout.device)  # P T K a
-    deviation = standard_noise * policy.log_std.exp()
+    # cut up once: at the size of one step, finding the place costs as much as the work
+    deviation = (standard_noise * policy.log_std.exp()).unbind(1)  # T of P K a
+    actor, actions = StretchActor(policy, context), rollout.actions.unbind(1)
+    state, write_state = rollout.state.unbind(1), rollout.state_writer(out.account, out.portfolio)
     final_value = np.zeros_like(rollout.reward)  # T N
     for step in range(n_steps):
-        state = rollout.write_state(step, account, portfolio)  # P K S
-        mean = policy.action_mean(context[:, step : step + 1], state)  # P K a
-        actions = rollout.actions[:, step]
-        torch.add(mean, deviation[:, step], out=actions)
-        host_actions.copy_(actions)
+        write_state(step)
+        torch.add(actor.mean(step, state[step]), deviation[step], out=actions[step])
+        host_actions.copy_(actions[step])
         env.step_into(sent, out)
         rollout.reward[step] = out.reward
         rollout.terminated[step], rollout.truncated[step] = out.terminated, out.truncated
@@ -62,7 +63,7 @@ def collect(
             _follow_jumps(policy, out.bar[:: env.accounts_per_path], rollout, step + 1, bars, context)
         if not on_step(ended):
             return False
-    rollout.write_state(n_steps, account, portfolio)
+    write_state(n_steps)
     # what no step depends on is computed for all steps at once
     rollout.values.copy_(policy.state_values(context.unsqueeze(2), rollout.state))
     zero = torch.zeros_like(policy.log_std)
@@ -74,7 +75,7 @@ def collect(
 def _encode(
     policy: PerpActorCriticPolicy, rollout: PathRollout, bars: NDArray[np.int64], n_bars: int
 ) -> torch.Tensor:
-    """(P, n_bars, 2D) contexts from each of ``bars`` on."""
+    """(P, n_bars, C) contexts from each of ``bars`` on."""
     rollout.tokens += bars.size * policy.tokens(n_bars)
     return policy.stretch_context(torch.from_numpy(bars).to(rollout.device), n_bars)
 
@@ -88,7 +89,7 @@ def _value_truncated(
 ) -> None:
     """Values of the observations at which accounts were truncated, into (N,) ``final_value``.
 
-    The final bar is the next one of the stretch that was left, so its context, (P, 2D), is already there.
+    The final bar is the next one of the stretch that was left, so its context, (P, C), is already there.
     """
     accounts = np.flatnonzero(out.truncated)
     if accounts.size == 0:

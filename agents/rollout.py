@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Bool = NDArray[np.bool_]
 
@@ -108,20 +109,22 @@ class PathRollout:
         """From ``step`` on, the path decides from ``bar`` on."""
         self.segments.append(Segment(path, step, bar))
 
-    def write_state(self, step: int, account: torch.Tensor, portfolio: torch.Tensor) -> torch.Tensor:
-        """Keep the N account states seen at a step.
+    def state_writer(self, account: Float32, portfolio: Float32) -> Callable[[int], None]:
+        """A function of the step, 0 ... T, that keeps the account states then seen.
 
         Args:
-            step: 0 ... T.
-            account, portfolio: (N, A, Ca) and (N, Cp) float32.
-
-        Returns:
-            (P, K, S): the states, on the device.
+            account, portfolio: (N, A, Ca) and (N, Cp) float32, which the env writes in place.
         """
-        state = self.state[:, step]
-        state[..., : self.account_size] = account.view(self.n_paths, self.n_accounts, -1)
-        state[..., self.account_size :] = portfolio.view(self.n_paths, self.n_accounts, -1)
-        return state
+        shape = (self.n_paths, self.n_accounts, -1)
+        seen = [torch.from_numpy(columns).view(shape) for columns in (account, portfolio)]  # P K .
+        account_at = self.state[..., : self.account_size].unbind(1)  # T+1 of P K .
+        portfolio_at = self.state[..., self.account_size :].unbind(1)
+
+        def write(step: int) -> None:
+            account_at[step].copy_(seen[0])
+            portfolio_at[step].copy_(seen[1])
+
+        return write
 
     def finish(self, final_value: Float64) -> None:
         """Turn rewards and values into advantages and value targets.

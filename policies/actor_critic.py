@@ -155,26 +155,31 @@ class PerpActorCriticPolicy(ActorCriticPolicy):
         Returns:
             (..., action_dim).
         """
-        features = self.features_extractor.fuse(context, state)
-        mean: torch.Tensor = self.action_net(self.mlp_extractor.forward_actor(features))
-        return mean
+        return self._mean(self._fuse(context, state))
 
     def state_values(self, context: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         """(...,) values; arguments as in :meth:`action_mean`."""
-        values: torch.Tensor = self.value_net(
-            self.mlp_extractor.forward_critic(self.features_extractor.fuse(context, state))
-        )
-        return values.squeeze(-1)
+        return self._value(self._fuse(context, state))
 
     def evaluate_states(
         self, context: torch.Tensor, state: torch.Tensor, actions: torch.Tensor
     ) -> Evaluation:
         """What the PPO loss needs of (..., action_dim) actions; arguments as in :meth:`action_mean`."""
-        features = self.features_extractor.fuse(context, state)
-        mean = self.action_net(self.mlp_extractor.forward_actor(features))
-        values = self.value_net(self.mlp_extractor.forward_critic(features)).squeeze(-1)
+        features = self._fuse(context, state)
         entropy = (self.log_std + 0.5 + _LOG_SQRT_TWO_PI).sum()
-        return Evaluation(values, gaussian_log_prob(mean, self.log_std, actions), entropy)
+        log_prob = gaussian_log_prob(self._mean(features), self.log_std, actions)
+        return Evaluation(self._value(features), log_prob, entropy)
+
+    def _fuse(self, context: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        return self.features_extractor.fuse(self.features_extractor.split(context), state)
+
+    def _mean(self, features: torch.Tensor) -> torch.Tensor:
+        mean: torch.Tensor = self.action_net(self.mlp_extractor.policy_net(features))
+        return mean
+
+    def _value(self, features: torch.Tensor) -> torch.Tensor:
+        value: torch.Tensor = self.value_net(self.mlp_extractor.value_net(features))
+        return value.squeeze(-1)
 
 
 def gaussian_log_prob(mean: torch.Tensor, log_std: torch.Tensor, action: torch.Tensor) -> torch.Tensor:

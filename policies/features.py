@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
@@ -20,11 +22,21 @@ from perpgym.policies.state import STATE_CLIP, state_divisors
 Observation = dict[str, torch.Tensor]
 
 
+class Context(NamedTuple):
+    """What the network says of bars: value and gate (..., D) of the fusion, forecasts (..., H).
+
+    Forecasts are in deviations of the return over each horizon.
+    """
+
+    value: torch.Tensor
+    gate: torch.Tensor
+    forecasts: torch.Tensor
+
+
 class PerpFeatures(BaseFeaturesExtractor):
     """Scalers, encoders, forecasts and fusion.
 
-    A bar's *context* is all that is blind to the account: C columns, 2D of the fusion, then one forecast
-    for each horizon.
+    A bar's *context* is all that is blind to the account: C = 2D + H columns, which :meth:`split` names.
 
     Two faces of one function. An *index* observation holds ``bar``, ``account`` and ``portfolio``, and the
     bound tape supplies the market. A *window* observation carries its own ``market`` (N, R, A, F), ``risk``
@@ -118,26 +130,25 @@ class PerpFeatures(BaseFeaturesExtractor):
         context = self.fusion.context(embedding.detach())  # B L-R+1 2D
         return torch.cat((context, self.forecast(embedding)), dim=-1)  # B L-R+1 C
 
-    def forecasts(self, context: torch.Tensor) -> torch.Tensor:
-        """(..., C) contexts -> (..., H) forecasts, in deviations of the return over each horizon."""
-        return context[..., 2 * self.fusion.out_features :]
+    def split(self, context: torch.Tensor) -> Context:
+        """The columns of contexts by what they are for."""
+        size = self.fusion.out_features
+        return Context(context[..., :size], context[..., size : 2 * size], context[..., 2 * size :])
 
-    def fuse(self, context: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+    def fuse(self, context: Context, state: torch.Tensor) -> torch.Tensor:
         """The features of accounts; leading axes broadcast.
 
         Args:
-            context: (..., C).
+            context: of the bars, from :meth:`split`.
             state: (..., S) raw account columns, then portfolio columns.
 
         Returns:
             (..., D + H).
         """
-        fused: torch.Tensor = self.fusion(
-            context[..., : 2 * self.fusion.out_features], self.scale_state(state)
-        )  # ... D
+        fused: torch.Tensor = self.fusion(context.value, context.gate, self.scale_state(state))  # ... D
         if self.forecast is None:
             return fused
-        forecasts = self.forecast.for_heads(self.forecasts(context))  # ... H
+        forecasts = self.forecast.for_heads(context.forecasts)  # ... H
         return torch.cat((fused, forecasts.expand(*fused.shape[:-1], -1)), dim=-1)  # ... D+H
 
     def stretch_context(
@@ -200,7 +211,7 @@ class PerpFeatures(BaseFeaturesExtractor):
             bars, inverse = torch.unique(observation["bar"].reshape(-1), return_inverse=True)
             context = self.stretch_context(bars, 1)[:, 0][inverse]  # N C
         state = torch.cat((observation["account"].flatten(1), observation["portfolio"].flatten(1)), dim=1)
-        return self.fuse(context, state)  # N D+H
+        return self.fuse(self.split(context), state)  # N D+H
 
     def _window_context(self, observation: Observation) -> torch.Tensor:
         market = observation["market"].flatten(2)  # N W A*F

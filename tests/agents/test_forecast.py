@@ -109,13 +109,13 @@ def test_forecast_loss_moves_the_encoders_and_the_policy_loss_does_not(tape: Tap
     encoders = [*extractor.market_encoder.parameters(), *extractor.risk_encoder.parameters()]
 
     model.policy.zero_grad()
-    model.loss(batch)[0].backward()
+    model.loss(batch).total.backward()
     assert all(p.grad is None or not p.grad.any() for p in encoders)
     assert model.policy.action_net.weight.grad is not None
 
     model.policy.zero_grad()
     encoded = model.policy.stretch_context(batch.first_bar, STEPS)
-    task.loss(extractor.forecasts(encoded), batch.first_bar, batch.length).backward()
+    task.loss(extractor.split(encoded).forecasts, batch.first_bar, batch.length).backward()
     assert all(p.grad is not None and p.grad.any() for p in encoders)
     assert model.policy.action_net.weight.grad is None
 
@@ -131,7 +131,7 @@ def test_a_feature_that_tells_the_next_return_is_forecast(make_tape: Callable[..
     bars = 400 + np.arange(500)  # never seen in training
     with torch.no_grad():
         context = model.policy.stretch_context(torch.tensor([400]), 500)
-        forecast = model.policy.features_extractor.forecasts(context)[0, :, 0].numpy()
+        forecast = model.policy.features_extractor.split(context).forecasts[0, :, 0].numpy()
     assert np.corrcoef(forecast, sign[bars])[0, 1] > 0.9
 
 
