@@ -42,7 +42,7 @@ def collect(
     host_actions = torch.from_numpy(sent).view(env.n_paths, env.accounts_per_path, -1)  # P K a
     bars = out.bar[:: env.accounts_per_path].copy()  # P
     rollout.start(bars)
-    context = _encode(policy, rollout, bars, n_steps + 1)  # P T+1 C
+    context = _encode(policy, rollout, slice(None), bars, 0)  # P T+1 C
     standard_noise = torch.randn(rollout.actions.shape, generator=noise, device=rollout.device)  # P T K a
     # cut up once: at the size of one step, finding the place costs as much as the work
     deviation = (standard_noise * policy.log_std.exp()).unbind(1)  # T of P K a
@@ -73,11 +73,20 @@ def collect(
 
 
 def _encode(
-    policy: PerpActorCriticPolicy, rollout: PathRollout, bars: NDArray[np.int64], n_bars: int
+    policy: PerpActorCriticPolicy,
+    rollout: PathRollout,
+    paths: slice | torch.Tensor,
+    bars: NDArray[np.int64],
+    step: int,
 ) -> torch.Tensor:
-    """(P, n_bars, C) contexts from each of ``bars`` on."""
+    """(n, T + 1 - step, C) contexts of n paths from ``step`` on, where they stand at ``bars``."""
+    n_bars = rollout.n_steps + 1 - step
     rollout.tokens += bars.size * policy.tokens(n_bars)
-    return policy.stretch_context(torch.from_numpy(bars).to(rollout.device), n_bars)
+    features = policy.features_extractor
+    embedding = features.stretch_embedding(torch.from_numpy(bars).to(rollout.device), n_bars)  # n . M
+    if rollout.embedding is not None:
+        rollout.embedding[paths, step:] = embedding
+    return features.context_of(embedding)
 
 
 def _value_truncated(
@@ -112,12 +121,10 @@ def _follow_jumps(
     """Re-encode, from ``step`` on, the paths that did not simply move one bar on; ``bars`` follows them."""
     jumped = np.flatnonzero(new_bars != bars)
     bars[jumped] = new_bars[jumped]
-    left = rollout.n_steps - step
-    if jumped.size == 0 or left == 0:
+    if jumped.size == 0 or step == rollout.n_steps:
         # after the last step no value of the new path is needed: its predecessor ended
         return
-    context[torch.from_numpy(jumped).to(context.device), step:] = _encode(
-        policy, rollout, bars[jumped], left + 1
-    )
+    paths = torch.from_numpy(jumped).to(context.device)
+    context[paths, step:] = _encode(policy, rollout, paths, bars[jumped], step)
     for path in jumped:
         rollout.jump(int(path), step, int(bars[path]))

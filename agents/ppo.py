@@ -120,6 +120,8 @@ class PerpPPO(PPO):
                 f"set window_bars={reach} in the env's config"
             )
         self.policy.bind(native.tape)
+        if not self.policy.has_own_encoders:
+            self.rollout_buffer.keep_embeddings(self.policy.features_extractor.embedding_size)
         self.forecast_task = self._make_forecast_task()
         self.episode_return = np.zeros(native.num_envs)
         self.episode_length = np.zeros(native.num_envs, np.int64)
@@ -283,17 +285,23 @@ class PerpPPO(PPO):
         return epoch_statistics(terms, log_ratios, self._clip_range())
 
     def loss(self, batch: Minibatch) -> PPOLoss:
-        """PPO's loss of a minibatch, whose stretches are encoded once each."""
-        rollout, config = self.rollout_buffer, self.config
-        rollout.tokens += len(batch.first_bar) * self.policy.tokens(rollout.n_steps)
-        encoded = self.policy.stretch_context(batch.first_bar, rollout.n_steps)  # S T C
+        """PPO's loss of a minibatch."""
+        context = self._contexts(batch).unsqueeze(2)  # G T 1 C
         return ppo_loss(
-            self.policy.evaluate_states(batch.arrange(encoded), batch.state, batch.actions),
+            self.policy.evaluate_states(context, batch.state, batch.actions),
             batch,
             clip_range=self._clip_range(),
-            vf_coef=config.vf_coef,
-            ent_coef=config.ent_coef,
+            vf_coef=self.config.vf_coef,
+            ent_coef=self.config.ent_coef,
         )
+
+    def _contexts(self, batch: Minibatch) -> torch.Tensor:
+        """(G, T, C) contexts of the bars decided at; each stretch is encoded once, if it has to be at all."""
+        rollout, features = self.rollout_buffer, self.policy.features_extractor
+        if batch.embedding is not None:
+            return features.context_of(batch.embedding)
+        rollout.tokens += len(batch.first_bar) * self.policy.tokens(rollout.n_steps)
+        return batch.arrange(features.stretch_context(batch.first_bar, rollout.n_steps))
 
     def _update_forecasts(self, task: ForecastTask, paths_per_batch: int) -> None:
         """One pass of the forecasts' own loss, which alone moves the encoders.

@@ -36,6 +36,7 @@ class Minibatch:
         state: (G, T, K, S) float32, raw account state.
         actions: (G, T, K, a) float32, before clipping.
         log_prob, advantages, returns: (G, T, K) float32.
+        embedding: (G, T, M) of the bars decided at, where the rollout kept them; None means encode them.
     """
 
     first_bar: torch.Tensor
@@ -46,12 +47,11 @@ class Minibatch:
     log_prob: torch.Tensor
     advantages: torch.Tensor
     returns: torch.Tensor
+    embedding: torch.Tensor | None
 
     def arrange(self, encoded: torch.Tensor) -> torch.Tensor:
-        """(S, T, 2D) contexts of the rows -> (G, T, 1, 2D) contexts of the decisions, for all K accounts."""
-        if self.slot is not None:
-            encoded = encoded.flatten(0, 1)[self.slot]  # G T 2D
-        return encoded.unsqueeze(2)
+        """(S, T, C) contexts of the rows -> (G, T, C) contexts of the decisions."""
+        return encoded if self.slot is None else encoded.flatten(0, 1)[self.slot]
 
 
 class PathRollout:
@@ -96,9 +96,15 @@ class PathRollout:
         self.reward = np.zeros((buffer_size, n_envs))
         self.terminated = np.zeros((buffer_size, n_envs), np.bool_)
         self.truncated = np.zeros((buffer_size, n_envs), np.bool_)
+        # (P, T + 1, M), only where the policy's loss does not move the encoders
+        self.embedding: torch.Tensor | None = None
         self.segments: list[Segment] = []
         # bars of single contracts that the market encoder has read for this rollout and its updates
         self.tokens = 0
+
+    def keep_embeddings(self, size: int) -> None:
+        """Make room for a rollout's (P, T + 1, M) embeddings, which its updates then need not repeat."""
+        self.embedding = torch.zeros(self.n_paths, self.n_steps + 1, size, device=self.device)
 
     def start(self, bars: NDArray[np.int64]) -> None:
         """Begin a rollout with path p at the close of ``bars[p]``."""
@@ -182,6 +188,7 @@ class PathRollout:
                 log_prob=self.log_prob[paths],
                 advantages=self.advantages[paths],
                 returns=self.returns[paths],
+                embedding=None if self.embedding is None else self.embedding[paths, :-1],
             )
 
     def _lengths(self, rows: list[Segment]) -> list[int]:

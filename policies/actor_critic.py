@@ -141,6 +141,11 @@ class PerpActorCriticPolicy(ActorCriticPolicy):
         """(S, n_bars, C) contexts of consecutive bars; see :meth:`PerpFeatures.stretch_context`."""
         return self.features_extractor.stretch_context(first_bar, n_bars)
 
+    @property
+    def has_own_encoders(self) -> bool:
+        """Whether the policy's own loss moves its encoders; where they forecast, that loss alone does."""
+        return self.features_extractor.forecast is None
+
     def tokens(self, n_bars: int) -> int:
         """What ``n_bars`` consecutive contexts cost; see :meth:`PerpFeatures.tokens`."""
         return self.features_extractor.tokens(n_bars)

@@ -36,7 +36,8 @@ class Context(NamedTuple):
 class PerpFeatures(BaseFeaturesExtractor):
     """Scalers, encoders, forecasts and fusion.
 
-    A bar's *context* is all that is blind to the account: C = 2D + H columns, which :meth:`split` names.
+    A bar's *embedding* is what the encoders make of it, M columns; its *context* is all that is blind to the
+    account, made from that: C = 2D + H columns, which :meth:`split` names.
 
     Two faces of one function. An *index* observation holds ``bar``, ``account`` and ``portfolio``, and the
     bound tape supplies the market. A *window* observation carries its own ``market`` (N, R, A, F), ``risk``
@@ -61,12 +62,14 @@ class PerpFeatures(BaseFeaturesExtractor):
         self.risk_encoder = build_risk_encoder(config, len(risk_scaler.center), n_assets)
         divisors = state_divisors(n_assets)
         self.register_buffer("inverse_divisors", 1.0 / divisors, persistent=False)
-        embedding_size = self.market_encoder.out_features
+        self.embedding_size = self.market_encoder.out_features
         if self.risk_encoder is not None:
-            embedding_size += self.risk_encoder.out_features
-        self.forecast = ForecastHead(embedding_size, config.forecast_bars) if config.forecast_bars else None
+            self.embedding_size += self.risk_encoder.out_features
+        self.forecast = (
+            ForecastHead(self.embedding_size, config.forecast_bars) if config.forecast_bars else None
+        )
         self.fusion = GatedFusion(
-            market_features=embedding_size,
+            market_features=self.embedding_size,
             state_features=len(divisors),
             out_features=config.d_model,
         )
@@ -108,27 +111,35 @@ class PerpFeatures(BaseFeaturesExtractor):
                 raise ValueError(f"the policy reads {want} {name} columns, the tape has {have}")
         self._bound = BoundTape.of(tape, self.inverse_divisors.device)
 
-    def context(self, market: torch.Tensor, risk: torch.Tensor, first_bar: torch.Tensor) -> torch.Tensor:
-        """All that is blind to the account.
+    def embed(self, market: torch.Tensor, risk: torch.Tensor, first_bar: torch.Tensor) -> torch.Tensor:
+        """Encode consecutive bars.
 
         Args:
             market, risk: (B, L, A * F) and (B, L, A * K) float32, raw, L >= R.
             first_bar: (B,) int64, bars since the epoch of the first bar, or modulo 2**20.
 
         Returns:
-            (B, L - R + 1, C).
+            (B, L - R + 1, M).
         """
         skip = self.receptive_field - self.market_encoder.receptive_field
         embedding = self.market_encoder.encode(self.market_scaler(market[:, skip:]), first_bar + skip)
-        if self.risk_encoder is not None:
-            skip = self.receptive_field - self.risk_encoder.receptive_field
-            state = self.risk_encoder.encode(self.risk_scaler(risk[:, skip:]), first_bar + skip)
-            embedding = torch.cat((embedding, state), dim=-1)  # B L-R+1 M
+        if self.risk_encoder is None:
+            return embedding
+        skip = self.receptive_field - self.risk_encoder.receptive_field
+        state = self.risk_encoder.encode(self.risk_scaler(risk[:, skip:]), first_bar + skip)
+        return torch.cat((embedding, state), dim=-1)  # B L-R+1 M
+
+    def context_of(self, embedding: torch.Tensor) -> torch.Tensor:
+        """All that is blind to the account: (..., M) -> (..., C)."""
         if self.forecast is None:
-            return self.fusion.context(embedding)  # B L-R+1 2D
+            return self.fusion.context(embedding)  # ... 2D
         # encoders that forecast learn from that alone (Stooke et al. 2021): a policy gradient is mostly noise
-        context = self.fusion.context(embedding.detach())  # B L-R+1 2D
-        return torch.cat((context, self.forecast(embedding)), dim=-1)  # B L-R+1 C
+        context = self.fusion.context(embedding.detach())  # ... 2D
+        return torch.cat((context, self.forecast(embedding)), dim=-1)  # ... C
+
+    def context(self, market: torch.Tensor, risk: torch.Tensor, first_bar: torch.Tensor) -> torch.Tensor:
+        """(B, L - R + 1, C): :meth:`context_of` what :meth:`embed` gives."""
+        return self.context_of(self.embed(market, risk, first_bar))
 
     def split(self, context: torch.Tensor) -> Context:
         """The columns of contexts by what they are for."""
@@ -151,10 +162,10 @@ class PerpFeatures(BaseFeaturesExtractor):
         forecasts = self.forecast.for_heads(context.forecasts)  # ... H
         return torch.cat((fused, forecasts.expand(*fused.shape[:-1], -1)), dim=-1)  # ... D+H
 
-    def stretch_context(
+    def stretch_embedding(
         self, first_bar: torch.Tensor, n_bars: int, bound: BoundTape | None = None
     ) -> torch.Tensor:
-        """Contexts of consecutive bars of a tape, each bar encoded once.
+        """Embeddings of consecutive bars of a tape, each bar encoded once.
 
         Args:
             first_bar: (S,) int64, index on the tape of the first bar wanted; R - 1 bars lie before it.
@@ -162,11 +173,17 @@ class PerpFeatures(BaseFeaturesExtractor):
             bound: another tape than the one that observations refer to.
 
         Returns:
-            (S, n_bars, C).
+            (S, n_bars, M).
         """
         warmup = self.receptive_field - 1
         tape = self.bound if bound is None else bound
-        return self.context(*tape.stretches(first_bar - warmup, warmup + n_bars))
+        return self.embed(*tape.stretches(first_bar - warmup, warmup + n_bars))
+
+    def stretch_context(
+        self, first_bar: torch.Tensor, n_bars: int, bound: BoundTape | None = None
+    ) -> torch.Tensor:
+        """(S, n_bars, C): :meth:`context_of` what :meth:`stretch_embedding` gives."""
+        return self.context_of(self.stretch_embedding(first_bar, n_bars, bound))
 
     def explain(self, first_bar: torch.Tensor, n_bars: int, bound: BoundTape | None = None) -> Explanation:
         """What the embeddings of consecutive bars rest on: for people, training has no use for it.

@@ -137,7 +137,7 @@ def test_minibatch_arranges_every_decision_beside_the_bar_it_was_taken_at(model:
     with torch.no_grad():
         for group, batch in zip(np.array_split(order, 3), rollout.minibatches(2, shuffle), strict=True):
             assert batch.slot is not None
-            arranged = batch.arrange(policy.stretch_context(batch.first_bar, STEPS))[:, :, 0]  # G T 2D
+            arranged = batch.arrange(policy.stretch_context(batch.first_bar, STEPS))  # G T C
             alone = policy.stretch_context(bars[group].flatten(), 1).view_as(arranged)
             torch.testing.assert_close(arranged, alone, rtol=0, atol=1e-5)
             torch.testing.assert_close(batch.state, rollout.state[group, :-1])
@@ -153,7 +153,7 @@ def test_paths_that_do_not_jump_need_no_rearrangement(model: PerpPPO) -> None:
     assert len(batches) == 1
     assert batches[0].slot is None
     encoded = torch.randn(PATHS, STEPS, 4)
-    assert batches[0].arrange(encoded).shape == (PATHS, STEPS, 1, 4)
+    assert batches[0].arrange(encoded) is encoded
 
 
 def test_advantages_of_a_worked_example() -> None:
