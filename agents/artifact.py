@@ -22,6 +22,7 @@ from perpgym.agents.checkpoint import DamagedFileError, write_atomically
 from perpgym.data.contract import Contract
 from perpgym.data.features.scaler import Scaler
 from perpgym.data.tape import CLOCK_PERIOD, Tape
+from perpgym.envs.actions import action_space
 from perpgym.envs.config import EnvConfig
 from perpgym.envs.risk.limits import RiskLimits
 from perpgym.envs.spaces import (
@@ -29,7 +30,6 @@ from perpgym.envs.spaces import (
     ACCOUNT_NAMES,
     PORTFOLIO_COLUMNS,
     PORTFOLIO_NAMES,
-    action_space,
 )
 from perpgym.policies.actor_critic import PerpActorCriticPolicy
 from perpgym.policies.bound_tape import BoundTape
@@ -281,10 +281,10 @@ def _read_meta(path: Path) -> dict[str, Any]:
 
 
 def _build_policy(body: dict[str, Any]) -> PerpActorCriticPolicy:
-    config = PolicyConfig(**body["policy_config"])
+    config, env_config = PolicyConfig(**body["policy_config"]), EnvConfig(**body["env_config"])
     return PerpActorCriticPolicy(
         _both_faces(body, config.receptive_field),
-        action_space(body["env_config"]["action"], len(body["contracts"])),
+        action_space(env_config.action, len(body["contracts"]), env_config.choices),
         lambda _: 0.0,
         config=config,
         market_scaler=Scaler.from_json(body["market_scaler"]),
@@ -299,8 +299,10 @@ def _both_faces(body: dict[str, Any], window: int) -> spaces.Dict:
     def unbounded(*shape: int) -> gym.Space[Any]:
         return spaces.Box(-np.inf, np.inf, shape, np.float32)
 
+    several: dict[str, gym.Space[Any]] = {"valid": unbounded(window, assets)} if assets > 1 else {}
     return spaces.Dict(
         {
+            **several,
             "account": unbounded(assets, len(ACCOUNT_COLUMNS)),
             "portfolio": unbounded(len(PORTFOLIO_COLUMNS)),
             "market": unbounded(window, assets, len(body["feature_names"])),

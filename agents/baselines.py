@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from perpgym.agents.protocol import Agent
 from perpgym.data.bars import CLOSE
 from perpgym.data.tape import Tape
+from perpgym.envs.actions import ActionKind, exposure_to_action
 from perpgym.envs.config import EnvConfig
-from perpgym.envs.spaces import ACCOUNT_NAMES, ActionKind, exposure_to_action
+from perpgym.envs.spaces import ACCOUNT_NAMES
 
 Floats = NDArray[np.float64]
 

@@ -17,7 +17,8 @@ from scipy.special import ndtr
 
 from perpgym.data.bars import CLOSE, OPEN
 from perpgym.data.tape import Tape
-from perpgym.envs.spaces import ACCOUNT_NAMES, ActionKind, exposure_to_action
+from perpgym.envs.actions import ActionKind, exposure_to_action
+from perpgym.envs.spaces import ACCOUNT_NAMES
 
 _EXPOSURE = ACCOUNT_NAMES.index("exposure")
 # the signal's grid ends at this many stationary deviations and resolves its innovations by this step

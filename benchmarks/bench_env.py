@@ -59,8 +59,9 @@ from perpgym.data.features.build import build_tape
 from perpgym.data.synthetic import SimulatedMarketConfig, simulate_market
 from perpgym.data.tape import Tape
 from perpgym.envs import EnvConfig, PerpEnv, PerpVecEnv
+from perpgym.envs.actions import exposure_to_action
 from perpgym.envs.risk.limits import RiskLimits
-from perpgym.envs.spaces import LEDGER, exposure_to_action
+from perpgym.envs.spaces import LEDGER
 
 WINDOW, STEPS_PER_TAPE, ACCOUNTS_PER_PATH = 64, 240, 8
 CONFIG = EnvConfig(window_bars=WINDOW, stop_loss=0.05, take_profit=0.10)

@@ -15,10 +15,21 @@ from perpgym.envs.margin import maintenance_margin, price_of, worth
 WALLET, EQUITY, PEAK_EQUITY, DAY_EQUITY, DAY_LOW_EQUITY, INITIAL_WALLET, ACCRUED_FUNDING, RECENT_COSTS = (
     range(8)
 )
-WALLET_COLUMNS = 8
+# log of equity over the initial wallet; running moments of the account's log return, and of its square
+LOG_EQUITY, RETURN_MEAN, RETURN_SQUARE = 8, 9, 10
+WALLET_COLUMNS = 11
 # columns of a position row, one row a contract of an account; prices are nan where there is none
 QUANTITY, ENTRY_PRICE, ISOLATED_WALLET, STOP_PRICE, TARGET_PRICE, BARS_HELD, STOP_DISTANCE = range(7)
 POSITION_COLUMNS = 7
+
+# columns of an order row, one row a contract: what is left to fill (signed), what was held when it was
+# decided or last filled, why it was cut, the limit price (quote), what is carried on from bar to bar,
+# whether it filled inside the bar, so that no target of this bar may count on it, how it reaches the book,
+# its stop in volatilities of a bar (0: the account's), the ladder level that stands (nan: none), and four
+# columns of the push that earlier fills left in the book
+ORDER_QUANTITY, ORDER_HELD, ORDER_REASON, ORDER_LIMIT, ORDER_WORKING, ORDER_FRESH = range(6)
+ORDER_STYLE, ORDER_STOP, ORDER_ASKED, ORDER_PUSH = range(6, 10)
+ORDER_COLUMNS = 13
 
 # of the margin groups: every cross position together; an isolated position is a group named by its contract
 CROSS = -1
@@ -43,6 +54,12 @@ def unrealised_profit(position, price, is_inverse):  # type: ignore[no-untyped-d
     if quantity == 0.0:
         return 0.0
     return quantity * (worth(price, is_inverse) - worth(position[ENTRY_PRICE], is_inverse))
+
+
+@kernel
+def sizing_base(wallet, rules):  # type: ignore[no-untyped-def]
+    """Settle currency of an exposure of 1: equity, or the initial wallet."""
+    return wallet[INITIAL_WALLET] if rules.is_fixed_size > 0.0 else wallet[EQUITY]
 
 
 @kernel
@@ -106,7 +123,7 @@ def give_position(wallet, positions, asset, exposure, mark_price, sigma, contrac
     size /= abs(worth(mark_price, contract.is_inverse))
     quantity = to_lots(math.copysign(size, exposure), contract)
     if quantity != 0.0:
-        give_stop_distance(positions[asset], sigma, rules)
+        give_stop_distance(positions[asset], sigma, 0.0, rules)
         apply_fill(wallet, positions, asset, quantity, mark_price, 0.0, contract, rules)
 
 
@@ -197,8 +214,17 @@ def stop_distance(position, rules):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def give_stop_distance(position, sigma_per_bar, rules):  # type: ignore[no-untyped-def]
-    """Before a fill that opens or adds: the tighter of the fixed stop and the one by volatility."""
-    if rules.stop_volatility > 0.0:
-        distance = min(rules.stop_volatility * sigma_per_bar, 0.99)
+def give_stop_distance(position, sigma_per_bar, multiple, rules):  # type: ignore[no-untyped-def]
+    """Before a fill that opens or adds: the tighter of the fixed stop and the one by volatility.
+
+    Args:
+        position: (POSITION_COLUMNS,) float64, in place.
+        sigma_per_bar: volatility of a bar's log return.
+        multiple: of it, the order's own stop; 0 for the account's.
+        rules: ``AccountRules``.
+    """
+    if multiple == 0.0:
+        multiple = rules.stop_volatility
+    if multiple > 0.0:
+        distance = min(multiple * sigma_per_bar, 0.99)
         position[STOP_DISTANCE] = min(distance, rules.stop_loss) if rules.stop_loss > 0.0 else distance

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from perpgym.data.bars import CLOSE, HIGH, LOW, OPEN
 from perpgym.envs.compile import kernel
 
@@ -21,6 +23,9 @@ class Market(NamedTuple):
         sigma_per_bar: (T, A) float64, known at the close of its bar.
         stamp_start: (A, T + 1) int64, which settlements a bar owns.
         stamp_time_ms, stamp_rate: (S,) int64 and float64.
+        root_illiquidity: (T, A) float64, square root of a bar's volatility over its usual turnover, known at
+            the close of its bar; 0 where the account leaves no trace.
+        planted: (T, A) float64, expected simple return over the bar after; (0, A) where unknown.
         bar_ms: int, length of a bar.
         fine_last, fine_mark: (T * n + …, A, 4) float64, bars of ``fine_ms``.
         fine_volume: the same times, (…, A).
@@ -39,6 +44,8 @@ class Market(NamedTuple):
     stamp_start: Any
     stamp_time_ms: Any
     stamp_rate: Any
+    root_illiquidity: Any
+    planted: Any
     bar_ms: Any
     fine_last: Any
     fine_mark: Any
@@ -76,13 +83,29 @@ class ContractRules(NamedTuple):
 class AccountRules(NamedTuple):
     """Settings of the account, its execution and its limits; floats, inf for no limit.
 
-    ``stop_at_last``: a stop or target that the mark triggers fills where the last price stands, a target
-    only if it trades there. ``liquidates_at_bankruptcy``: a liquidation takes the whole margin.
+    ``is_unlimited``: no margin, liquidation, ruin nor limits. ``is_fixed_size``: exposures are measured over
+    the initial wallet. ``quadratic_cost``: what trading an exposure of 1 moves the price of its own fill by,
+    doubled. ``push_*``: how much of a fill each component of its trace takes; ``keep_*``: what a finer bar
+    leaves of it. ``stop_at_last``: a stop or target that the mark triggers fills where the last price
+    stands, a target only if it trades there. ``liquidates_at_bankruptcy``: a liquidation takes the whole
+    margin.
     """
 
-    is_band: float
+    action: float
     max_exposure: float
+    is_fixed_size: float
     rebalance_threshold: float
+    is_unlimited: float
+    is_sold_at_end: float
+    quadratic_cost: float
+    leaves_trace: float
+    push_0: float
+    push_1: float
+    push_2: float
+    push_permanent: float
+    keep_0: float
+    keep_1: float
+    keep_2: float
     half_spread: float
     impact_coefficient: float
     max_participation: float
@@ -98,18 +121,48 @@ class AccountRules(NamedTuple):
     take_profit: float
     stop_on_mark: float
     stop_at_last: float
+    discount_factor: float
+    traded_before: float
     funding_multiplier: float
     liquidates_by_bracket: float
     liquidates_at_bankruptcy: float
     is_joint_adverse: float
     max_drawdown: float
-    reward_equity_floor: float
+    reward: float
     reward_scale: float
+    reward_equity_floor: float
     reward_risk_aversion: float
+    reward_keep: float
+    reward_variance: float
+    reward_on_conditional_mean: float
+    reward_drawdown: float
+    reward_turnover: float
+    reward_liquidation: float
     max_leverage: float
     max_notional: float
     max_daily_loss: float
     drawdown_start: float
+
+
+class Choices(NamedTuple):
+    """What the indices of a discrete action stand for.
+
+    Attributes:
+        levels: (L,) float64, exposures of a ladder's levels, or of the heads' sizes.
+        stops: (S,) float64, volatilities of a bar; 0 is the account's own stop.
+        styles: (K,) float64, codes of execution styles.
+        counts: (action_dim,) float64, how many choices each number of a contract's action has; empty for
+            continuous actions.
+    """
+
+    levels: Any
+    stops: Any
+    styles: Any
+    counts: Any
+
+
+_NO_TIERS = np.zeros((0, 3))
+_NO_CHOICES = Choices(np.zeros(1), np.zeros(1), np.zeros(1), np.zeros(0))
 
 
 class World(NamedTuple):
@@ -120,12 +173,16 @@ class World(NamedTuple):
         contracts: (A, len(ContractRules)) float64.
         brackets: (A, B, 5) float64.
         rules: ``AccountRules``.
+        choices: ``Choices``.
+        fee_tiers: (N, 3) float64, ``FeeSchedule.tier_table()``; empty without tiers.
     """
 
     market: Market
     contracts: Any
     brackets: Any
     rules: AccountRules
+    choices: Choices = _NO_CHOICES
+    fee_tiers: Any = _NO_TIERS
 
 
 class Account(NamedTuple):
@@ -138,6 +195,7 @@ class Account(NamedTuple):
         holdings: (A, len(CONTRACT_LEDGER_COLUMNS)) float64, the same by contract.
         orders: (A, ORDER_COLUMNS) float64, between decision and fill.
         fills: (F, FILL_COLUMNS) float64, the first F fills of the step; F = 0 keeps none.
+        traded: (TRADED_COLUMNS,) float64, what it traded in 30 days and pays for it; empty without tiers.
     """
 
     wallet: Any
@@ -146,6 +204,7 @@ class Account(NamedTuple):
     holdings: Any
     orders: Any
     fills: Any
+    traded: Any
 
 
 class BatchState(NamedTuple):
@@ -155,6 +214,8 @@ class BatchState(NamedTuple):
         wallets: (N, WALLET_COLUMNS) float64.
         positions: (N, A, POSITION_COLUMNS) float64.
         orders: (N, A, ORDER_COLUMNS) float64.
+        traded: (N, TRADED_COLUMNS) float64, or (N, 0) without fee tiers.
+        totals: (N, len(TOTAL_COLUMNS)) float64, the ledger's parts since the episode began.
         path_bar, path_end: (P,) int64, the newest closed bar and the last one of the episode.
         next_start, next_end: (P,) int64, the episode that follows; start -1 once it is used.
         restart_wallet: (N,) float64, restart_exposure: (N, A) float64, of the next restart.
@@ -163,6 +224,8 @@ class BatchState(NamedTuple):
     wallets: Any
     positions: Any
     orders: Any
+    traded: Any
+    totals: Any
     path_bar: Any
     path_end: Any
     next_start: Any
@@ -182,6 +245,7 @@ class StepArrays(NamedTuple):
     truncated: Any
     ledger: Any
     holdings: Any
+    final_totals: Any
     final_bar: Any
     final_account: Any
     final_portfolio: Any
@@ -209,6 +273,7 @@ class Bar(NamedTuple):
     mark_close: float
     volume: float
     sigma_per_bar: float
+    root_illiquidity: float = 0.0
 
 
 @kernel
@@ -227,4 +292,5 @@ def read_bar(market, now, fine, asset, is_inverse):  # type: ignore[no-untyped-d
         market.fine_mark[fine, asset, CLOSE],
         volume * last_open if is_inverse > 0.0 else volume,
         market.sigma_per_bar[now - 1, asset] * market.fine_sigma_scale,
+        market.root_illiquidity[now - 1, asset],
     )

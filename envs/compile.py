@@ -16,16 +16,21 @@ _HERE = Path(__file__).parent
 KERNEL_FILES = (
     "compile.py",
     "execution.py",
+    "fees.py",
+    "impact.py",
     "margin.py",
     "arrays.py",
     "account.py",
     "risk/overlay.py",
     "orders.py",
+    "decision.py",
     "fills.py",
     "liquidation.py",
     "path.py",
     "matching.py",
+    "payoff.py",
     "kernel.py",
+    "masks.py",
     "batch.py",
 )
 

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
-from perpgym.envs.spaces import ActionKind
+from perpgym.envs.actions import ACTION_KINDS, ActionKind, choices_per_contract
+from perpgym.envs.fees import FeeSchedule
+from perpgym.envs.impact_model import ImpactModel
 
 ExecutionStyle = Literal["market", "twap", "vwap", "limit", "iceberg"]
+RewardKind = Literal["log_return", "differential_sharpe", "differential_sortino", "mean_variance"]
+# in the order of the codes in envs.payoff
+REWARD_KINDS: tuple[RewardKind, ...] = (
+    "log_return",
+    "differential_sharpe",
+    "differential_sortino",
+    "mean_variance",
+)
 # in the order of the codes in envs.orders
 EXECUTION_STYLES: tuple[ExecutionStyle, ...] = ("market", "twap", "vwap", "limit", "iceberg")
 
@@ -20,11 +33,32 @@ class EnvConfig:
         initial_wallet: settle currency.
         leverage: the exchange's leverage setting; fixes initial margin, not exposure.
         margin_mode: ``cross`` or ``isolated``.
-        action: ``target`` exposure or no-trade ``band``.
+        action: ``target`` exposure; no-trade ``band``; ``ladder``, one of a few exposures; ``heads``: trade
+            decision, size, stop and execution style.
+        ladder: levels in units of ``max_exposure``, ascending, one of them 0. The level that stands means no
+            order, however far exposure has drifted; a level that a limit cut does not stand.
+        head_sizes: in units of ``max_exposure``, ascending.
+        head_stops: times the volatility of a bar; 0 is the account's own stop.
+        head_styles: of execution.
         max_exposure: signed notional over equity that an action of ±1 asks for.
-        rebalance_threshold: equity; a target closer than this to the present exposure is not traded.
+        sizing: what an exposure of 1 is: ``equity``, or ``fixed_notional``, the initial wallet whatever
+            became of it.
+        initial_exposure: of each contract, entered at the mark at no cost where an account starts ``flat``.
+        rebalance_threshold: equity; a target closer than this to the present exposure is not traded; 0 holds
+            exposure constant, anything else the quantity between trades.
+        cost: ``exchange`` is what follows below. ``linear`` charges ``linear_cost_rate`` of every fill's
+            notional instead of fee, spread and impact, ``quadratic`` moves the price of a fill of notional n
+            by ``quadratic_cost_rate`` / 2 * n / (what an exposure of 1 is) on top of it.
+        linear_cost_rate: fraction of notional.
+        quadratic_cost_rate: per exposure traded.
+        limits: ``off`` switches margin, liquidation, ruin, brackets, order sizes, participation and the risk
+            overlay off: for problems whose best answer is known.
+        rounding: ``off`` trades any price and quantity.
+        terminal: whether the last bar of an episode ``hold``s the position or sells it at its close
+            (``liquidate``).
         half_spread_bps: distance from the last price to the touch.
         impact_coefficient: Y of the square-root law, impact = Y * sigma * sqrt(quantity / bar volume).
+        impact: the trace that the account's own fills leave, see ``ImpactModel``; none by default.
         max_participation: largest share of a bar's volume that one order may take.
         execution: how orders reach the book: ``market`` at the open; ``twap`` in equal slices and ``vwap``
             by the past volume profile along the bar; ``limit``, post-only at ``limit_offset_bps`` behind the
@@ -35,6 +69,7 @@ class EnvConfig:
         remainder: what the volume left of an order is ``drop``-ped, or ``carry``-ied on until it is filled or
             another decision replaces it.
         taker_rate, maker_rate: fraction of notional; None takes the contract's.
+        fees: tiers by traded volume, discount and rebates instead of the two rates; see ``FeeSchedule``.
         stop_loss, take_profit: fraction of the entry price, None for none.
         stop_volatility: a stop-loss this many times the volatility of a bar away, as known when the position
             is opened or enlarged; with ``stop_loss`` too, the tighter one counts.
@@ -48,9 +83,15 @@ class EnvConfig:
         funding_multiplier: scales every settlement.
         risk_free_rate: per year; Sharpe ratios are measured over it.
         max_drawdown: fraction of peak equity at which the episode ends as ruin.
+        reward: what a step is worth; ``envs.rewards`` has a class for each, which sets these numbers.
+        reward_scale: multiplies it.
         reward_equity_floor: the log return of a step is floored at its logarithm.
-        reward_scale: the reward is the (risk-adjusted) log return times this.
         reward_risk_aversion: gamma; log return g is worth g - (gamma - 1) / 2 * g**2: 1 is plain log growth.
+        reward_half_life_bars: memory of the differential ratios' moments.
+        reward_variance: kappa of ``mean_variance``.
+        reward_on_conditional_mean: ``mean_variance`` pays the tape's planted mean, not what happened.
+        reward_drawdown, reward_turnover, reward_liquidation: what an increase of the drawdown by 1, trading
+            the equity once, and a liquidation cost.
         episode_bars: length of a path before it is truncated.
         restart: a terminated account restarts ``flat``, or with ``random`` exposure and wallet.
         window_bars: R, bars in a window observation.
@@ -60,10 +101,23 @@ class EnvConfig:
     leverage: float = 20.0
     margin_mode: Literal["cross", "isolated"] = "cross"
     action: ActionKind = "band"
+    ladder: tuple[float, ...] = (-1.0, -0.5, 0.0, 0.5, 1.0)
+    head_sizes: tuple[float, ...] = (0.25, 0.5, 1.0)
+    head_stops: tuple[float, ...] = (0.0, 2.0, 4.0)
+    head_styles: tuple[ExecutionStyle, ...] = ("market", "limit")
     max_exposure: float = 2.0
+    sizing: Literal["equity", "fixed_notional"] = "equity"
+    initial_exposure: float = 0.0
     rebalance_threshold: float = 0.02
+    cost: Literal["exchange", "linear", "quadratic"] = "exchange"
+    linear_cost_rate: float = 0.0
+    quadratic_cost_rate: float = 0.0
+    limits: Literal["on", "off"] = "on"
+    rounding: Literal["on", "off"] = "on"
+    terminal: Literal["hold", "liquidate"] = "hold"
     half_spread_bps: float = 1.0
     impact_coefficient: float = 1.0
+    impact: ImpactModel = field(default_factory=ImpactModel)
     max_participation: float = 0.10
     execution: ExecutionStyle = "market"
     limit_offset_bps: float = 1.0
@@ -72,6 +126,7 @@ class EnvConfig:
     remainder: Literal["drop", "carry"] = "drop"
     taker_rate: float | None = 0.0004
     maker_rate: float | None = None
+    fees: FeeSchedule | None = None
     stop_loss: float | None = None
     stop_volatility: float | None = None
     trailing_stop: bool = False
@@ -83,19 +138,52 @@ class EnvConfig:
     funding_multiplier: float = 1.0
     risk_free_rate: float = 0.0
     max_drawdown: float = 0.30
-    reward_equity_floor: float = 0.01
+    reward: RewardKind = "log_return"
     reward_scale: float = 1.0
+    reward_equity_floor: float = 0.01
     reward_risk_aversion: float = 1.0
+    reward_half_life_bars: float = 168.0
+    reward_variance: float = 0.0
+    reward_on_conditional_mean: bool = False
+    reward_drawdown: float = 0.0
+    reward_turnover: float = 0.0
+    reward_liquidation: float = 0.0
     episode_bars: int = 2_160
     restart: Literal["flat", "random"] = "flat"
     window_bars: int = 63
 
     def __post_init__(self) -> None:
+        # a file gives mappings
+        impact: object = self.impact
+        fees: object = self.fees
+        if isinstance(impact, Mapping):
+            object.__setattr__(self, "impact", ImpactModel(**impact))
+        if isinstance(fees, Mapping):
+            object.__setattr__(self, "fees", FeeSchedule.from_mapping(fees))
+        for name in ("ladder", "head_sizes", "head_stops", "head_styles"):
+            # a file gives lists
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        _ascending("ladder", self.ladder, -1.0, 1.0)
+        if 0.0 not in self.ladder:
+            raise ValueError(f"ladder must have the level 0, which is flat; was {self.ladder}")
+        _ascending("head_sizes", self.head_sizes, 1e-6, 1.0)
+        _ascending("head_stops", self.head_stops, 0.0, 1e3)
+        unknown = [style for style in self.head_styles if style not in EXECUTION_STYLES]
+        if unknown or not self.head_styles or len(set(self.head_styles)) != len(self.head_styles):
+            raise ValueError(
+                f"head_styles must be distinct ones of {', '.join(EXECUTION_STYLES)}, were {self.head_styles}"
+            )
+        for name in ("limits", "rounding"):
+            # YAML reads a bare ``off`` as a truth value
+            if isinstance(getattr(self, name), bool):
+                object.__setattr__(self, name, "on" if getattr(self, name) else "off")
         _within("initial_wallet", self.initial_wallet, 1e-9, 1e15, "settle currency")
         _within("leverage", self.leverage, 1.0, 150.0, "times")
-        _within(
-            "max_exposure", self.max_exposure, 1e-6, self.leverage, "notional over equity, at most leverage"
-        )
+        most = math.inf if self.limits == "off" else self.leverage
+        _within("max_exposure", self.max_exposure, 1e-6, most, "notional over equity, at most leverage")
+        _within("initial_exposure", self.initial_exposure, -self.max_exposure, self.max_exposure, "equity")
+        _within("linear_cost_rate", self.linear_cost_rate, 0.0, 1.0, "a fraction of notional")
+        _within("quadratic_cost_rate", self.quadratic_cost_rate, 0.0, 1e6, "per exposure traded")
         _within("rebalance_threshold", self.rebalance_threshold, 0.0, self.max_exposure, "equity")
         _within("half_spread_bps", self.half_spread_bps, 0.0, 1_000.0, "basis points")
         _within("impact_coefficient", self.impact_coefficient, 0.0, 100.0, "dimensionless")
@@ -125,20 +213,46 @@ class EnvConfig:
         _within("reward_equity_floor", self.reward_equity_floor, 1e-12, 0.999, "a fraction of equity")
         _within("reward_scale", self.reward_scale, 1e-12, 1e12, "per log return")
         _within("reward_risk_aversion", self.reward_risk_aversion, 0.0, 1e6, "dimensionless; 1 is log growth")
+        _within("reward_half_life_bars", self.reward_half_life_bars, 1e-3, 1e9, "bars")
+        _within("reward_variance", self.reward_variance, 0.0, 1e12, "per squared exposure and bar")
+        for name in ("reward_drawdown", "reward_turnover", "reward_liquidation"):
+            _within(name, getattr(self, name), 0.0, 1e12, "reward before its scale; a bonus is not offered")
         _within("episode_bars", self.episode_bars, 2, 10**9, "bars")
         _within("window_bars", self.window_bars, 1, 100_000, "bars")
+        if self.reward_on_conditional_mean and self.reward != "mean_variance":
+            raise ValueError("reward_on_conditional_mean needs reward=mean_variance")
         for name, allowed in (
             ("margin_mode", ("cross", "isolated")),
-            ("action", ("target", "band")),
+            ("action", ACTION_KINDS),
             ("stop_trigger", ("last", "mark")),
             ("liquidation", ("full", "brackets")),
             ("extremes", ("worse", "joint_adverse")),
             ("restart", ("flat", "random")),
             ("execution", EXECUTION_STYLES),
             ("remainder", ("drop", "carry")),
+            ("sizing", ("equity", "fixed_notional")),
+            ("cost", ("exchange", "linear", "quadratic")),
+            ("limits", ("on", "off")),
+            ("rounding", ("on", "off")),
+            ("terminal", ("hold", "liquidate")),
+            ("reward", REWARD_KINDS),
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, was {getattr(self, name)!r}")
+
+    @property
+    def choices(self) -> tuple[int, ...]:
+        """How many choices each number of a contract's action has; empty for continuous actions."""
+        return choices_per_contract(
+            self.action, self.ladder, self.head_sizes, self.head_stops, self.head_styles
+        )
+
+
+def _ascending(name: str, values: tuple[float, ...], low: float, high: float) -> None:
+    if not values or any(not low <= value <= high for value in values):
+        raise ValueError(f"{name} must be numbers between {low:g} and {high:g}, were {values}")
+    if any(not below < above for below, above in pairwise(values)):
+        raise ValueError(f"{name} must ascend, were {values}")
 
 
 def _within(name: str, value: float, low: float, high: float, unit: str) -> None:

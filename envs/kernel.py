@@ -16,26 +16,39 @@ from perpgym.envs.account import (
     DAY_EQUITY,
     DAY_LOW_EQUITY,
     EQUITY,
+    ORDER_ASKED,
+    ORDER_REASON,
     PEAK_EQUITY,
     QUANTITY,
     RECENT_COSTS,
     WALLET,
+    sizing_base,
     unrealised_profit,
 )
 from perpgym.envs.arrays import contract_rules, read_bar
 from perpgym.envs.compile import cold_kernel, kernel
-from perpgym.envs.fills import STOP, settle_funding, take
+from perpgym.envs.decision import LADDER, decide, exposure_of
+from perpgym.envs.fees import roll_day
+from perpgym.envs.fills import ORDER, STOP, settle_funding, take
+from perpgym.envs.impact import decay_push
 from perpgym.envs.liquidation import STRAIGHT, is_short_at, liquidate_if_short, mark_on_way
 from perpgym.envs.margin import worth
-from perpgym.envs.matching import AFTER_THE_WAY, carry_orders, fill_inside, has_orders, send_orders
-from perpgym.envs.orders import MARKET, ORDER_REASON, decide, exposure_of
+from perpgym.envs.matching import (
+    AFTER_THE_WAY,
+    carry_orders,
+    fill_inside,
+    has_orders,
+    may_rest,
+    send_orders,
+)
 from perpgym.envs.path import live_through, nothing_happens, opens_beyond_stop
+from perpgym.envs.payoff import pay
 from perpgym.envs.spaces import CONTRACT_LEDGER, LEDGER
 
 _EQUITY, _EQUITY_BEFORE = LEDGER["equity"], LEDGER["equity_before"]
 _PRICE_PNL, _FEES, _SPREAD, _IMPACT = LEDGER["price_pnl"], LEDGER["fees"], LEDGER["spread"], LEDGER["impact"]
 _INSURANCE, _EXPOSURE, _GROSS = LEDGER["insurance"], LEDGER["exposure"], LEDGER["gross_exposure"]
-_STOPPED, _FLOORED, _DRAWDOWN = LEDGER["stopped"], LEDGER["reward_floored"], LEDGER["drawdown"]
+_STOPPED, _DRAWDOWN = LEDGER["stopped"], LEDGER["drawdown"]
 _OVERLAY = LEDGER["overlay"]
 _POSITION, _FIRST_FILL_PRICE = LEDGER["position"], LEDGER["fill_price"]
 _ROW_POSITION, _ROW_EXPOSURE = CONTRACT_LEDGER["position"], CONTRACT_LEDGER["exposure"]
@@ -51,7 +64,7 @@ COST_DECAY = 0.5 ** (1.0 / 24.0)
 
 
 @kernel
-def step_account(account, world, action, now, scratch):  # type: ignore[no-untyped-def]
+def step_account(account, world, action, now, is_last, scratch):  # type: ignore[no-untyped-def]
     """One account through bar ``now``, in the order of ``docs/mechanics.md``.
 
     Args:
@@ -59,13 +72,22 @@ def step_account(account, world, action, now, scratch):  # type: ignore[no-untyp
         world: ``World``.
         action: (A * action_dim,) float32, decided at the close before ``now``.
         now: the bar in which the orders fill.
+        is_last: whether the episode ends with it.
         scratch: ``Account``, for a second way through the bar.
 
     Returns:
-        (reward, is_terminated): scaled log return floored as configured; cross liquidation or ruin.
+        (reward, is_terminated): see ``payoff.pay``; cross liquidation or ruin.
     """
     account.ledger[:] = 0.0
     equity_before = account.wallet[EQUITY]
+    if account.traded.shape[0] > 0:
+        # the tier of a day is fixed at its midnight
+        roll_day(
+            account.traded,
+            world.market.open_time_ms[now] // DAY_MS,
+            world.fee_tiers,
+            world.rules.discount_factor,
+        )
     account.ledger[_OVERLAY] = decide(account, world, action, now)
     for asset in range(account.positions.shape[0]):
         row = account.holdings[asset]
@@ -89,6 +111,8 @@ def step_account(account, world, action, now, scratch):  # type: ignore[no-untyp
         if is_over:
             break
     carry_orders(account, world)
+    if is_last and world.rules.is_sold_at_end > 0.0:
+        _sell_all(account, world, now, first + world.market.fine_per_bar - 1)
     return _close_books(account, world, equity_before, now, is_over)
 
 
@@ -99,6 +123,9 @@ def _fine_bar(account, world, now, fine, open_ms, number, scratch):  # type: ign
     Returns:
         Whether the cross positions were liquidated whole.
     """
+    if world.rules.leaves_trace > 0.0:
+        for asset in range(account.positions.shape[0]):
+            decay_push(account.orders[asset], world.rules)
     if has_orders(account):
         if is_short_at(account, world, fine, OPEN) and liquidate_if_short(
             account, world, now, fine, STRAIGHT, 0, 0.0
@@ -111,13 +138,13 @@ def _fine_bar(account, world, now, fine, open_ms, number, scratch):  # type: ign
     if is_eventful and inside_bar(account, world, now, fine, open_ms, scratch):
         return True
     if (
-        world.rules.style != MARKET
+        may_rest(world)
         and fill_inside(account, world, now, fine, number, AFTER_THE_WAY)
         and live_through(account, world, now, fine, scratch)
     ):
         return True
     is_settled = _settle_at_close(account, world, now, fine, open_ms)
-    is_changed = is_eventful or is_settled or world.rules.style != MARKET
+    is_changed = is_eventful or is_settled or may_rest(world)
     return (
         is_changed
         and is_short_at(account, world, fine, CLOSE)
@@ -219,6 +246,27 @@ def inside_bar(account, world, now, fine, open_ms, scratch):  # type: ignore[no-
     return _settle_inside(account, world, now, fine, open_ms, False)
 
 
+@cold_kernel
+def _sell_all(account, world, now, fine):  # type: ignore[no-untyped-def]
+    """Close every position at the last price of the bar, as a taker."""
+    for asset in range(account.positions.shape[0]):
+        quantity = account.positions[asset, QUANTITY]
+        if quantity != 0.0:
+            contract = contract_rules(world.contracts[asset])
+            bar = read_bar(world.market, now, fine, asset, contract.is_inverse)
+            mark_close = world.market.mark[now, asset, CLOSE]
+            take(account, asset, -quantity, bar.last_close, bar, mark_close, ORDER, contract, world.rules)
+
+
+@kernel
+def _keep_level(order, quantity):  # type: ignore[no-untyped-def]
+    """A ladder level that was not reached does not stand; a position that something closed stands at 0."""
+    if order[ORDER_REASON] != 0.0:
+        order[ORDER_ASKED] = math.nan
+    elif quantity == 0.0:
+        order[ORDER_ASKED] = 0.0
+
+
 @kernel
 def _close_books(account, world, equity_before, now, is_over):  # type: ignore[no-untyped-def]
     """Mark to the mark close, fill the ledgers' closing columns, reward and end.
@@ -235,11 +283,12 @@ def _close_books(account, world, equity_before, now, is_over):  # type: ignore[n
             mark = world.market.mark[now, asset, CLOSE]
             equity += unrealised_profit(account.positions[asset], mark, world.contracts[asset, 0])
             account.positions[asset, BARS_HELD] += 1.0
-    if is_flat and equity < 0.0:
+    if is_flat and equity < 0.0 and world.rules.is_unlimited == 0.0:
         # an order or a stop filled beyond bankruptcy: nobody owes the exchange more than the wallet
         account.ledger[_INSURANCE] -= equity
         account.wallet[WALLET] = 0.0
         equity = 0.0
+    peak_before = account.wallet[PEAK_EQUITY]
     account.wallet[EQUITY] = equity
     account.wallet[PEAK_EQUITY] = max(account.wallet[PEAK_EQUITY], equity)
     account.wallet[DAY_LOW_EQUITY] = min(account.wallet[DAY_LOW_EQUITY], equity)
@@ -251,14 +300,15 @@ def _close_books(account, world, equity_before, now, is_over):  # type: ignore[n
     account.wallet[RECENT_COSTS] = COST_DECAY * account.wallet[RECENT_COSTS] + costs / max(
         equity_before, 1e-9
     )
+    base = sizing_base(account.wallet, world.rules)
     for asset in range(account.positions.shape[0]):
         contract = contract_rules(world.contracts[asset])
-        exposure = exposure_of(
-            account.positions[asset], world.market.mark[now, asset, CLOSE], equity, contract
-        )
+        exposure = exposure_of(account.positions[asset], world.market.mark[now, asset, CLOSE], base, contract)
         account.holdings[asset, _ROW_POSITION] = account.positions[asset, QUANTITY]
         account.holdings[asset, _ROW_EXPOSURE] = exposure
         account.holdings[asset, _REASON] = account.orders[asset, ORDER_REASON]
+        if world.rules.action == LADDER:
+            _keep_level(account.orders[asset], account.positions[asset, QUANTITY])
         account.ledger[_EXPOSURE] += exposure
         account.ledger[_GROSS] += abs(exposure)
     account.ledger[_POSITION] = account.positions[0, QUANTITY]
@@ -267,12 +317,8 @@ def _close_books(account, world, equity_before, now, is_over):  # type: ignore[n
     account.ledger[_EQUITY] = equity
     account.ledger[_EQUITY_BEFORE] = equity_before
     account.ledger[_DRAWDOWN] = drawdown
-    growth = equity / equity_before
-    if growth < world.rules.reward_equity_floor:
-        growth = world.rules.reward_equity_floor
-        account.ledger[_FLOORED] = 1.0
-    is_terminated = is_over or drawdown >= world.rules.max_drawdown or equity <= 0.0
-    log_return = math.log(growth)
-    # second-order expansion of power utility over the bar: E g - (gamma - 1) / 2 E g^2
-    penalty = 0.5 * (world.rules.reward_risk_aversion - 1.0) * log_return * log_return
-    return world.rules.reward_scale * (log_return - penalty), is_terminated
+    is_terminated = is_over or drawdown >= world.rules.max_drawdown
+    if world.rules.is_unlimited == 0.0 or world.rules.is_fixed_size == 0.0:
+        # an account of a fixed size without limits may owe and go on
+        is_terminated = is_terminated or equity <= 0.0
+    return pay(account, world, equity_before, peak_before, now), is_terminated

@@ -110,6 +110,8 @@ def liquidation_share(account, world, group, fine, way, leg, begin):  # type: ig
     Excess is concave in the share (profit is linear, maintenance margin convex), so tangents drawn from the
     end of the leg meet zero at ever smaller shares and reach the crossing after one step a bracket.
     """
+    if world.rules.is_unlimited > 0.0:
+        return NEVER
     share, lowest = 1.0, begin
     excess, slope = group_excess(account, world, group, fine, way, leg, begin)
     if excess <= 0.0:
@@ -219,6 +221,8 @@ def _highest_bracket(account, world, group, fine, way, leg, share):  # type: ign
 def liquidate_if_short(account, world, now, fine, way, leg, share):  # type: ignore[no-untyped-def]
     """Margin check of every group at one moment; returns whether the cross positions were all liquidated."""
     is_over = False
+    if world.rules.is_unlimited > 0.0:
+        return False
     for group in range(CROSS, account.positions.shape[0]):
         if has_position(account, world, group):
             excess, _slope = group_excess(account, world, group, fine, way, leg, share)
@@ -231,6 +235,8 @@ def liquidate_if_short(account, world, now, fine, way, leg, share):  # type: ign
 @kernel
 def is_short_at(account, world, fine, column):  # type: ignore[no-untyped-def]
     """Whether any margin group is below its maintenance margin at one of the bar's four marks."""
+    if world.rules.is_unlimited > 0.0:
+        return False
     cross = margin_balance(account, CROSS)
     has_cross = False
     for asset in range(account.positions.shape[0]):

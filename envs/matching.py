@@ -5,10 +5,24 @@ from __future__ import annotations
 import math
 
 from perpgym.data.bars import CLOSE
-from perpgym.envs.account import QUANTITY, give_stop_distance, on_lot_grid
+from perpgym.envs.account import (
+    ORDER_FRESH,
+    ORDER_HELD,
+    ORDER_LIMIT,
+    ORDER_QUANTITY,
+    ORDER_REASON,
+    ORDER_STOP,
+    ORDER_STYLE,
+    ORDER_WORKING,
+    QUANTITY,
+    give_stop_distance,
+    on_lot_grid,
+)
 from perpgym.envs.arrays import contract_rules, read_bar
 from perpgym.envs.compile import cold_kernel, kernel
+from perpgym.envs.decision import HEADS
 from perpgym.envs.execution import quote, to_lots
+from perpgym.envs.fees import maker_rate
 from perpgym.envs.fills import ORDER, take_at, take_priced
 from perpgym.envs.orders import (
     BRACKET,
@@ -17,12 +31,6 @@ from perpgym.envs.orders import (
     MARGIN,
     MARKET,
     NOT_REACHED,
-    ORDER_FRESH,
-    ORDER_HELD,
-    ORDER_LIMIT,
-    ORDER_QUANTITY,
-    ORDER_REASON,
-    ORDER_WORKING,
     TOO_SMALL,
     TWAP,
     VWAP,
@@ -53,10 +61,22 @@ def has_orders(account):  # type: ignore[no-untyped-def]
 
 
 @kernel
+def may_rest(world):  # type: ignore[no-untyped-def]
+    """Whether orders of this account can fill inside a bar, not only at its open."""
+    return world.rules.style != MARKET or world.rules.action == HEADS
+
+
+@kernel
+def is_at_open(order, market):  # type: ignore[no-untyped-def]
+    """Whether an order meets the book at the open of a (finer) bar: at the market, or one slice of it."""
+    style = order[ORDER_STYLE]
+    return style == MARKET or (style <= VWAP and market.fine_per_bar > 1)
+
+
+@kernel
 def send_orders(account, world, now, fine, number):  # type: ignore[no-untyped-def]
     """Orders at the open of the finer bar ``number`` of its bar; what closes goes first and frees margin."""
-    market, style = world.market, world.rules.style
-    is_at_open = style == MARKET or (style <= VWAP and market.fine_per_bar > 1)
+    market = world.market
     has_arrived = number * market.fine_ms >= world.rules.latency_ms
     for asset in range(account.positions.shape[0]):
         order = account.orders[asset]
@@ -66,9 +86,8 @@ def send_orders(account, world, now, fine, number):  # type: ignore[no-untyped-d
             order[ORDER_QUANTITY] = 0.0
     if not has_arrived:
         return
-    if not is_at_open:
+    if may_rest(world):
         fill_inside(account, world, now, fine, number, BEFORE_THE_WAY)
-        return
     for is_opening in range(2):
         for asset in range(account.positions.shape[0]):
             quantity = account.orders[asset, ORDER_QUANTITY]
@@ -77,12 +96,14 @@ def send_orders(account, world, now, fine, number):  # type: ignore[no-untyped-d
                 quantity != 0.0
                 and is_growing == (is_opening == 1)
                 and account.orders[asset, ORDER_FRESH] == 0.0
+                and is_at_open(account.orders[asset], market)
             ):
                 # once an open, also if the fill left the position flat
                 account.orders[asset, ORDER_FRESH] = 1.0
                 _take_at_open(account, world, asset, now, fine, number)
     for asset in range(account.positions.shape[0]):
-        account.orders[asset, ORDER_FRESH] = 0.0
+        if is_at_open(account.orders[asset], market):
+            account.orders[asset, ORDER_FRESH] = 0.0
 
 
 @kernel
@@ -90,7 +111,8 @@ def _prepare_stop(account, world, asset, now, quantity):  # type: ignore[no-unty
     """Before a fill that opens or adds: how far its stop will be."""
     position = account.positions[asset]
     if not is_reduce_only(position[QUANTITY], quantity):
-        give_stop_distance(position, world.market.sigma_per_bar[now - 1, asset], world.rules)
+        sigma = world.market.sigma_per_bar[now - 1, asset]
+        give_stop_distance(position, sigma, account.orders[asset, ORDER_STOP], world.rules)
 
 
 @kernel
@@ -101,25 +123,28 @@ def _take_at_open(account, world, asset, now, fine, number):  # type: ignore[no-
     bar = read_bar(market, now, fine, asset, contract.is_inverse)
     wanted = order[ORDER_QUANTITY]
     due = wanted
-    if rules.style != MARKET and number + 1 < market.fine_per_bar:
+    is_market = order[ORDER_STYLE] == MARKET
+    if not is_market and number + 1 < market.fine_per_bar:
         share = market.fine_share[fine, asset]
-        if rules.style == TWAP:
+        if order[ORDER_STYLE] == TWAP:
             share = 1.0 / (market.fine_per_bar - number)
         due = to_lots(wanted * share, contract)
     most, reason = admitted_by_volume(due, bar.volume, bar, contract, rules)
-    touch, price = market_fill_price(bar.last_open, most, bar, contract, rules)
+    touch, price = market_fill_price(account, asset, bar.last_open, most, bar, contract, rules)
     quantity, cut = admitted_by_margin(account, world, fine, asset, most, price, bar, contract)
     if quantity != most:
-        touch, price = market_fill_price(bar.last_open, quantity, bar, contract, rules)
+        touch, price = market_fill_price(account, asset, bar.last_open, quantity, bar, contract, rules)
     left = on_lot_grid(wanted - quantity, wanted, contract)
     is_refused = (cut & (MARGIN | BRACKET)) != 0
-    is_last_try = rules.style == MARKET and (rules.carries_remainder == 0.0 or (cut & TOO_SMALL) != 0)
+    is_last_try = is_market and (rules.carries_remainder == 0.0 or (cut & TOO_SMALL) != 0)
     order[ORDER_QUANTITY] = 0.0 if is_refused or is_last_try else left
     order[ORDER_REASON] = int(order[ORDER_REASON]) | reason | cut
     if quantity != 0.0:
         _prepare_stop(account, world, asset, now, quantity)
         mark_close = market.mark[now, asset, CLOSE]
-        take_priced(account, asset, quantity, bar.last_open, touch, price, mark_close, ORDER, contract, rules)
+        take_priced(
+            account, asset, quantity, bar.last_open, touch, price, bar, mark_close, ORDER, contract, rules
+        )
         account.holdings[asset, _FILL_PRICE] = price
         order[ORDER_HELD] = account.positions[asset, QUANTITY]
 
@@ -136,12 +161,12 @@ def fill_inside(account, world, now, fine, number, phase):  # type: ignore[no-un
         return False
     for asset in range(account.positions.shape[0]):
         order, held = account.orders[asset], account.positions[asset, QUANTITY]
-        if order[ORDER_QUANTITY] == 0.0 or order[ORDER_FRESH] > 0.0:
+        if order[ORDER_QUANTITY] == 0.0 or order[ORDER_FRESH] > 0.0 or is_at_open(order, world.market):
             continue
         if held != order[ORDER_HELD]:
             order[ORDER_QUANTITY] = 0.0
         elif (held * order[ORDER_QUANTITY] >= 0.0) == (phase == BEFORE_THE_WAY):
-            if world.rules.style >= LIMIT:
+            if order[ORDER_STYLE] >= LIMIT:
                 _fill_resting(account, world, asset, now, fine, number)
             else:
                 _fill_slices(account, world, asset, now, fine)
@@ -157,10 +182,10 @@ def _fill_slices(account, world, asset, now, fine):  # type: ignore[no-untyped-d
     bar = read_bar(world.market, now, fine, asset, contract.is_inverse)
     wanted = order[ORDER_QUANTITY]
     most, reason = admitted_by_volume(wanted, bar.volume, bar, contract, world.rules)
-    reference, touch, price = sliced_fill_price(most, bar, contract, world.rules)
+    reference, touch, price = sliced_fill_price(account, asset, most, bar, contract, world.rules)
     quantity, cut = admitted_by_margin(account, world, fine, asset, most, price, bar, contract)
     if quantity != most:
-        reference, touch, price = sliced_fill_price(quantity, bar, contract, world.rules)
+        reference, touch, price = sliced_fill_price(account, asset, quantity, bar, contract, world.rules)
     order[ORDER_REASON] = int(order[ORDER_REASON]) | reason | cut
     order[ORDER_QUANTITY] = 0.0 if cut != 0 else on_lot_grid(wanted - quantity, wanted, contract)
     if quantity != 0.0:
@@ -168,7 +193,7 @@ def _fill_slices(account, world, asset, now, fine):  # type: ignore[no-untyped-d
         order[ORDER_FRESH] = 1.0
         mark_close = world.market.mark[now, asset, CLOSE]
         take_priced(
-            account, asset, quantity, reference, touch, price, mark_close, ORDER, contract, world.rules
+            account, asset, quantity, reference, touch, price, bar, mark_close, ORDER, contract, world.rules
         )
         account.holdings[asset, _FILL_PRICE] = price
 
@@ -192,7 +217,7 @@ def _fill_resting(account, world, asset, now, fine, number):  # type: ignore[no-
         return
     most, reason = admitted_by_volume(wanted, volume, bar, contract, world.rules)
     quantity, cut = admitted_by_margin(account, world, fine, asset, most, limit, bar, contract)
-    if world.rules.style == ICEBERG and quantity != wanted:
+    if order[ORDER_STYLE] == ICEBERG and quantity != wanted:
         # a clip that is not used up still shows: only whole clips have been refilled
         clip = max(abs(wanted) * world.rules.iceberg_clip, contract.lot_size)
         clips = math.floor(abs(quantity) / clip + 1e-9)
@@ -204,7 +229,15 @@ def _fill_resting(account, world, asset, now, fine, number):  # type: ignore[no-
         order[ORDER_FRESH] = 1.0
         mark_close = world.market.mark[now, asset, CLOSE]
         take_at(
-            account, asset, quantity, limit, contract.maker_rate, mark_close, ORDER, contract, world.rules
+            account,
+            asset,
+            quantity,
+            limit,
+            maker_rate(account.traded, contract),
+            mark_close,
+            ORDER,
+            contract,
+            world.rules,
         )
         account.holdings[asset, _FILL_PRICE] = limit
 

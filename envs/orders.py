@@ -1,29 +1,25 @@
-"""From an action to orders that the exchange would accept: overlay, sizing, rounding, caps and margin."""
+"""Orders: what one costs, what of it the exchange would accept, and what an account remembers of it."""
 
 from __future__ import annotations
 
 import math
 
-from perpgym.data.bars import CLOSE
 from perpgym.envs.account import (
-    BARS_HELD,
     CROSS,
-    DAY_EQUITY,
-    DAY_LOW_EQUITY,
     ENTRY_PRICE,
-    EQUITY,
     ISOLATED_WALLET,
-    PEAK_EQUITY,
     QUANTITY,
     margin_balance,
     notional,
+    sizing_base,
     unrealised_profit,
 )
 from perpgym.envs.arrays import contract_rules
 from perpgym.envs.compile import kernel
 from perpgym.envs.execution import quote, square_root_impact, to_lots, to_tick
+from perpgym.envs.fees import taker_rate
+from perpgym.envs.impact import fill_shift
 from perpgym.envs.margin import worth
-from perpgym.envs.risk.overlay import NOTIONAL, TIME_STOP, admitted_exposure
 
 # why an order was cut or dropped: bits of the ``reason`` column
 MAX_QUANTITY, PARTICIPATION, MARGIN, BRACKET, TOO_SMALL, NO_MARKET = 1, 2, 4, 8, 16, 32
@@ -34,20 +30,34 @@ MARKET, TWAP, VWAP, LIMIT, ICEBERG = range(5)
 # of a sliced order, mean over peak of the square-root law: the integral of sqrt(x) from 0 to 1
 SLICED_IMPACT = 2.0 / 3.0
 
-# columns of the orders of one account, one row a contract: what is left to fill (signed), what was held when
-# it was decided or last filled, why it was cut, the limit price (quote), what is carried on from bar to bar,
-# and whether it filled inside the bar, so that no target of this bar may count on it
-ORDER_QUANTITY, ORDER_HELD, ORDER_REASON, ORDER_LIMIT, ORDER_WORKING, ORDER_FRESH = range(6)
-ORDER_COLUMNS = 6
-
 
 @kernel
-def market_fill_price(reference, quantity, bar, contract, rules):  # type: ignore[no-untyped-def]
+def market_fill_price(account, asset, reference, quantity, bar, contract, rules):  # type: ignore[no-untyped-def]
     """Touch and fill price of a taker order against ``reference``, the last price at that moment."""
     side = 1.0 if quantity > 0.0 else -1.0
     touch = quote(reference, rules.half_spread, contract, side)
-    share = square_root_impact(quantity, bar.volume, bar.sigma_per_bar, rules.impact_coefficient)
-    return touch, to_tick(touch + side * reference * min(share, 0.5), contract, side)
+    move = side * reference * own_impact(account, quantity, reference, bar, contract, rules)
+    if rules.leaves_trace > 0.0:
+        move += trace_shift(account, asset, quantity, reference, bar, contract, rules)
+    return touch, to_tick(touch + move, contract, side)
+
+
+@kernel
+def trace_shift(account, asset, quantity, reference, bar, contract, rules):  # type: ignore[no-untyped-def]
+    """Quote by which the account's earlier fills, and half of this one's own push, move its price."""
+    value = quantity * abs(worth(reference, contract.is_inverse))
+    shift = fill_shift(account.orders[asset], value, bar.root_illiquidity, rules)
+    # a share of the worth: of the price itself, or of one over it
+    return reference * (shift / (1.0 - shift) if contract.is_inverse > 0.0 else shift)
+
+
+@kernel
+def own_impact(account, quantity, reference, bar, contract, rules):  # type: ignore[no-untyped-def]
+    """Fraction of the price by which an order moves it: the square-root law, or the quadratic cost."""
+    if rules.quadratic_cost > 0.0:
+        exposure = notional(quantity, reference, contract.is_inverse) / sizing_base(account.wallet, rules)
+        return 0.5 * rules.quadratic_cost * exposure
+    return min(square_root_impact(quantity, bar.volume, bar.sigma_per_bar, rules.impact_coefficient), 0.5)
 
 
 @kernel
@@ -68,7 +78,7 @@ def free_margin(account, world, fine, asset):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def affordable_quantity(position, free, quantity, price, mark_price, contract):  # type: ignore[no-untyped-def]
+def affordable_quantity(position, free, quantity, price, mark_price, fee_rate, contract):  # type: ignore[no-untyped-def]
     """Cut the opening part of an order to what the account can pay when the order reaches the book.
 
     Each unit opened needs its initial margin, its fee, and its loss from the fill to the mark. Cross pays
@@ -82,6 +92,7 @@ def affordable_quantity(position, free, quantity, price, mark_price, contract): 
         quantity: signed.
         price: quote, the fill price of the whole order.
         mark_price: quote, at the same instant.
+        fee_rate: fraction of notional.
 
     Returns:
         (quantity, reason): signed, in whole lots, and the bit of the rule that cut it, or 0.
@@ -92,7 +103,7 @@ def affordable_quantity(position, free, quantity, price, mark_price, contract): 
     kept = abs(held) - closed
     value, mark = worth(price, contract.is_inverse), worth(mark_price, contract.is_inverse)
     unit_notional = abs(value)
-    fee = unit_notional * max(contract.taker_rate, 0.0)
+    fee = unit_notional * max(fee_rate, 0.0)
     if contract.is_isolated > 0.0:
         if held != 0.0:
             free += position[ISOLATED_WALLET] * closed / abs(held)
@@ -112,29 +123,13 @@ def affordable_quantity(position, free, quantity, price, mark_price, contract): 
 
 
 @kernel
-def wanted_quantity(position, exposure, equity, mark_close, contract):  # type: ignore[no-untyped-def]
-    """The order that moves the position to ``exposure``, in whole lots towards zero.
-
-    Args:
-        exposure: signed notional over equity, after the overlay.
-        equity: settle currency.
-        mark_close: quote, of the bar that has just closed: sizing never sees the next open.
-    """
-    held = position[QUANTITY]
-    if exposure == 0.0:
-        return -held
-    unit = abs(worth(mark_close, contract.is_inverse))
-    return to_lots(exposure * equity / unit - held, contract)
-
-
-@kernel
 def is_reduce_only(held, quantity):  # type: ignore[no-untyped-def]
     """Whether an order only closes."""
     return held * quantity < 0.0 and abs(quantity) <= abs(held)
 
 
 @kernel
-def sliced_fill_price(quantity, bar, contract, rules):  # type: ignore[no-untyped-def]
+def sliced_fill_price(account, asset, quantity, bar, contract, rules):  # type: ignore[no-untyped-def]
     """Reference, touch and mean fill price of an order in slices along a bar that nothing finer resolves.
 
     The price is taken to go straight from open to close; impact builds up along the order, two thirds of a
@@ -143,20 +138,14 @@ def sliced_fill_price(quantity, bar, contract, rules):  # type: ignore[no-untype
     side = 1.0 if quantity > 0.0 else -1.0
     reference = 0.5 * (bar.last_open + bar.last_close)
     touch = quote(reference, rules.half_spread, contract, side)
-    share = square_root_impact(quantity, bar.volume, bar.sigma_per_bar, rules.impact_coefficient)
-    impact = SLICED_IMPACT * min(share, 0.5)
+    move = side * reference * SLICED_IMPACT * own_impact(account, quantity, reference, bar, contract, rules)
+    if rules.leaves_trace > 0.0:
+        move += trace_shift(account, asset, quantity, reference, bar, contract, rules)
     return (
         reference,
         touch,
-        to_tick(touch + side * reference * impact, contract, side),
+        to_tick(touch + move, contract, side),
     )
-
-
-@kernel
-def limit_price(quantity, last_close, contract, rules):  # type: ignore[no-untyped-def]
-    """Where a resting order is placed: ``limit_offset`` behind the last close, on the tick away from it."""
-    side = 1.0 if quantity > 0.0 else -1.0
-    return to_tick(last_close * (1.0 - side * rules.limit_offset), contract, -side)
 
 
 @kernel
@@ -183,6 +172,8 @@ def admitted_by_volume(quantity, volume, bar, contract, rules):  # type: ignore[
     if abs(quantity) > contract.max_quantity:
         quantity, reason = math.copysign(contract.max_quantity, quantity), MAX_QUANTITY
     most = to_lots(rules.max_participation * volume, contract)
+    if rules.is_unlimited > 0.0 and bar.volume > 0.0:
+        most = abs(quantity)
     if abs(quantity) > most:
         quantity = math.copysign(most, quantity)
         reason |= PARTICIPATION if bar.volume > 0.0 else NO_MARKET
@@ -197,11 +188,17 @@ def admitted_by_margin(account, world, fine, asset, quantity, price, bar, contra
         (quantity, reason): signed, in whole lots, 0 if nothing is left; bits of the rules that cut it.
     """
     held = account.positions[asset, QUANTITY]
-    if quantity == 0.0 or is_reduce_only(held, quantity):
+    if quantity == 0.0 or is_reduce_only(held, quantity) or world.rules.is_unlimited > 0.0:
         return quantity, 0
     free = free_margin(account, world, fine, asset)
     quantity, reason = affordable_quantity(
-        account.positions[asset], free, quantity, price, bar.mark_open, contract
+        account.positions[asset],
+        free,
+        quantity,
+        price,
+        bar.mark_open,
+        taker_rate(account.traded, contract),
+        contract,
     )
     size = abs(quantity)
     in_quote = size if contract.is_inverse > 0.0 else size * bar.last_open
@@ -209,101 +206,3 @@ def admitted_by_margin(account, world, fine, asset, quantity, price, bar, contra
     if is_small and not is_reduce_only(held, quantity):
         return 0.0, reason | TOO_SMALL
     return quantity, reason
-
-
-@kernel
-def wanted_exposure(action, asset, exposure, rules):  # type: ignore[no-untyped-def]
-    """The exposure that an action asks for on one contract, given the present one.
-
-    ``target``: a * max_exposure. ``band``: x' = clip(x, c - w, c + w), so holding inside the band is free.
-    """
-    if rules.is_band == 0.0:
-        return min(1.0, max(-1.0, float(action[asset]))) * rules.max_exposure
-    centre = min(1.0, max(-1.0, float(action[2 * asset]))) * rules.max_exposure
-    width = 0.5 * (min(1.0, max(-1.0, float(action[2 * asset + 1]))) + 1.0) * rules.max_exposure
-    return min(centre + width, max(centre - width, exposure))
-
-
-@kernel
-def exposure_of(position, mark_close, equity, contract):  # type: ignore[no-untyped-def]
-    """Signed notional over equity."""
-    return exposure_of_quantity(position[QUANTITY], mark_close, equity, contract)
-
-
-@kernel
-def exposure_of_quantity(quantity, mark_close, equity, contract):  # type: ignore[no-untyped-def]
-    """Signed notional over equity."""
-    if equity <= 0.0 or quantity == 0.0:
-        return 0.0
-    return quantity * abs(worth(mark_close, contract.is_inverse)) / equity
-
-
-@kernel
-def decide(account, world, action, now):  # type: ignore[no-untyped-def]
-    """From action to wanted orders, at the close before bar ``now``; nothing of that bar is read.
-
-    The limits on leverage, daily loss and drawdown hold for gross exposure, and shrink every wish alike; the
-    limit on notional holds by contract.
-
-    Returns:
-        Bits of the limits that changed the action.
-    """
-    equity = account.wallet[EQUITY]
-    cap, bit = admitted_exposure(
-        equity,
-        account.wallet[PEAK_EQUITY],
-        account.wallet[DAY_EQUITY],
-        account.wallet[DAY_LOW_EQUITY],
-        world.rules.max_leverage,
-        world.rules.max_daily_loss,
-        world.rules.drawdown_start,
-        world.rules.max_drawdown,
-    )
-    single_cap = world.rules.max_notional / equity if equity > 0.0 else 0.0
-    wanted_gross, held_gross = 0.0, 0.0
-    changed = 0
-    for asset in range(account.positions.shape[0]):
-        contract = contract_rules(world.contracts[asset])
-        mark = world.market.mark[now - 1, asset, CLOSE]
-        # what is still being worked counts as held, so that repeating a target stacks nothing
-        coming = account.positions[asset, QUANTITY] + account.orders[asset, ORDER_WORKING]
-        exposure = exposure_of_quantity(coming, mark, equity, contract)
-        wish = wanted_exposure(action, asset, exposure, world.rules)
-        if account.positions[asset, BARS_HELD] >= world.rules.max_bars_held:
-            changed |= TIME_STOP
-            wish = 0.0
-        if abs(wish) > single_cap:
-            wish = math.copysign(single_cap, wish)
-            if single_cap < cap:
-                changed |= NOTIONAL
-        account.orders[asset, ORDER_QUANTITY] = wish
-        account.orders[asset, ORDER_REASON] = exposure  # kept for the second pass
-        wanted_gross += abs(wish)
-        held_gross += abs(exposure)
-    scale = 1.0
-    if wanted_gross > cap:
-        scale = cap / wanted_gross
-        changed |= bit
-    for asset in range(account.positions.shape[0]):
-        contract = contract_rules(world.contracts[asset])
-        order = account.orders[asset]
-        mark = world.market.mark[now - 1, asset, CLOSE]
-        held = account.positions[asset, QUANTITY]
-        exposure = order[ORDER_REASON]
-        target = order[ORDER_QUANTITY] * scale
-        # a decision that keeps what there is keeps what is being worked too
-        order[ORDER_QUANTITY] = order[ORDER_WORKING]
-        order[ORDER_WORKING] = 0.0
-        order[ORDER_HELD] = held
-        order[ORDER_REASON] = 0.0
-        if abs(target - exposure) <= world.rules.rebalance_threshold:
-            if abs(exposure) <= single_cap and held_gross <= cap:
-                continue
-            # a limit is obeyed however small the excess
-            changed |= NOTIONAL if single_cap < cap else bit
-        quantity = wanted_quantity(account.positions[asset], target, equity, mark, contract)
-        order[ORDER_QUANTITY] = quantity
-        if quantity != 0.0 and world.rules.style >= LIMIT:
-            last_close = world.market.last[now - 1, asset, CLOSE]
-            order[ORDER_LIMIT] = limit_price(quantity, last_close, contract, world.rules)
-    return changed

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from perpgym.data.contract import Contract
+from perpgym.data.contract import HOUR_MS, Contract
 from perpgym.data.tape import Tape
-from perpgym.envs.arrays import AccountRules, ContractRules, Market, World
-from perpgym.envs.config import EXECUTION_STYLES, EnvConfig
+from perpgym.envs.actions import ACTION_KINDS
+from perpgym.envs.arrays import AccountRules, Choices, ContractRules, Market, World
+from perpgym.envs.config import EXECUTION_STYLES, REWARD_KINDS, EnvConfig
 from perpgym.envs.execution import whole_inverse
 from perpgym.envs.finer import Finer
 from perpgym.envs.risk.limits import RiskLimits
@@ -25,32 +26,51 @@ def make_contract_rules(contract: Contract, config: EnvConfig) -> ContractRules:
     Raises:
         ValueError: the contract admits no position at this leverage.
     """
+    taker_rate = contract.taker_rate if config.taker_rate is None else config.taker_rate
+    maker_rate = contract.maker_rate if config.maker_rate is None else config.maker_rate
+    if config.cost != "exchange":
+        taker_rate = maker_rate = config.linear_cost_rate
+    is_rounded, is_limited = config.rounding == "on", config.limits == "on"
+    tick_size = contract.tick_size if is_rounded else 0.0
+    lot_size = contract.lot_size if is_rounded else 0.0
     return ContractRules(
         is_inverse=float(contract.kind == "inverse"),
-        is_isolated=float(config.margin_mode == "isolated"),
-        tick_size=contract.tick_size,
-        tick_inverse=whole_inverse(contract.tick_size),
-        lot_size=contract.lot_size,
-        lot_inverse=whole_inverse(contract.lot_size),
-        min_quantity=contract.min_quantity,
-        max_quantity=contract.max_quantity,
-        min_notional=contract.min_notional,
-        taker_rate=contract.taker_rate if config.taker_rate is None else config.taker_rate,
-        maker_rate=contract.maker_rate if config.maker_rate is None else config.maker_rate,
+        is_isolated=float(config.margin_mode == "isolated" and is_limited),
+        tick_size=tick_size,
+        tick_inverse=whole_inverse(tick_size),
+        lot_size=lot_size,
+        lot_inverse=whole_inverse(lot_size),
+        min_quantity=contract.min_quantity if is_rounded else 0.0,
+        max_quantity=contract.max_quantity if is_limited else math.inf,
+        min_notional=contract.min_notional if is_rounded else 0.0,
+        taker_rate=taker_rate,
+        maker_rate=maker_rate,
         clearance_rate=contract.clearance_rate,
         leverage=config.leverage,
-        max_position_notional=_max_position_notional(contract, config.leverage),
+        max_position_notional=(_max_position_notional(contract, config.leverage) if is_limited else math.inf),
     )
 
 
-def make_account_rules(config: EnvConfig, limits: RiskLimits) -> AccountRules:
-    """The kernel's rules for the account."""
+def make_account_rules(
+    config: EnvConfig, limits: RiskLimits, *, bar_ms: int = HOUR_MS, fine_ms: int = HOUR_MS
+) -> AccountRules:
+    """The kernel's rules for the account, on bars of ``bar_ms`` that ``fine_ms`` bars resolve."""
+    push, keep = config.impact.kernel_numbers(bar_ms, fine_ms)
+    fees = config.fees
+    is_exchange, is_limited = config.cost == "exchange", config.limits == "on"
     return AccountRules(
-        is_band=float(config.action == "band"),
+        action=float(ACTION_KINDS.index(config.action)),
         max_exposure=config.max_exposure,
+        is_fixed_size=float(config.sizing == "fixed_notional"),
         rebalance_threshold=config.rebalance_threshold,
-        half_spread=config.half_spread_bps * 1e-4,
-        impact_coefficient=config.impact_coefficient,
+        is_unlimited=float(not is_limited),
+        is_sold_at_end=float(config.terminal == "liquidate"),
+        quadratic_cost=config.quadratic_cost_rate if config.cost == "quadratic" else 0.0,
+        leaves_trace=float(config.impact.kind != "none"),
+        **dict(zip(("push_0", "push_1", "push_2", "push_permanent"), push, strict=True)),
+        **dict(zip(("keep_0", "keep_1", "keep_2"), keep, strict=True)),
+        half_spread=config.half_spread_bps * 1e-4 if is_exchange else 0.0,
+        impact_coefficient=config.impact_coefficient if is_exchange else 0.0,
         max_participation=config.max_participation,
         style=float(EXECUTION_STYLES.index(config.execution)),
         limit_offset=config.limit_offset_bps * 1e-4,
@@ -64,14 +84,23 @@ def make_account_rules(config: EnvConfig, limits: RiskLimits) -> AccountRules:
         take_profit=config.take_profit or 0.0,
         stop_on_mark=float(config.stop_trigger == "mark"),
         stop_at_last=1.0,
+        discount_factor=1.0 if fees is None else fees.discount_factor,
+        traded_before=0.0 if fees is None else fees.traded_before,
         funding_multiplier=config.funding_multiplier,
         liquidates_by_bracket=float(config.liquidation == "brackets"),
         liquidates_at_bankruptcy=0.0,
         is_joint_adverse=float(config.extremes == "joint_adverse"),
-        max_drawdown=config.max_drawdown,
-        reward_equity_floor=config.reward_equity_floor,
+        max_drawdown=config.max_drawdown if is_limited else math.inf,
+        reward=float(REWARD_KINDS.index(config.reward)),
         reward_scale=config.reward_scale,
+        reward_equity_floor=config.reward_equity_floor,
         reward_risk_aversion=config.reward_risk_aversion,
+        reward_keep=0.5 ** (1.0 / config.reward_half_life_bars),
+        reward_variance=config.reward_variance,
+        reward_on_conditional_mean=float(config.reward_on_conditional_mean),
+        reward_drawdown=config.reward_drawdown,
+        reward_turnover=config.reward_turnover,
+        reward_liquidation=config.reward_liquidation,
         max_leverage=limits.max_leverage,
         max_notional=_or_inf(limits.max_notional),
         max_daily_loss=_or_inf(limits.max_daily_loss),
@@ -106,13 +135,33 @@ def make_world(tape: Tape, config: EnvConfig, limits: RiskLimits, finer: Finer |
         ValueError: as :func:`pack_contracts`; or a latency that no finer bar resolves.
     """
     rules, brackets = pack_contracts(tape.contracts, config)
+    if config.reward_on_conditional_mean and tape.planted is None:
+        raise ValueError(
+            "reward_on_conditional_mean needs a tape that knows its mean (Tape.planted: simulated markets "
+            "and the problems of benchmarks/optima do); set it to false for real data"
+        )
     market = market_arrays(tape, finer)
+    if config.impact.kind != "none":
+        market = market._replace(root_illiquidity=config.impact.root_illiquidity(tape))
     if config.latency_ms > 0.0 and config.latency_ms > (market.fine_per_bar - 1) * market.fine_ms:
         raise ValueError(
             f"latency_ms={config.latency_ms:g} needs finer bars that resolve it: pass finer= bars of at most "
             f"that length to the env (its bars have {market.fine_ms} ms), or set latency_ms to 0"
         )
-    return World(market, rules, brackets, make_account_rules(config, limits))
+    account_rules = make_account_rules(config, limits, bar_ms=tape.bar_ms, fine_ms=market.fine_ms)
+    tiers = np.zeros((0, 3)) if config.fees is None else config.fees.tier_table()
+    return World(market, rules, brackets, account_rules, make_choices(config), tiers)
+
+
+def make_choices(config: EnvConfig) -> Choices:
+    """What the indices of the discrete actions stand for; ``counts`` is empty for continuous ones."""
+    levels = config.ladder if config.action == "ladder" else config.head_sizes
+    return Choices(
+        levels=np.array(levels, np.float64) * config.max_exposure,
+        stops=np.array(config.head_stops, np.float64),
+        styles=np.array([EXECUTION_STYLES.index(style) for style in config.head_styles], np.float64),
+        counts=np.array(config.choices, np.float64),
+    )
 
 
 def market_arrays(tape: Tape, finer: Finer | None = None) -> Market:
@@ -127,6 +176,8 @@ def market_arrays(tape: Tape, finer: Finer | None = None) -> Market:
         stamp_start=tape.stamp_start,
         stamp_time_ms=tape.stamp_time_ms,
         stamp_rate=tape.stamp_rate,
+        root_illiquidity=np.zeros_like(tape.volume),
+        planted=np.empty((0, len(tape.contracts))) if tape.planted is None else tape.planted,
         bar_ms=tape.bar_ms,
         fine_last=finer.last,
         fine_mark=finer.mark,
@@ -149,8 +200,9 @@ def one_bar_market(
     open_ms: int = 0,
     bar_ms: int = 3_600_000,
     stamps: Sequence[Sequence[tuple[int, float]]] = (),
+    root: Float64 | None = None,
 ) -> Market:
-    """A market of one bar, number 1, after a bar of which only the mark close is known.
+    """A market of one bar, number 1, after a bar of which only is known that it traded and its mark close.
 
     Args:
         mark_before: (A,) quote.
@@ -158,6 +210,7 @@ def one_bar_market(
         volume: (A,) base.
         sigma_per_bar: (A,) volatility of the bar's log return as known before it.
         open_ms, bar_ms: when the bar opens, how long it is.
+        root: (A,) ``Market.root_illiquidity`` as known before it; None for 0.
         stamps: by contract, (time in ms, rate) of the settlements that the bar owns, ascending.
     """
     owned = list(stamps) or [()] * last.shape[0]
@@ -166,7 +219,7 @@ def one_bar_market(
     flat = [stamp for rows in owned for stamp in rows]
     before = np.repeat(mark_before[:, None], 4, axis=1)
     both_last, both_mark = np.stack([before, last]), np.stack([before, mark])
-    both_volume = np.stack([volume, volume])
+    both_volume = np.stack([np.ones_like(volume), volume])
     return Market(
         open_time_ms=np.array([open_ms - bar_ms, open_ms], np.int64),
         last=both_last,
@@ -176,6 +229,8 @@ def one_bar_market(
         stamp_start=np.stack([starts, starts, ends], axis=1).astype(np.int64),
         stamp_time_ms=np.array([time for time, _rate in flat], np.int64),
         stamp_rate=np.array([rate for _time, rate in flat], np.float64),
+        root_illiquidity=np.zeros_like(both_volume) if root is None else np.stack([root, root]),
+        planted=np.empty((0, last.shape[0])),
         bar_ms=bar_ms,
         fine_last=both_last,
         fine_mark=both_mark,

@@ -40,7 +40,7 @@ class SB3PerpVecEnv(VecEnv):
 
     def step_async(self, actions: NDArray[np.float32]) -> None:
         """Remember the actions."""
-        self._actions = np.ascontiguousarray(actions, np.float32)
+        self._actions = np.ascontiguousarray(actions, np.float32).reshape(self.num_envs, -1)
 
     def step_wait(self) -> VecEnvStepReturn:
         """Book one bar and report in SB3's form."""

@@ -1,17 +1,14 @@
-"""What an agent sees and does: every observation column with unit and range, and the two action maps."""
+"""What an agent sees and what is booked: every column of observation and ledger, with unit and range."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from numpy.typing import NDArray
 
 from perpgym.data.tape import CLOCK_PERIOD, Tape
-
-ActionKind = Literal["target", "band"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +37,11 @@ ACCOUNT_COLUMNS: tuple[Column, ...] = (
     Column("stop_distance", "mark", 0.0, 1.0, "|mark - stop-loss price| / mark; 1 if there is none"),
     Column("target_distance", "mark", 0.0, 1.0, "|take-profit price - mark| / mark; 1 if there is none"),
     Column("bars_held", "1000 bars", 0.0, 10.0, "age of the position's present direction"),
+    Column(
+        "asked", "equity", -10.0, 10.0, "ladder level that stands, else exposure with what is being worked"
+    ),
+    Column("tradable", "0 or 1", 0.0, 1.0, "whether the contract traded in the newest bar"),
+    Column("impact", "1 % of price", -10.0, 10.0, "what its own earlier fills still add to its price"),
 )
 
 PORTFOLIO_COLUMNS: tuple[Column, ...] = (
@@ -56,6 +58,9 @@ PORTFOLIO_COLUMNS: tuple[Column, ...] = (
         10.0,
         "fees, spread and impact, decaying with a half-life of 24 bars",
     ),
+    # 0 with other rewards, which remember nothing
+    Column("return_mean", "deviations", -5.0, 5.0, "differential ratios: running mean of the log return"),
+    Column("return_deviation", "1 % equity", 0.0, 10.0, "differential ratios: its running deviation"),
 )
 
 ACCOUNT_NAMES = tuple(c.name for c in ACCOUNT_COLUMNS)
@@ -71,7 +76,7 @@ LEDGER_COLUMNS: tuple[str, ...] = (
     "fees",  # paid > 0
     "clearance",  # paid > 0
     "spread",  # paid > 0
-    "impact",  # paid > 0
+    "impact",  # paid > 0; the trace of earlier fills may give back
     "insurance",  # received from the insurance fund
     "traded_notional",  # sum of |fill notional|
     "exposure",  # signed notional over equity at the mark close, after the step, all contracts
@@ -85,6 +90,9 @@ LEDGER_COLUMNS: tuple[str, ...] = (
     "overlay",  # bits of envs.risk.overlay that changed the action; 0 = none
     "drawdown",  # fraction, after the step
 )
+# the parts that add up to the equity change, and what was traded: these are summed over an episode
+TOTAL_COLUMNS: tuple[str, ...] = LEDGER_COLUMNS[2:10]
+FIRST_PART = 2
 LEDGER = {name: i for i, name in enumerate(LEDGER_COLUMNS)}
 
 # of one step, by account and contract
@@ -102,32 +110,6 @@ CONTRACT_LEDGER = {name: i for i, name in enumerate(CONTRACT_LEDGER_COLUMNS)}
 FEATURE_BOUND = 1e6
 # the same for every tape, so that a saved model meets the same space on another one
 MAX_BAR = 2**40
-
-ACTION_DIM: dict[str, int] = {"target": 1, "band": 2}
-
-
-def exposure_to_action(
-    exposure: NDArray[np.floating], *, action: ActionKind, max_exposure: float
-) -> NDArray[np.float32]:
-    """The action that asks for exactly this exposure, in either action space.
-
-    Args:
-        exposure: (...,) signed notional over equity.
-        action: the env's action kind.
-        max_exposure: the env's range.
-
-    Returns:
-        (..., action_dim) float32 in [-1, 1]; for ``band`` the width is zero.
-    """
-    centre = np.clip(np.asarray(exposure, dtype=np.float64) / max_exposure, -1.0, 1.0)
-    if action == "target":
-        return centre[..., None].astype(np.float32)
-    return np.stack([centre, np.full_like(centre, -1.0)], axis=-1).astype(np.float32)
-
-
-def action_space(action: ActionKind, n_contracts: int) -> gym.spaces.Box:
-    """Box(-1, 1, (A * action_dim,), float32), contract after contract."""
-    return gym.spaces.Box(-1.0, 1.0, (n_contracts * ACTION_DIM[action],), np.float32)
 
 
 def observation_space(tape: Tape, window: int, with_windows: bool) -> gym.spaces.Dict:
@@ -147,6 +129,8 @@ def observation_space(tape: Tape, window: int, with_windows: bool) -> gym.spaces
         for name, width in (("market", tape.features.shape[2]), ("risk", tape.risk.shape[2])):
             spaces[name] = gym.spaces.Box(-FEATURE_BOUND, FEATURE_BOUND, (window, assets, width), np.float32)
         spaces["clock"] = gym.spaces.Box(0, CLOCK_PERIOD - 1, (1,), np.int64)
+        if assets > 1:
+            spaces["valid"] = gym.spaces.Box(0.0, 1.0, (window, assets), np.float32)
     else:
         spaces["bar"] = gym.spaces.Box(0, MAX_BAR, (1,), np.int64)
     return gym.spaces.Dict(spaces)

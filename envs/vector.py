@@ -12,12 +12,15 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from perpgym.data.bars import Bars
+from perpgym.data.clock import iso
 from perpgym.data.tape import Tape
-from perpgym.envs.account import POSITION_COLUMNS, WALLET_COLUMNS
+from perpgym.envs.account import ORDER_COLUMNS, POSITION_COLUMNS, WALLET_COLUMNS
+from perpgym.envs.actions import ACTION_DIM, action_space
 from perpgym.envs.arrays import BatchState
 from perpgym.envs.batch import (
     copy_final_windows,
     copy_windows,
+    first_bad_action,
     observe_batch,
     restart_batch,
     step_batch,
@@ -25,15 +28,15 @@ from perpgym.envs.batch import (
 from perpgym.envs.buffers import StepBuffers, make_account
 from perpgym.envs.compile import bind
 from perpgym.envs.config import EnvConfig
+from perpgym.envs.fees import TRADED_COLUMNS
 from perpgym.envs.finer import Finer
-from perpgym.envs.orders import ORDER_COLUMNS
+from perpgym.envs.masks import mask_batch
 from perpgym.envs.risk.limits import RiskLimits
 from perpgym.envs.rules import make_world
 from perpgym.envs.spaces import (
-    ACTION_DIM,
     CONTRACT_LEDGER_COLUMNS,
     LEDGER_COLUMNS,
-    action_space,
+    TOTAL_COLUMNS,
     observation_space,
 )
 
@@ -118,7 +121,7 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
         self._risk = _rows(tape.risk)
         self._allocate()
         self.single_observation_space = observation_space(tape, self.config.window_bars, with_windows)
-        self.single_action_space = action_space(self.config.action, len(tape.contracts))
+        self.single_action_space = action_space(self.config.action, len(tape.contracts), self.config.choices)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._rng = np.random.default_rng(seed)
@@ -133,6 +136,8 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
             wallets=np.zeros((n, WALLET_COLUMNS)),
             positions=np.zeros((n, a, POSITION_COLUMNS)),
             orders=np.zeros((n, a, ORDER_COLUMNS)),
+            traded=np.zeros((n, 0 if self.config.fees is None else TRADED_COLUMNS)),
+            totals=np.zeros((n, len(TOTAL_COLUMNS))),
             path_bar=np.zeros(p, np.int64),
             path_end=np.zeros(p, np.int64),
             next_start=np.zeros(p, np.int64),
@@ -141,7 +146,7 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
             restart_exposure=np.zeros((n, a)),
         )
         # one account at a time is in work
-        self._scratch = make_account(a)
+        self._scratch = make_account(a, has_tiers=self.config.fees is not None)
 
     # --- native face ---
 
@@ -185,14 +190,17 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
         Allocates nothing, but for the draw of a start where a path ended.
 
         Args:
-            actions: (N, action_dim) float32 in [-1, 1]; clipped.
+            actions: (N, action_dim) float32: in [-1, 1] and clipped, or indices of choices; (N,) too for one
+                number.
             out: from :meth:`make_buffers`.
 
         Raises:
-            ValueError: the actions have another shape, or one is not finite; nothing was booked.
+            ValueError: the actions have another shape, or one is no action; nothing was booked.
         """
         if actions.dtype != np.float32 or not actions.flags.c_contiguous:
             actions = np.ascontiguousarray(actions, np.float32)
+        if actions.ndim == 1 and self.action_dim == 1:
+            actions = actions[:, None]
         if actions.shape != self._action_shape:
             raise ValueError(f"actions must have shape {self._action_shape}, had {actions.shape}")
         arguments = (
@@ -202,13 +210,39 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
             self._step = bind(step_batch, *arguments)
         ended = self._step(*arguments)
         if ended < 0:
-            account = -1 - ended
-            raise ValueError(
-                f"the action of account {account} is not finite: {actions[account]}; nothing was booked"
-            )
+            raise ValueError(self._no_action(-1 - ended, actions[-1 - ended]))
         self._copy_windows(out)
         if ended > 0:
             self._after_restarts(out)
+
+    def _no_action(self, account: int, action: NDArray[np.float32]) -> str:
+        """Which number of an action is none, for which contract and when."""
+        by_contract = action.reshape(len(self.tape.contracts), 1, -1)
+        counts = self._world.choices.counts
+        (first, *_more) = [i for i, part in enumerate(by_contract) if first_bad_action(part, counts) >= 0]
+        close_ms = int(self.tape.open_time_ms[self._state.path_bar[account // self.accounts_per_path]])
+        return (
+            f"the action of account {account} is not finite or not in {self.single_action_space}: {action}, "
+            f"for {self.tape.contracts[first].symbol} at the close of {iso(close_ms + self.tape.bar_ms)}; "
+            "nothing was booked"
+        )
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """Which choices are allowed now, as sb3-contrib's MaskablePPO asks for them.
+
+        Returns:
+            (N, A * sum(choices)) bool, contract after contract, number after number.
+
+        Raises:
+            ValueError: the actions are continuous.
+        """
+        if not self.config.choices:
+            raise ValueError(f"action={self.config.action} is continuous: masks need ladder or heads")
+        width = len(self.tape.contracts) * sum(self.config.choices)
+        masks = np.zeros((self.num_envs, width), np.bool_)
+        bars = np.repeat(self._state.path_bar, self.accounts_per_path)
+        mask_batch(self._world, self._state, self._scratch, bars, masks)
+        return masks
 
     def _after_restarts(self, out: StepBuffers) -> None:
         """Draw what the next restarts will use, and copy the windows that ended."""
@@ -243,6 +277,7 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
         config = self.config
         if config.restart == "flat":
             self._state.restart_wallet[accounts] = config.initial_wallet
+            self._state.restart_exposure[accounts] = config.initial_exposure
             return
         scale = np.exp(self._rng.uniform(-_WALLET_LOG_RANGE, _WALLET_LOG_RANGE, accounts.size))
         self._state.restart_wallet[accounts] = config.initial_wallet * scale
@@ -255,6 +290,11 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
     def __getstate__(self) -> dict[str, Any]:
         # machine code does not travel
         return {**self.__dict__, "_step": None, "_copy": None}
+
+    def totals(self, out: StepBuffers) -> NDArray[np.float64]:
+        """(N, 8) the ledger's parts summed since the episode began; of an episode that just ended, whole."""
+        done = (out.terminated | out.truncated)[:, None]
+        return np.where(done, out.final_totals, self._state.totals)
 
     # --- resuming ---
 
@@ -303,6 +343,8 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
         info |= {
             f"contract_{name}": out.holdings[:, :, i].copy() for i, name in enumerate(CONTRACT_LEDGER_COLUMNS)
         }
+        totals = self.totals(out)
+        info |= {f"total_{name}": totals[:, i] for i, name in enumerate(TOTAL_COLUMNS)}
         done = out.terminated | out.truncated
         if done.any():
             final = self.final_observation(out)
@@ -349,4 +391,7 @@ def _as_dict(
     else:
         observation["market"], observation["risk"] = market.copy(), risk.copy()
         observation["clock"] = tape.clock(bar)[:, None]
+        if len(tape.contracts) > 1:
+            window = np.arange(1 - market.shape[1], 1)
+            observation["valid"] = tape.is_valid[bar[:, None] + window].astype(np.float32)  # N R A
     return observation

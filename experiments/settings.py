@@ -9,15 +9,15 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import torch
 
 from perpgym.agents.ppo import PPOConfig
-from perpgym.data.load import DataConfig
+from perpgym.data.config import DataConfig
 from perpgym.data.splits import Splits
 from perpgym.envs.config import EnvConfig
-from perpgym.envs.rewards import LogReturn
+from perpgym.envs.rewards import LogReturn, Reward
 from perpgym.envs.risk.limits import RiskLimits
 from perpgym.policies.config import PolicyConfig
 
@@ -110,7 +110,7 @@ class Settings:
     features: FeatureSet = field(default_factory=FeatureSet)
     env: EnvConfig = field(default_factory=EnvConfig)
     risk: RiskLimits = field(default_factory=RiskLimits)
-    reward: LogReturn = field(default_factory=LogReturn)
+    reward: Reward = field(default_factory=LogReturn)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     agent: PPOConfig = field(default_factory=PPOConfig)
     training: Training = field(default_factory=Training)
@@ -169,13 +169,15 @@ def build(section: Mapping[str, Any] | None, default: type[T], where: str) -> T:
     """
     values = {key: _plain(value) for key, value in (section or {}).items()}
     kind = _locate(str(values.pop("_target_")), where) if "_target_" in values else default
-    if not issubclass(kind, default):
-        raise ValueError(f"{where}: _target_ {kind.__name__} is no {default.__name__}")
+    # the first dataclass of its line: any reward may stand in for any other
+    family = default.__mro__[-2]
+    if not issubclass(kind, family):
+        raise ValueError(f"{where}: _target_ {kind.__name__} is no {family.__name__}")
     known = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     check_keys(values, known, f"{where} ({kind.__name__})")
     check_types(kind, values, where)
     try:
-        return kind(**values)
+        return cast(T, kind(**values))
     except TypeError as error:
         raise ValueError(f"{where}: a setting is missing ({error})") from error
     except ValueError as error:
@@ -225,6 +227,9 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(_fits(value, one) for one in inner)
     if origin is Literal:
         return isinstance(value, str)  # the class itself names what is allowed
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        # a part of a component may come as plain types and checks its own settings
+        return isinstance(value, (dict, hint))
     if origin is tuple:
         return isinstance(value, tuple) and all(_fits(one, inner[0]) for one in value)
     if isinstance(value, bool) or hint is bool:

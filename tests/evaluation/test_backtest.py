@@ -10,9 +10,10 @@ import pytest
 
 from perpgym.agents.baselines import Flat, Hold, MovingAverageCross, standard_baselines
 from perpgym.data.tape import Tape
+from perpgym.envs.actions import exposure_to_action
 from perpgym.envs.config import EnvConfig
 from perpgym.envs.risk.limits import RiskLimits
-from perpgym.envs.spaces import LEDGER, LEDGER_COLUMNS, exposure_to_action
+from perpgym.envs.spaces import LEDGER, LEDGER_COLUMNS
 from perpgym.evaluation.backtest import close_books, matched_random, run_backtest, run_draws
 from perpgym.evaluation.trades import find_trades
 

@@ -15,9 +15,9 @@ from perpgym.agents.baselines import Flat, Hold
 from perpgym.data.features.build import build_tape
 from perpgym.data.synthetic import SimulatedMarketConfig, simulate_market
 from perpgym.data.tape import Tape
+from perpgym.envs.actions import exposure_to_action
 from perpgym.envs.config import EnvConfig
 from perpgym.envs.risk.limits import RiskLimits
-from perpgym.envs.spaces import exposure_to_action
 from perpgym.evaluation.comparison import UNLIMITED_HOLD, Comparison, compare
 from perpgym.evaluation.figures import monthly_returns
 from perpgym.evaluation.judge import ReportInput, RunContext, judge

@@ -21,7 +21,10 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
 ENCODERS = get_args(EncoderName)
 # composition sets these from the policy and the reward
-_COMPOSED = {"window_bars", "reward_scale", "reward_risk_aversion", "reward_equity_floor"}
+_COMPOSED = {"window_bars"} | {
+    field.name for field in dataclasses.fields(EnvConfig) if field.name.startswith("reward")
+}
+REWARDS = sorted(path.stem for path in (CONFIGS / "reward").glob("*.yaml") if path.stem != "shared")
 
 
 def composed(*overrides: str) -> dict[str, Any]:
@@ -86,6 +89,13 @@ def test_every_setting_of_a_component_can_be_overridden_by_name(section: str) ->
     config = composed()[section]
     fields = {f.name for f in dataclasses.fields(_SECTIONS[section])}
     assert set(config) - {"_target_"} == fields - (_COMPOSED if section == "env" else set())
+
+
+@pytest.mark.parametrize("reward", REWARDS)
+def test_every_reward_is_one_word_away_with_every_setting_of_its_class(reward: str) -> None:
+    section = composed(f"reward={reward}")["reward"]
+    built = build(section, _SECTIONS["reward"], "reward")
+    assert set(section) - {"_target_"} == {f.name for f in dataclasses.fields(built)}
 
 
 def test_a_misspelt_key_names_the_nearest_setting() -> None:

@@ -423,7 +423,7 @@ class Pair:
             stamps=[stamps],
         )
         world = World(market, self.contracts, self.brackets, self.rules)
-        reward, is_over = step_account(self.account, world, action, 1, self.scratch)
+        reward, is_over = step_account(self.account, world, action, 1, False, self.scratch)
         theirs = self.reference.step(action, mark_before, bar, open_ms, bar_ms, stamps)
         row = dict(zip(LEDGER_COLUMNS, self.account.ledger.tolist(), strict=True))
         row |= dict(zip(CONTRACT_LEDGER_COLUMNS, self.account.holdings[0].tolist(), strict=True))

@@ -20,6 +20,7 @@ from perpgym.envs.account import (
     apply_fill,
     open_account,
 )
+from perpgym.envs.actions import exposure_to_action
 from perpgym.envs.arrays import ContractRules, World
 from perpgym.envs.buffers import make_account
 from perpgym.envs.config import EnvConfig
@@ -28,7 +29,7 @@ from perpgym.envs.kernel import step_account
 from perpgym.envs.margin import bankruptcy_worth, liquidation_price, maintenance_margin
 from perpgym.envs.risk.limits import RiskLimits
 from perpgym.envs.rules import make_account_rules, one_bar_market, pack_contracts
-from perpgym.envs.spaces import CONTRACT_LEDGER_COLUMNS, LEDGER, LEDGER_COLUMNS, exposure_to_action
+from perpgym.envs.spaces import CONTRACT_LEDGER_COLUMNS, LEDGER, LEDGER_COLUMNS
 
 HOUR_MS = 3_600_000
 # a plain bracket of 0.4 %, for numbers that can be worked on paper
@@ -89,7 +90,7 @@ class Account:
             stamps=[[(int(hours * HOUR_MS), rate) for hours, rate in stamps]],
         )
         world = World(market, self.contracts, brackets[None], self.rules)
-        self.reward, self.terminated = step_account(self.account, world, action, 1, make_account(1))
+        self.reward, self.terminated = step_account(self.account, world, action, 1, False, make_account(1))
         self.mark = (mark or last)[3]
         booked = dict(zip(LEDGER_COLUMNS, self.account.ledger.tolist(), strict=True))
         booked |= dict(zip(CONTRACT_LEDGER_COLUMNS, self.account.holdings[0].tolist(), strict=True))

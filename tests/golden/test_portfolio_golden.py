@@ -73,7 +73,9 @@ class Portfolio:
         )  # fmt: skip
         action = np.array(exposures, np.float32) / np.float32(self.config.max_exposure)
         world = self.world._replace(market=market)
-        self.reward, self.is_over = step_account(self.account, world, action, 1, make_account(len(bars)))
+        self.reward, self.is_over = step_account(
+            self.account, world, action, 1, False, make_account(len(bars))
+        )
         self.marks = prices[:, 3]
         row = dict(zip(LEDGER_COLUMNS, self.account.ledger.tolist(), strict=True))
         parts = row["price_pnl"] + row["funding"] + row["insurance"]

@@ -1,0 +1,197 @@
+"""From an action to wanted orders: overlay and sizing, at the close and on nothing that comes later."""
+
+from __future__ import annotations
+
+import math
+
+from perpgym.data.bars import CLOSE
+from perpgym.envs.account import (
+    BARS_HELD,
+    DAY_EQUITY,
+    DAY_LOW_EQUITY,
+    EQUITY,
+    ORDER_ASKED,
+    ORDER_HELD,
+    ORDER_LIMIT,
+    ORDER_QUANTITY,
+    ORDER_REASON,
+    ORDER_STOP,
+    ORDER_STYLE,
+    ORDER_WORKING,
+    PEAK_EQUITY,
+    QUANTITY,
+    sizing_base,
+)
+from perpgym.envs.arrays import contract_rules
+from perpgym.envs.compile import kernel
+from perpgym.envs.execution import to_lots, to_tick
+from perpgym.envs.margin import worth
+from perpgym.envs.orders import LIMIT
+from perpgym.envs.risk.overlay import NOTIONAL, TIME_STOP, admitted_exposure
+
+# kinds of action, in the order of envs.actions.ACTION_KINDS
+TARGET, BAND, LADDER, HEADS = range(4)
+# the first number of a contract's ``heads``, in the order of envs.actions.DECISIONS; size, stop, style follow
+HOLD, LONG, SHORT, FLAT = range(4)
+
+
+@kernel
+def wanted_exposure(account, world, action, asset, exposure):  # type: ignore[no-untyped-def]
+    """The exposure that an action asks for on one contract, given the present one.
+
+    ``target``: a * max_exposure. ``band``: x' = clip(x, c - w, c + w), so holding inside the band is free.
+    ``ladder``: the level, or what there is where the level is the one that stands. ``heads``: the size, long
+    or short; nothing; or what there is.
+    """
+    rules, levels = world.rules, world.choices.levels
+    if rules.action == TARGET:
+        return min(1.0, max(-1.0, float(action[asset]))) * rules.max_exposure
+    if rules.action == BAND:
+        centre = min(1.0, max(-1.0, float(action[2 * asset]))) * rules.max_exposure
+        width = 0.5 * (min(1.0, max(-1.0, float(action[2 * asset + 1]))) + 1.0) * rules.max_exposure
+        return min(centre + width, max(centre - width, exposure))
+    if rules.action == LADDER:
+        level = levels[int(action[asset])]
+        return exposure if level == account.orders[asset, ORDER_ASKED] else level
+    decision = int(action[4 * asset])
+    size = levels[int(action[4 * asset + 1])]
+    if decision == HOLD:
+        return exposure
+    if decision == FLAT:
+        return 0.0
+    return size if decision == LONG else -size
+
+
+@kernel
+def _remember_level(order, level, target):  # type: ignore[no-untyped-def]
+    """A level stands once it is asked for whole; one that a limit shrank does not."""
+    if level != order[ORDER_ASKED]:
+        order[ORDER_ASKED] = level if target == level else math.nan
+
+
+@kernel
+def _describe_order(order, world, action, asset, quantity, now, contract):  # type: ignore[no-untyped-def]
+    """How a new order reaches the book, its stop, and where it rests."""
+    rules = world.rules
+    order[ORDER_STYLE], order[ORDER_STOP] = rules.style, 0.0
+    if rules.action == HEADS:
+        order[ORDER_STOP] = world.choices.stops[int(action[4 * asset + 2])]
+        order[ORDER_STYLE] = world.choices.styles[int(action[4 * asset + 3])]
+    if quantity != 0.0 and order[ORDER_STYLE] >= LIMIT:
+        order[ORDER_LIMIT] = limit_price(quantity, world.market.last[now - 1, asset, CLOSE], contract, rules)
+
+
+@kernel
+def wanted_quantity(position, exposure, base, mark_close, contract):  # type: ignore[no-untyped-def]
+    """The order that moves the position to ``exposure``, in whole lots towards zero.
+
+    Args:
+        exposure: signed notional over ``base``, after the overlay.
+        base: settle currency, of an exposure of 1.
+        mark_close: quote, of the bar that has just closed: sizing never sees the next open.
+    """
+    held = position[QUANTITY]
+    if exposure == 0.0:
+        return -held
+    unit = abs(worth(mark_close, contract.is_inverse))
+    return to_lots(exposure * base / unit - held, contract)
+
+
+@kernel
+def limit_price(quantity, last_close, contract, rules):  # type: ignore[no-untyped-def]
+    """Where a resting order is placed: ``limit_offset`` behind the last close, on the tick away from it."""
+    side = 1.0 if quantity > 0.0 else -1.0
+    return to_tick(last_close * (1.0 - side * rules.limit_offset), contract, -side)
+
+
+@kernel
+def exposure_of(position, mark_close, base, contract):  # type: ignore[no-untyped-def]
+    """Signed notional over equity, or what else is its base."""
+    return exposure_of_quantity(position[QUANTITY], mark_close, base, contract)
+
+
+@kernel
+def exposure_of_quantity(quantity, mark_close, base, contract):  # type: ignore[no-untyped-def]
+    """Signed notional over equity, or what else is its base."""
+    if base <= 0.0 or quantity == 0.0:
+        return 0.0
+    return quantity * abs(worth(mark_close, contract.is_inverse)) / base
+
+
+@kernel
+def exposure_caps(wallet, rules):  # type: ignore[no-untyped-def]
+    """Largest gross exposure, the bit of the limit that sets it, and the largest exposure of one contract."""
+    if rules.is_unlimited > 0.0:
+        return math.inf, 0, math.inf
+    equity, base = wallet[EQUITY], sizing_base(wallet, rules)
+    cap, bit = admitted_exposure(
+        equity, wallet[PEAK_EQUITY], wallet[DAY_EQUITY], wallet[DAY_LOW_EQUITY], rules.max_leverage,
+        rules.max_daily_loss, rules.drawdown_start, rules.max_drawdown,
+    )  # fmt: skip
+    single = rules.max_notional / base if equity > 0.0 else 0.0
+    return cap * equity / base if base != equity else cap, bit, single
+
+
+@kernel
+def decide(account, world, action, now):  # type: ignore[no-untyped-def]
+    """From action to wanted orders, at the close before bar ``now``; nothing of that bar is read.
+
+    The limits on leverage, daily loss and drawdown hold for gross exposure, and shrink every wish alike; the
+    limit on notional holds by contract.
+
+    Returns:
+        Bits of the limits that changed the action.
+    """
+    base = sizing_base(account.wallet, world.rules)
+    cap, bit, single_cap = exposure_caps(account.wallet, world.rules)
+    wanted_gross, held_gross = 0.0, 0.0
+    changed = 0
+    for asset in range(account.positions.shape[0]):
+        contract = contract_rules(world.contracts[asset])
+        mark = world.market.mark[now - 1, asset, CLOSE]
+        # what is still being worked counts as held, so that repeating a target stacks nothing
+        coming = account.positions[asset, QUANTITY] + account.orders[asset, ORDER_WORKING]
+        exposure = exposure_of_quantity(coming, mark, base, contract)
+        wish = exposure
+        # what does not trade, or is not listed yet, is kept: its action must not shrink the others'
+        if world.market.volume[now - 1, asset] > 0.0:
+            wish = wanted_exposure(account, world, action, asset, exposure)
+        if account.positions[asset, BARS_HELD] >= world.rules.max_bars_held:
+            changed |= TIME_STOP
+            wish = 0.0
+        if abs(wish) > single_cap:
+            wish = math.copysign(single_cap, wish)
+            if single_cap < cap:
+                changed |= NOTIONAL
+        account.orders[asset, ORDER_QUANTITY] = wish
+        account.orders[asset, ORDER_REASON] = exposure  # kept for the second pass
+        wanted_gross += abs(wish)
+        held_gross += abs(exposure)
+    scale = 1.0
+    if wanted_gross > cap:
+        scale = cap / wanted_gross
+        changed |= bit
+    for asset in range(account.positions.shape[0]):
+        contract = contract_rules(world.contracts[asset])
+        order = account.orders[asset]
+        mark = world.market.mark[now - 1, asset, CLOSE]
+        held = account.positions[asset, QUANTITY]
+        exposure = order[ORDER_REASON]
+        target = order[ORDER_QUANTITY] * scale
+        # a decision that keeps what there is keeps what is being worked too
+        order[ORDER_QUANTITY] = order[ORDER_WORKING]
+        order[ORDER_WORKING] = 0.0
+        order[ORDER_HELD] = held
+        order[ORDER_REASON] = 0.0
+        if world.rules.action == LADDER:
+            _remember_level(order, world.choices.levels[int(action[asset])], target)
+        if abs(target - exposure) <= world.rules.rebalance_threshold:
+            if abs(exposure) <= single_cap and held_gross <= cap:
+                continue
+            # a limit is obeyed however small the excess
+            order[ORDER_ASKED] = math.nan
+            changed |= NOTIONAL if single_cap < cap else bit
+        quantity = wanted_quantity(account.positions[asset], target, base, mark, contract)
+        order[ORDER_QUANTITY] = quantity
+        _describe_order(order, world, action, asset, quantity, now, contract)
+    return changed

@@ -1,0 +1,121 @@
+"""Which choices of an action margin, limits, brackets and the market forbid, as far as the close shows it."""
+
+from __future__ import annotations
+
+from perpgym.data.bars import CLOSE
+from perpgym.envs.account import (
+    CROSS,
+    EQUITY,
+    ISOLATED_WALLET,
+    ORDER_ASKED,
+    QUANTITY,
+    margin_balance,
+    sizing_base,
+)
+from perpgym.envs.arrays import Account, contract_rules
+from perpgym.envs.compile import kernel
+from perpgym.envs.decision import FLAT, HEADS, HOLD, LONG, SHORT, exposure_caps, exposure_of
+
+# a choice at the very limit is allowed
+_SLACK = 1.0 + 1e-9
+
+
+@kernel
+def _others(account, world, asset, base, now):  # type: ignore[no-untyped-def]
+    """Gross exposure of the other contracts, and the margin that is free for this one, settle currency."""
+    gross, free = 0.0, account.wallet[EQUITY]
+    for other in range(account.positions.shape[0]):
+        contract = contract_rules(world.contracts[other])
+        if other != asset:
+            mark = world.market.mark[now, other, CLOSE]
+            exposure = abs(exposure_of(account.positions[other], mark, base, contract))
+            gross += exposure
+            free -= exposure * base / contract.leverage
+    contract = contract_rules(world.contracts[asset])
+    if contract.is_isolated > 0.0:
+        free = margin_balance(account, CROSS) + account.positions[asset, ISOLATED_WALLET]
+    return gross, free
+
+
+@kernel
+def is_admitted(account, world, asset, wish, now):  # type: ignore[no-untyped-def]
+    """Whether an exposure may be asked for at the close of ``now``: reducing always, more within every limit.
+
+    The market may move before the order arrives: what is admitted here can still be cut.
+    """
+    contract = contract_rules(world.contracts[asset])
+    base = sizing_base(account.wallet, world.rules)
+    present = exposure_of(account.positions[asset], world.market.mark[now, asset, CLOSE], base, contract)
+    if wish == 0.0 or (wish * present > 0.0 and abs(wish) <= abs(present)):
+        return True
+    if world.rules.is_unlimited > 0.0:
+        return True
+    cap, _bit, single = exposure_caps(account.wallet, world.rules)
+    gross, free = _others(account, world, asset, base, now)
+    size = abs(wish)
+    return (
+        gross + size <= cap * _SLACK
+        and size <= single * _SLACK
+        and size * base <= contract.max_position_notional * _SLACK
+        and size * base / contract.leverage <= free * _SLACK
+    )
+
+
+@kernel
+def mask_account(account, world, now, out):  # type: ignore[no-untyped-def]
+    """Write which choices are allowed, contract after contract.
+
+    A contract that does not trade allows what changes nothing. At least one choice of each number is allowed.
+
+    Args:
+        account: ``Account``.
+        world: ``World``.
+        now: the newest closed bar.
+        out: (A * sum of choices,) bool, in place.
+    """
+    levels = world.choices.levels
+    n_levels, n_stops, n_styles = levels.shape[0], world.choices.stops.shape[0], world.choices.styles.shape[0]
+    place = 0
+    for asset in range(account.positions.shape[0]):
+        is_trading = world.market.volume[now, asset] > 0.0
+        if world.rules.action != HEADS:
+            asked, nearest, is_any = account.orders[asset, ORDER_ASKED], 0, False
+            for level in range(n_levels):
+                # the level that stands means no order; a comparison with nan is false
+                is_allowed = levels[level] == asked
+                if is_trading and not is_allowed:
+                    is_allowed = is_admitted(account, world, asset, levels[level], now)
+                out[place + level] = is_allowed
+                is_any = is_any or is_allowed
+                if abs(levels[level]) < abs(levels[nearest]):
+                    nearest = level
+            if not is_any:
+                # nothing fits: the smallest exposure of the ladder is the nearest to doing nothing
+                out[place + nearest] = True
+            place += n_levels
+            continue
+        is_long_any, is_short_any = False, False
+        for size in range(n_levels):
+            is_long = is_trading and is_admitted(account, world, asset, levels[size], now)
+            is_short = is_trading and is_admitted(account, world, asset, -levels[size], now)
+            out[place + 4 + size] = is_long or is_short
+            is_long_any, is_short_any = is_long_any or is_long, is_short_any or is_short
+        if not (is_long_any or is_short_any):
+            out[place + 4] = True
+        out[place + HOLD] = True
+        out[place + LONG], out[place + SHORT] = is_long_any, is_short_any
+        out[place + FLAT] = is_trading and account.positions[asset, QUANTITY] != 0.0
+        for other in range(n_stops + n_styles):
+            out[place + 4 + n_levels + other] = True
+        place += 4 + n_levels + n_stops + n_styles
+
+
+@kernel
+def mask_batch(world, state, scratch, bars, out):  # type: ignore[no-untyped-def]
+    """Every account's mask at its bar; ``out`` is (N, A * sum of choices) bool."""
+    for i in range(bars.shape[0]):
+        account = Account(
+            state.wallets[i], state.positions[i], scratch.ledger, scratch.holdings, state.orders[i],
+            scratch.fills, scratch.traded,
+        )  # fmt: skip
+        mask_account(account, world, bars[i], out[i])
