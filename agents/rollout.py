@@ -102,6 +102,12 @@ class PathRollout:
         # bars of single contracts that the market encoder has read for this rollout and its updates
         self.tokens = 0
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of everything that grows with the rollout."""
+        kept = [value for value in vars(self).values() if isinstance(value, torch.Tensor | np.ndarray)]
+        return sum(value.nbytes for value in kept)
+
     def keep_embeddings(self, size: int) -> None:
         """Make room for a rollout's (P, T + 1, M) embeddings, which its updates then need not repeat."""
         self.embedding = torch.zeros(self.n_paths, self.n_steps + 1, size, device=self.device)
