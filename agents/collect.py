@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from perpgym.agents.objective import Objective
 from perpgym.agents.rollout import Float64, PathRollout
 from perpgym.envs.buffers import StepBuffers
 from perpgym.envs.vector import PerpVecEnv
@@ -17,7 +18,7 @@ from perpgym.policies.stretch_actor import StretchActor
 
 @torch.inference_mode()
 def collect(
-    policy: PerpActorCriticPolicy,
+    objective: Objective,
     env: PerpVecEnv,
     out: StepBuffers,
     rollout: PathRollout,
@@ -27,7 +28,7 @@ def collect(
     """Step every account T times with sampled actions and leave a finished rollout.
 
     Args:
-        policy: bound to the env's tape.
+        objective: of the policy, which is bound to the env's tape.
         env: the batch env.
         out: its buffers, holding the present observation; they hold the last one afterwards.
         rollout: filled in place.
@@ -37,12 +38,12 @@ def collect(
     Returns:
         False if ``on_step`` stopped it: the rollout is then not finished.
     """
-    n_steps = rollout.n_steps
+    policy, n_steps = objective.policy, rollout.n_steps
     sent = np.empty((env.num_envs, env.action_dim), np.float32)
     host_actions = torch.from_numpy(sent).view(env.n_paths, env.accounts_per_path, -1)  # P K a
     bars = out.bar[:: env.accounts_per_path].copy()  # P
     rollout.start(bars)
-    context = _encode(policy, rollout, slice(None), bars, 0)  # P T+1 C
+    context = _encode(objective, rollout, slice(None), bars, 0)  # P T+1 C
     standard_noise = torch.randn(rollout.actions.shape, generator=noise, device=rollout.device)  # P T K a
     # cut up once: at the size of one step, finding the place costs as much as the work
     deviation = (standard_noise * policy.log_std.exp()).unbind(1)  # T of P K a
@@ -60,7 +61,7 @@ def collect(
         ended = out.terminated | out.truncated
         if ended.any():
             _value_truncated(policy, env, out, context[:, step + 1], final_value[step])
-            _follow_jumps(policy, out.bar[:: env.accounts_per_path], rollout, step + 1, bars, context)
+            _follow_jumps(objective, out.bar[:: env.accounts_per_path], rollout, step + 1, bars, context)
         if not on_step(ended):
             return False
     write_state(n_steps)
@@ -73,20 +74,18 @@ def collect(
 
 
 def _encode(
-    policy: PerpActorCriticPolicy,
+    objective: Objective,
     rollout: PathRollout,
     paths: slice | torch.Tensor,
     bars: NDArray[np.int64],
     step: int,
 ) -> torch.Tensor:
     """(n, T + 1 - step, C) contexts of n paths from ``step`` on, where they stand at ``bars``."""
-    n_bars = rollout.n_steps + 1 - step
-    rollout.tokens += bars.size * policy.tokens(n_bars)
-    features = policy.features_extractor
-    embedding = features.stretch_embedding(torch.from_numpy(bars).to(rollout.device), n_bars)  # n . M
+    first_bar = torch.from_numpy(bars).to(rollout.device)
+    embedding = objective.embed(first_bar, rollout.n_steps + 1 - step)  # n . M
     if rollout.embedding is not None:
         rollout.embedding[paths, step:] = embedding
-    return features.context_of(embedding)
+    return objective.features.context_of(embedding)
 
 
 def _value_truncated(
@@ -111,7 +110,7 @@ def _value_truncated(
 
 
 def _follow_jumps(
-    policy: PerpActorCriticPolicy,
+    objective: Objective,
     new_bars: NDArray[np.int64],
     rollout: PathRollout,
     step: int,
@@ -125,6 +124,6 @@ def _follow_jumps(
         # after the last step no value of the new path is needed: its predecessor ended
         return
     paths = torch.from_numpy(jumped).to(context.device)
-    context[paths, step:] = _encode(policy, rollout, paths, bars[jumped], step)
+    context[paths, step:] = _encode(objective, rollout, paths, bars[jumped], step)
     for path in jumped:
         rollout.jump(int(path), step, int(bars[path]))

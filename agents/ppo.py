@@ -17,9 +17,11 @@ from perpgym.agents.checkpoint import read_checkpoint, write_checkpoint
 from perpgym.agents.collect import collect
 from perpgym.agents.descent import Descent
 from perpgym.agents.forecast import ForecastTask
+from perpgym.agents.objective import Objective
 from perpgym.agents.ppo_config import PPOConfig
-from perpgym.agents.ppo_loss import KL, STATISTICS, PPOLoss, epoch_statistics, ppo_loss
+from perpgym.agents.ppo_loss import KL, STATISTICS, PPOLoss, epoch_statistics
 from perpgym.agents.rollout import Minibatch, PathRollout
+from perpgym.agents.schedule import Schedule
 from perpgym.agents.training_state import restore_training_state, training_state
 from perpgym.data.bars import CLOSE
 from perpgym.envs.buffers import StepBuffers
@@ -67,11 +69,10 @@ class PerpPPO(PPO):
         _init_setup_model: bool = True,
     ) -> None:
         self.config = config = config or PPOConfig()
-        rate = config.learning_rate
         super().__init__(
             policy,
             env,  # type: ignore[arg-type]
-            learning_rate=_Annealed(rate) if config.anneal_learning_rate else rate,
+            learning_rate=Schedule(config.learning_rate, config.learning_rate_schedule),
             n_steps=config.n_steps,
             batch_size=config.n_steps,  # replaced below: SB3 would warn about remainders that do not arise
             n_epochs=config.n_epochs,
@@ -107,6 +108,8 @@ class PerpPPO(PPO):
         self.noise = torch.Generator(self.device).manual_seed(seed)
         self.shuffle = np.random.default_rng(seed)
         self.descent = Descent(self.policy.optimizer, self.max_grad_norm)
+        self.entropy_schedule = Schedule(self.config.ent_coef, self.config.ent_coef_schedule)
+        self.objective = Objective(self.policy, self.config)
         self._is_resumable = True
         if self.env is not None:
             self._take_env()
@@ -183,7 +186,7 @@ class PerpPPO(PPO):
         self._take_env()
 
     def _excluded_save_params(self) -> list[str]:
-        mine = ["descent", "forecast_task", "noise", "shuffle"]
+        mine = ["descent", "entropy_schedule", "forecast_task", "noise", "objective", "shuffle"]
         mine += ["episode_return", "episode_length", "_no_infos"]
         return [*super()._excluded_save_params(), *mine]
 
@@ -222,7 +225,8 @@ class PerpPPO(PPO):
             )
             return callback.on_step()
 
-        if not collect(self.policy, env.native, env.buffers, rollout_buffer, self.noise, on_step):
+        self.objective.tokens = 0
+        if not collect(self.objective, env.native, env.buffers, rollout_buffer, self.noise, on_step):
             return False
         self._last_obs = env.native.observation(env.buffers)
         self.logger.record("time/rollout_seconds", time.perf_counter() - started)
@@ -257,6 +261,8 @@ class PerpPPO(PPO):
         paths_per_batch = max(1, self.batch_size // per_path)
         if self.config.path_baseline:
             rollout.subtract_path_baseline()
+        if self.config.popart:
+            self.policy.value_head.rescale(rollout.returns.reshape(-1, 1))
         if self.normalize_advantage:
             rollout.normalise_advantages()
         statistics: list[torch.Tensor] = []
@@ -283,23 +289,11 @@ class PerpPPO(PPO):
         return epoch_statistics(terms, log_ratios, self._clip_range())
 
     def loss(self, batch: Minibatch) -> PPOLoss:
-        """PPO's loss of a minibatch."""
-        context = self._contexts(batch).unsqueeze(2)  # G T 1 C
-        return ppo_loss(
-            self.policy.evaluate_states(context, batch.state, batch.actions),
-            batch,
-            clip_range=self._clip_range(),
-            vf_coef=self.config.vf_coef,
-            ent_coef=self.config.ent_coef,
+        """PPO's loss of a minibatch, with the settings that hold at this moment of the run."""
+        ent_coef = self.entropy_schedule(self._current_progress_remaining)
+        return self.objective.loss(
+            batch, self.rollout_buffer.n_steps, clip_range=self._clip_range(), ent_coef=ent_coef
         )
-
-    def _contexts(self, batch: Minibatch) -> torch.Tensor:
-        """(G, T, C) contexts of the bars decided at; each stretch is encoded once, if it has to be at all."""
-        rollout, features = self.rollout_buffer, self.policy.features_extractor
-        if batch.embedding is not None:
-            return features.context_of(batch.embedding)
-        rollout.tokens += len(batch.first_bar) * self.policy.tokens(rollout.n_steps)
-        return batch.arrange(features.stretch_context(batch.first_bar, rollout.n_steps))
 
     def _update_forecasts(self, task: ForecastTask, paths_per_batch: int) -> None:
         """One pass of the forecasts' own loss, which alone moves the encoders.
@@ -309,8 +303,7 @@ class PerpPPO(PPO):
         """
         rollout, losses = self.rollout_buffer, []
         for batch in rollout.minibatches(paths_per_batch, self.shuffle):
-            rollout.tokens += len(batch.first_bar) * self.policy.tokens(rollout.n_steps)
-            encoded = self.policy.stretch_context(batch.first_bar, rollout.n_steps)  # S T C
+            encoded = self.objective.stretch_contexts(batch, rollout.n_steps)  # S T C
             forecast = self.policy.features_extractor.split(encoded).forecasts  # S T H
             loss = task.loss(forecast, batch.first_bar, batch.length)
             self.descent.step(self.config.forecast_coef * loss)
@@ -328,7 +321,8 @@ class PerpPPO(PPO):
         self.logger.record("train/std", float(self.policy.log_std.detach().exp().mean()))
         self.logger.record("train/clip_range", self._clip_range())
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        self.logger.record("train/tokens_per_step", rollout.tokens / rollout.reward.size)
+        self.logger.record("train/ent_coef", self.entropy_schedule(self._current_progress_remaining))
+        self.logger.record("train/tokens_per_step", self.objective.tokens / rollout.reward.size)
 
     # --- resuming ---
 
@@ -378,14 +372,3 @@ def _deviations(env: PerpVecEnv) -> NDArray[np.float64]:
         if is_valid[:, asset].any():
             out[asset] = max(float(returns[is_valid[:, asset], asset].std()), 1e-12)
     return out
-
-
-class _Annealed:
-    """Linear decay to zero; a class, because SB3 pickles schedules."""
-
-    def __init__(self, initial: float) -> None:
-        self.initial = initial
-
-    def __call__(self, progress_remaining: float) -> float:
-        # the last rollout runs past the total: less than nothing would climb the loss
-        return max(progress_remaining, 0.0) * self.initial

@@ -29,7 +29,13 @@ class PPOLoss(NamedTuple):
 
 
 def ppo_loss(
-    now: Evaluation, batch: Minibatch, *, clip_range: float, vf_coef: float, ent_coef: float
+    now: Evaluation,
+    batch: Minibatch,
+    *,
+    clip_range: float,
+    vf_coef: float,
+    ent_coef: float,
+    value_scale: torch.Tensor | None = None,
 ) -> PPOLoss:
     """Schulman et al. 2017, eqs. 7 and 9, as SB3 weighs them.
 
@@ -38,12 +44,14 @@ def ppo_loss(
         batch: the minibatch.
         clip_range: of the probability ratio.
         vf_coef, ent_coef: weights of value loss and entropy bonus.
+        value_scale: what the error of a value is divided by, PopArt's sigma; None for 1.
     """
     log_ratio = now.log_prob - batch.log_prob  # G T K
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1.0 - clip_range, 1.0 + clip_range)
     policy_loss = -torch.minimum(batch.advantages * ratio, batch.advantages * clipped).mean()
-    value_loss = torch.nn.functional.mse_loss(now.values, batch.returns)
+    error = now.values - batch.returns
+    value_loss = (error if value_scale is None else error / value_scale).square().mean()
     total = policy_loss + vf_coef * value_loss - ent_coef * now.entropy
     terms = torch.stack((total, policy_loss, value_loss, -now.entropy)).detach()
     return PPOLoss(total, terms, log_ratio.detach())

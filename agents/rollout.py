@@ -99,8 +99,6 @@ class PathRollout:
         # (P, T + 1, M), only where the policy's loss does not move the encoders
         self.embedding: torch.Tensor | None = None
         self.segments: list[Segment] = []
-        # bars of single contracts that the market encoder has read for this rollout and its updates
-        self.tokens = 0
 
     @property
     def nbytes(self) -> int:
@@ -114,7 +112,6 @@ class PathRollout:
 
     def start(self, bars: NDArray[np.int64]) -> None:
         """Begin a rollout with path p at the close of ``bars[p]``."""
-        self.tokens = 0
         self.segments = [Segment(path, 0, int(bar)) for path, bar in enumerate(bars)]
 
     def jump(self, path: int, step: int, bar: int) -> None:

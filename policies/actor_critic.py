@@ -17,6 +17,7 @@ from perpgym.data.tape import Tape
 from perpgym.policies.config import PolicyConfig
 from perpgym.policies.features import PerpFeatures
 from perpgym.policies.forecast import WithForecasts
+from perpgym.policies.popart import PopArtLinear
 
 _LOG_SQRT_TWO_PI = 0.5 * math.log(2.0 * math.pi)
 
@@ -79,6 +80,11 @@ class PerpActorCriticPolicy(ActorCriticPolicy):
         del self.pi_features_extractor, self.vf_features_extractor
         self.features_extractor.reset_parameters()
         self._start_from_forecasts()
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        super()._build(lr_schedule)
+        assert isinstance(self.value_net, nn.Linear)
+        self.value_net = PopArtLinear(self.value_net)
 
     def _build_mlp_extractor(self) -> None:
         super()._build_mlp_extractor()
@@ -144,6 +150,12 @@ class PerpActorCriticPolicy(ActorCriticPolicy):
     def stretch_context(self, first_bar: torch.Tensor, n_bars: int) -> torch.Tensor:
         """(S, n_bars, C) contexts of consecutive bars; see :meth:`PerpFeatures.stretch_context`."""
         return self.features_extractor.stretch_context(first_bar, n_bars)
+
+    @property
+    def value_head(self) -> PopArtLinear:
+        """The last layer of the values, which PopArt rescales."""
+        assert isinstance(self.value_net, PopArtLinear)
+        return self.value_net
 
     @property
     def has_own_encoders(self) -> bool:

@@ -17,7 +17,7 @@ from perpgym.policies.forecast import ForecastHead
 from perpgym.policies.fusion import GatedFusion
 from perpgym.policies.market_encoder import build_market_encoder, build_risk_encoder
 from perpgym.policies.scaler import FrozenScaler
-from perpgym.policies.state import STATE_CLIP, state_divisors
+from perpgym.policies.state import state_divisors
 
 Observation = dict[str, torch.Tensor]
 
@@ -70,6 +70,7 @@ class PerpFeatures(BaseFeaturesExtractor):
         self.risk_scaler = FrozenScaler(risk_scaler, n_assets)
         self.market_encoder = build_market_encoder(config, len(market_scaler.center), n_assets)
         self.risk_encoder = build_risk_encoder(config, len(risk_scaler.center), n_assets)
+        self.state_clip = config.state_clip
         divisors = state_divisors(n_assets)
         self.register_buffer("inverse_divisors", 1.0 / divisors, persistent=False)
         self.embedding_size = self.market_encoder.out_features
@@ -154,8 +155,9 @@ class PerpFeatures(BaseFeaturesExtractor):
             head: of one contract.
             embedding: (..., M), of the risk columns behind all of the market's.
         """
+        forecast: torch.Tensor
         if self.n_assets == 1:
-            forecast: torch.Tensor = head(embedding)  # ... H
+            forecast = head(embedding)  # ... H
             return forecast
         width, lead = self.market_encoder.out_features, (*embedding.shape[:-1], self.n_assets)
         of_contract = embedding[..., :width].reshape(*lead, -1)  # ... A D
@@ -163,7 +165,8 @@ class PerpFeatures(BaseFeaturesExtractor):
             of_contract = torch.cat((of_contract, embedding[..., width:].reshape(*lead, -1)), dim=-1)
         # AcrossContracts gives zeros, and nothing else does, where a contract is not valid
         is_silent = (of_contract.detach() == 0.0).all(dim=-1, keepdim=True)
-        return head(of_contract).masked_fill(is_silent, 0.0).flatten(-2)  # ... A*H
+        forecast = head(of_contract).masked_fill(is_silent, 0.0)  # ... A H
+        return forecast.flatten(-2)
 
     def context(self, market: torch.Tensor, risk: torch.Tensor, first_bar: torch.Tensor) -> torch.Tensor:
         """(B, L - R + 1, C): :meth:`context_of` what :meth:`embed` gives."""
@@ -245,7 +248,7 @@ class PerpFeatures(BaseFeaturesExtractor):
 
     def scale_state(self, raw: torch.Tensor) -> torch.Tensor:
         """(..., S) account columns then portfolio columns -> the same, divided by fixed divisors."""
-        return (raw * self.inverse_divisors).clamp_(-STATE_CLIP, STATE_CLIP)
+        return (raw * self.inverse_divisors).clamp_(-self.state_clip, self.state_clip)
 
     def forward(self, observation: Observation) -> torch.Tensor:
         """(N, D + A * H) features of either face of an observation."""

@@ -8,7 +8,6 @@ from torch.nn import functional
 
 from perpgym.policies.actor_critic import PerpActorCriticPolicy
 from perpgym.policies.forecast import WithForecasts
-from perpgym.policies.state import STATE_CLIP
 
 
 class StretchActor:
@@ -25,7 +24,7 @@ class StretchActor:
         features = policy.features_extractor
         by_bar = features.split(context.unsqueeze(2))  # P n 1 .
         self._value, self._gate = by_bar.value.unbind(1), by_bar.gate.unbind(1)  # n of P 1 D
-        self._inverse_divisors = features.inverse_divisors
+        self._inverse_divisors, self._clip = features.inverse_divisors, features.state_clip
         self._state = features.fusion.state.weight, features.fusion.state.bias
         self._halves = 2 * [features.fusion.out_features]
         self._forecast = features.forecast
@@ -40,7 +39,7 @@ class StretchActor:
 
     def mean(self, step: int, state: torch.Tensor) -> torch.Tensor:
         """(P, K, S) raw states at the n-th bar -> (P, K, action_dim)."""
-        scaled = (state * self._inverse_divisors).clamp_(-STATE_CLIP, STATE_CLIP)
+        scaled = (state * self._inverse_divisors).clamp_(-self._clip, self._clip)
         value, gate = functional.linear(scaled, *self._state).split_with_sizes(self._halves, -1)  # P K D
         latent = torch.lerp(value, self._value[step], gate.add_(self._gate[step]).sigmoid_())
         if self._forecast is None:

@@ -127,15 +127,15 @@ def test_embeddings_kept_from_the_rollout_are_those_of_the_present_encoders(tape
     model.collect_rollouts(model.env, model._init_callback(None), model.rollout_buffer, STEPS)
     rollout = model.rollout_buffer
     assert len(rollout.segments) > PATHS
-    before = rollout.tokens
+    before = model.objective.tokens
     with torch.no_grad():
         for batch in rollout.minibatches(2, np.random.default_rng(0)):
-            kept = model._contexts(batch)
+            kept = model.objective.contexts(batch, STEPS)
             encoded = batch.arrange(model.policy.stretch_context(batch.first_bar, STEPS))
             torch.testing.assert_close(kept, encoded, rtol=0, atol=1e-5)
             assert kept.std() > 0.01
     # nothing was encoded for the policy's epochs
-    assert rollout.tokens == before
+    assert model.objective.tokens == before
 
 
 def test_a_feature_that_tells_the_next_return_is_forecast(make_tape: Callable[..., Tape]) -> None:

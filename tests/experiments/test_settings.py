@@ -127,7 +127,7 @@ def test_a_config_cannot_choose_foreign_code() -> None:
         ("env", "leverage", "lots"),
         ("env", "stop_loss", "tight"),
         ("agent", "learning_rate", [0.1]),
-        ("agent", "anneal_learning_rate", "yes"),
+        ("agent", "popart", "yes"),
         ("features", "market", "log_return_1"),
         ("features", "market", [1]),
         ("features", "clip", -1.0),
