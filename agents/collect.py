@@ -49,7 +49,7 @@ def collect(
     deviation = (standard_noise * policy.log_std.exp()).unbind(1)  # T of P K a
     actor, actions = StretchActor(policy, context), rollout.actions.unbind(1)
     state, write_state = rollout.state.unbind(1), rollout.state_writer(out.account, out.portfolio)
-    final_value = np.zeros_like(rollout.reward)  # T N
+    final_value = np.zeros(rollout.reward.shape)  # T N
     for step in range(n_steps):
         write_state(step)
         torch.add(actor.mean(step, state[step]), deviation[step], out=actions[step])

@@ -259,12 +259,9 @@ class PerpPPO(PPO):
         rollout = self.rollout_buffer
         per_path = rollout.n_steps * rollout.n_accounts
         paths_per_batch = max(1, self.batch_size // per_path)
-        if self.config.path_baseline:
-            rollout.subtract_path_baseline()
+        rollout.weigh_advantages(path_baseline=self.config.path_baseline, normalise=self.normalize_advantage)
         if self.config.popart:
             self.policy.value_head.rescale(rollout.returns.reshape(-1, 1))
-        if self.normalize_advantage:
-            rollout.normalise_advantages()
         statistics: list[torch.Tensor] = []
         for _ in range(self.n_epochs):
             statistics.append(self._epoch(paths_per_batch))

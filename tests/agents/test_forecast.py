@@ -206,11 +206,14 @@ def test_path_baseline_takes_out_what_all_accounts_of_a_path_have_in_common(tape
     model = make_model(tape)
     model.learn(1)
     rollout = model.rollout_buffer
-    rollout.finish(np.zeros_like(rollout.reward))
+    rollout.finish(np.zeros(rollout.reward.shape))
     own = rollout.advantages.clone()
     rollout.advantages += torch.linspace(-5, 5, STEPS).view(1, -1, 1)  # the market's own move
-    rollout.subtract_path_baseline()
-    torch.testing.assert_close(rollout.advantages, own - own.mean(2, keepdim=True), rtol=1e-4, atol=1e-4)
+    rollout.weigh_advantages(path_baseline=True, normalise=False)
+    order = np.random.default_rng(0).permutation(PATHS)
+    batch = next(iter(rollout.minibatches(PATHS, np.random.default_rng(0))))
+    expected = (own - own.mean(2, keepdim=True))[order]
+    torch.testing.assert_close(batch.advantages, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_path_baseline_of_a_lone_account_is_refused(tape: Tape) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from perpgym.agents.ppo import PerpPPO, PPOConfig
-from perpgym.agents.rollout import gae
+from perpgym.agents.rollout import PathRollout, gae
 from perpgym.data.features.scaler import fit_scaler
 from perpgym.data.tape import Tape
 from perpgym.envs import EnvConfig, PerpVecEnv
@@ -126,6 +126,25 @@ def test_returns_bootstrap_truncated_accounts_at_their_final_observation_and_no_
             expected[step, account] = advantage
     torch.testing.assert_close(rollout.advantages, by_path(expected.numpy()).float(), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(rollout.returns, rollout.advantages + rollout.values[:, :-1])
+
+
+def test_a_million_steps_take_less_than_100_megabytes(model: PerpPPO) -> None:
+    space = model.observation_space
+    rollout = PathRollout(128, space, model.action_space, n_envs=64, n_paths=8)
+    assert rollout.nbytes / (128 * 64) < 100
+
+
+def test_minibatches_hold_advantages_of_mean_zero_and_deviation_one_and_returns_in_the_rewards_unit(
+    model: PerpPPO,
+) -> None:
+    rollout = model.rollout_buffer
+    rollout.weigh_advantages(path_baseline=False, normalise=True)
+    (batch,) = rollout.minibatches(PATHS, np.random.default_rng(0))
+    order = np.random.default_rng(0).permutation(PATHS)
+    assert float(batch.advantages.mean()) == pytest.approx(0.0, abs=1e-5)
+    assert float(batch.advantages.std()) == pytest.approx(1.0, abs=1e-5)
+    assert abs(float(rollout.advantages.std()) - 1.0) > 0.01
+    torch.testing.assert_close(batch.returns, rollout.returns[order])
 
 
 def test_minibatch_arranges_every_decision_beside_the_bar_it_was_taken_at(model: PerpPPO) -> None:
