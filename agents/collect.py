@@ -15,6 +15,9 @@ from perpgym.envs.vector import PerpVecEnv
 from perpgym.policies.actor_critic import PerpActorCriticPolicy, gaussian_log_prob
 from perpgym.policies.stretch_actor import StretchActor
 
+# of the values, which are computed after the last step
+_SAMPLES_AT_ONCE = 1_024
+
 
 @torch.inference_mode()
 def collect(
@@ -66,7 +69,12 @@ def collect(
             return False
     write_state(n_steps)
     # what no step depends on is computed for all steps at once
-    rollout.values.copy_(policy.state_values(context.unsqueeze(2), rollout.state))
+    # a few paths at a time: what fits a cache is not fetched from memory, nor memory from the system
+    paths = -(-_SAMPLES_AT_ONCE // rollout.state[0, :, :, 0].numel())
+    for values, bars_of, states in zip(
+        *(tensor.split(paths) for tensor in (rollout.values, context, rollout.state)), strict=True
+    ):
+        values.copy_(policy.state_values(bars_of.unsqueeze(2), states))
     zero = torch.zeros_like(policy.log_std)
     torch.sub(gaussian_log_prob(zero, zero, standard_noise), policy.log_std.sum(), out=rollout.log_prob)
     rollout.finish(final_value)
