@@ -25,6 +25,7 @@ _CLEARANCE, _SPREAD, _IMPACT = LEDGER["clearance"], LEDGER["spread"], LEDGER["im
 _INSURANCE, _TRADED, _FILLS = LEDGER["insurance"], LEDGER["traded_notional"], LEDGER["fills"]
 _LIQUIDATED, _STOPPED = LEDGER["liquidated"], LEDGER["stopped"]
 _FILLED, _PROFIT = CONTRACT_LEDGER["filled"], CONTRACT_LEDGER["profit"]
+_COSTS, _RECEIVED = CONTRACT_LEDGER["costs"], CONTRACT_LEDGER["funding"]
 
 # columns of a recorded fill: contract, signed quantity, quote, settle currency paid (fee or clearance),
 # settle currency that the price brought to the wallet, and why
@@ -57,6 +58,7 @@ def _record_fill(  # type: ignore[no-untyped-def]
     account.ledger[_FILLS] += 1.0
     account.holdings[asset, _FILLED] += quantity
     account.holdings[asset, _PROFIT] += profit - costs
+    account.holdings[asset, _COSTS] += costs
 
 
 @kernel
@@ -120,6 +122,7 @@ def settle_funding(account, asset, mark_price, rate, contract):  # type: ignore[
         position[ISOLATED_WALLET] += received
     account.ledger[_FUNDING] += received
     account.holdings[asset, _PROFIT] += received
+    account.holdings[asset, _RECEIVED] += received
 
 
 @kernel

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from perpgym.envs.spaces import LEDGER_COLUMNS, observation_table
+from perpgym.envs.spaces import CONTRACT_LEDGER_COLUMNS, LEDGER_COLUMNS, observation_table
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "mechanics.md").read_text("utf-8")
@@ -64,7 +64,7 @@ def test_a_wrong_number_would_be_noticed(names: dict[str, object]) -> None:
 def test_the_page_lists_the_columns_of_the_spaces() -> None:
     assert observation_table() in PAGE, "paste envs.spaces.observation_table() into docs/mechanics.md"
     listed = re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE)
-    assert tuple(listed) == LEDGER_COLUMNS
+    assert tuple(listed) == LEDGER_COLUMNS + CONTRACT_LEDGER_COLUMNS
 
 
 def test_the_institutional_account_is_what_the_page_says() -> None:

@@ -69,6 +69,11 @@ def test_the_books_add_up_to_the_cent_in_every_mode(
         profit = holdings[..., CONTRACT_LEDGER["profit"]].sum(-1)
         absorbed = get["insurance"] > 0
         np.testing.assert_allclose(profit[~absorbed], change[~absorbed], atol=1e-3)
+        costs = holdings[..., CONTRACT_LEDGER["costs"]].sum(-1)
+        paid = get["fees"] + get["clearance"] + get["spread"] + get["impact"] - get["insurance"]
+        np.testing.assert_allclose(costs[~absorbed], paid[~absorbed], atol=1e-3)
+        funding = holdings[..., CONTRACT_LEDGER["funding"]].sum(-1)
+        np.testing.assert_allclose(funding, get["funding"], atol=1e-3)
         assert (get["equity"] >= -1e-6).all()
         seen += np.nan_to_num(np.abs(ledger)).sum((0, 1))
     for name in ("funding", "fees", "stopped", "liquidated"):
