@@ -71,10 +71,9 @@ def collect(
     # what no step depends on is computed for all steps at once
     # a few paths at a time: what fits a cache is not fetched from memory, nor memory from the system
     paths = -(-_SAMPLES_AT_ONCE // rollout.state[0, :, :, 0].numel())
-    for values, bars_of, states in zip(
-        *(tensor.split(paths) for tensor in (rollout.values, context, rollout.state)), strict=True
-    ):
-        values.copy_(policy.state_values(bars_of.unsqueeze(2), states))
+    for first in range(0, rollout.n_paths, paths):
+        some = slice(first, first + paths)
+        rollout.values[some] = policy.state_values(context[some].unsqueeze(2), rollout.state[some])
     zero = torch.zeros_like(policy.log_std)
     torch.sub(gaussian_log_prob(zero, zero, standard_noise), policy.log_std.sum(), out=rollout.log_prob)
     rollout.finish(final_value)
