@@ -68,8 +68,8 @@ def collect(
         if not on_step(ended):
             return False
     write_state(n_steps)
-    # what no step depends on is computed for all steps at once
-    # a few paths at a time: what fits a cache is not fetched from memory, nor memory from the system
+    # what no step depends on is computed for all steps at once, but for few paths: what fits the cache need
+    # not be fetched
     paths = -(-_SAMPLES_AT_ONCE // rollout.state[0, :, :, 0].numel())
     for first in range(0, rollout.n_paths, paths):
         some = slice(first, first + paths)
