@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Observation = dict[str, NDArray[Any]]
+_INFO_NAMES = (*LEDGER_COLUMNS, *(f"total_{name}" for name in TOTAL_COLUMNS))
+# of a step that a picture can show: an order in slices has many
+_MOST_FILLS = 256
 
 
 class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
@@ -112,6 +115,7 @@ class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
         self._buffers = self.batch.make_buffers()
         self._is_running = False
         self._record = None if render_mode is None else EpisodeRecord(self.tape, render_bars)
+        self._fills = self.batch.keep_fills(0 if render_mode is None else _MOST_FILLS)
 
     @classmethod
     def from_frame(
@@ -165,15 +169,15 @@ class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
         if self._record is not None:
             stop = float(self.batch.state_dict()["positions"][0, 0, STOP_PRICE])
         self.batch.step_into(np.asarray(action, np.float32).reshape(1, -1), out)
-        info: dict[str, Any] = dict(zip(LEDGER_COLUMNS, out.ledger[0].tolist(), strict=True))
-        totals = self.batch.totals(out)[0].tolist()
-        info |= zip((f"total_{name}" for name in TOTAL_COLUMNS), totals, strict=True)
+        booked = out.ledger[0].tolist() + self.batch.totals(out)[0].tolist()
+        info: dict[str, Any] = dict(zip(_INFO_NAMES, booked, strict=True))
         is_over = bool(out.terminated[0] or out.truncated[0])
         self._is_running = not is_over
         bar = out.final_bar if is_over else out.bar
         info["time_ms"] = self._time_ms(bar)
         if self._record is not None:
-            self._record.add(Step(int(bar[0]), out.ledger[0].copy(), out.holdings[0].copy(), stop))
+            fills = self._fills[: int(info["fills"])].copy()
+            self._record.add(Step(int(bar[0]), out.ledger[0].copy(), out.holdings[0].copy(), stop, fills))
         observation = self.batch.final_observation(out) if is_over else self.batch.observation(out)
         return (
             _first(observation),

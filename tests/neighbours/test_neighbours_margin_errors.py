@@ -13,6 +13,7 @@ import pytest
 
 from perpgym.data.contract import Bracket, Contract
 from perpgym.envs.orders import MARGIN
+from perpgym.envs.spaces import CONTRACT_LEDGER
 
 Prices = tuple[float, float, float, float]
 Play = Callable[..., Any]
@@ -95,7 +96,7 @@ def test_an_order_is_cut_to_the_initial_margin_that_there_is(play: Play) -> None
     out = batch.make_buffers()
     batch.reset_into(out, 0)
     batch.step_into(np.array([[1.0, -1.0]], np.float32), out)
-    assert int(out.holdings[0, 0, 5]) & MARGIN
+    assert int(out.holdings[0, 0, CONTRACT_LEDGER["reason"]]) & MARGIN
     assert neighbour(2.0, 1_000.0, 100.0) == 20.0
 
 
