@@ -45,6 +45,7 @@ from perpgym.envs.fills import (
     settle_funding,
     take_at,
 )
+from perpgym.envs.insolvency import forgive_debt
 from perpgym.envs.kernel import inside_bar
 from perpgym.envs.ledger_format import Order, Scenario, Step, read_scenario
 from perpgym.envs.liquidation import STRAIGHT, liquidate_if_short
@@ -92,14 +93,17 @@ class Ledger:
         held = self.account.positions[:, QUANTITY].copy()
         liquidate_if_short(self.account, world, _NOW, _NOW, STRAIGHT, 0, 0.0)
         refused = [s for s, leverage in step.leverage.items() if not self._set_leverage(s, leverage)]
+        forgiven = 0.0
         for symbol, order in step.orders.items():
             asset = self.symbols.index(symbol)
             # a position that has just been liquidated takes its order with it
             if self.account.positions[asset, QUANTITY] == held[asset]:
                 self._order(asset, order, last[asset, OPEN], mark[asset, CLOSE])
+                forgiven += forgive_debt(self.account, world)
         inside_bar(self.account, world, _NOW, _NOW, 0, self.scratch)
         liquidate_if_short(self.account, world, _NOW, _NOW, STRAIGHT, 0, 1.0)
-        return self._show(mark[:, CLOSE]) | ({"refused_leverage": refused} if refused else {})
+        forgiven += forgive_debt(self.account, world)
+        return self._show(mark[:, CLOSE], forgiven) | ({"refused_leverage": refused} if refused else {})
 
     def _contract(self, asset: int) -> ContractRules:
         return ContractRules(*self.contracts[asset])
@@ -133,7 +137,7 @@ class Ledger:
             if order.take_profit is not None:
                 position[TARGET_PRICE] = order.take_profit
 
-    def _show(self, marks: np.ndarray) -> dict[str, Any]:
+    def _show(self, marks: np.ndarray, forgiven: float) -> dict[str, Any]:
         account, ledger = self.account, self.account.ledger
         fills = account.fills[: int(ledger[LEDGER["fills"]])]
         is_forced = fills[:, FILL_REASON] == LIQUIDATION
@@ -147,7 +151,8 @@ class Ledger:
             "equity": wallet + unrealised,
             "fee": float(ledger[LEDGER["fees"]]),
             "funding": float(ledger[LEDGER["funding"]]),
-            "realised": float(fills[~is_forced, FILL_REALISED].sum()),
+            # what the price took beyond all there was, others bore
+            "realised": float(fills[~is_forced, FILL_REALISED].sum()) + forgiven,
             "liquidated": list(dict.fromkeys(self.symbols[int(row[FILL_ASSET])] for row in forced)),
             "liquidation_loss": float((forced[:, FILL_FEE] - forced[:, FILL_REALISED]).sum()),
             "insurance": max(float(ledger[LEDGER["insurance"]]), 0.0),
