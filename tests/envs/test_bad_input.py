@@ -177,15 +177,14 @@ def test_a_bar_that_owns_settlements_out_of_order_is_refused(make_tape: MakeTape
 
 
 def test_finer_bars_are_held_to_the_same_rules(make_tape: MakeTape) -> None:
-    tape = make_tape(bars=20)
+    tape = make_tape(bars=20, sigma=0.0, wick=0.0)
     count = 20 * 4
-    prices = np.full((count, 4), 30_000.0)
     bars = Bars(
         contract=tape.contracts[0],
         bar_ms=HOUR_MS // 4,
         open_time_ms=tape.open_time_ms[0] + HOUR_MS // 4 * np.arange(count),
-        last=prices,
-        mark=prices.copy(),
+        last=np.repeat(tape.last[:, 0], 4, axis=0),
+        mark=np.repeat(tape.mark[:, 0], 4, axis=0),
         volume=np.ones(count),
         stamp_time_ms=np.empty(0, np.int64),
         stamp_rate=np.empty(0),

@@ -1,4 +1,4 @@
-"""Who bears what an account cannot pay, in the kernel's arrays and through whole bars of the ledger command."""
+"""Who bears what an account cannot pay, in the kernel's arrays and through whole bars of the ledger."""
 
 from __future__ import annotations
 
