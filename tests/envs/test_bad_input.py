@@ -77,6 +77,19 @@ def bracket(
         ),
         ([bracket(0.0, 10.0, math.nan)], "maintenance_margin_rate between 0 and 1"),
         ([bracket(0.0, 10.0, cum=-1.0)], "cum that is finite and not negative (quote), was -1"),
+        ([bracket(0.0, 10.0, cum=1.0)], "bracket 1 must have a cum of 0 (quote), was 1"),
+        (
+            [bracket(0.0, 1_000.0), bracket(1_000.0, math.inf, 0.2)],
+            "cum of bracket 2 must be floor * (its rate - the rate below) + the cum below = 190 (quote)",
+        ),
+        (
+            [
+                bracket(0.0, 1_000.0),
+                bracket(1_000.0, 5_000.0, 0.2, 190.0),
+                bracket(5_000.0, 9e9, 0.3, 690.1),
+            ],
+            "(its rate - the rate below) + the cum below = 690 (quote), was 690.1",
+        ),
         ([bracket(0.0, 10.0, leverage=0.0)], "must admit a leverage of at least 1, was 0"),
     ],
 )

@@ -56,7 +56,7 @@ def test_prices_of_another_scale_are_refused_by_contract_bar_and_rule(tape: Tape
     foreign = replace(bars, **{series: 1_000.0 * getattr(bars, series)})
     message = (
         r"TEST/USDT:USDT: at the bar that opens at 2020-01-01 00:00 \(and 23 more bars\) finer bars must "
-        rf"make its {series} open, high, low and close, .* \(to 1 bp\), was .*; give finer bars of the same exchange"
+        rf"make its {series} open, high, low and close, .* \(to 1 bp\), was .*; give finer bars of the same"
     )
     with pytest.raises(ValueError, match=message):
         Finer.of(tape, foreign)
