@@ -54,7 +54,9 @@ from perpgym.envs.rules import one_bar_market
 from perpgym.envs.spaces import LEDGER
 
 _REASONS = {ORDER: "order", STOP: "stop_loss", TARGET: "take_profit", LIQUIDATION: "liquidation"}
-_MOST_FILLS = 64
+# of one contract in a step: an order, a stop or target, and a reduction from each bracket that a bar crosses;
+# a short whose bar climbs along a bracket's floor is reduced several times there
+_MOST_FILLS = 256
 # the one bar of a step, behind a bar of which nothing is used
 _NOW, _BAR_MS = 1, 3_600_000
 
@@ -66,7 +68,7 @@ class Ledger:
         self.scenario = scenario
         self.symbols = list(scenario.contracts)
         count = len(self.symbols)
-        self.account, self.scratch = (make_account(count, _MOST_FILLS) for _ in range(2))
+        self.account, self.scratch = (make_account(count, count * _MOST_FILLS) for _ in range(2))
         self.contracts = np.array([scenario.contracts[s].rules for s in self.symbols], dtype=np.float64)
         self.sizes = np.array([scenario.contracts[s].contract_size for s in self.symbols])
         self.world = World(None, self.contracts, scenario.bracket_array(), scenario.rules)  # type: ignore[arg-type]
@@ -139,7 +141,10 @@ class Ledger:
 
     def _show(self, marks: np.ndarray, forgiven: float) -> dict[str, Any]:
         account, ledger = self.account, self.account.ledger
-        fills = account.fills[: int(ledger[LEDGER["fills"]])]
+        count = int(ledger[LEDGER["fills"]])
+        if count > len(account.fills):
+            raise ValueError(f"a step had {count} fills, more than the {len(account.fills)} that are kept")
+        fills = account.fills[:count]
         is_forced = fills[:, FILL_REASON] == LIQUIDATION
         symbols = {s: self._show_symbol(i, marks) for i, s in enumerate(self.symbols)}
         unrealised = sum(row["unrealised"] for row in symbols.values())
@@ -224,7 +229,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for path in map(Path, paths):
         try:
             for row in replay(path):
-                print(json.dumps(row))
+                # inf and nan are no JSON: a scenario that leads there says so
+                print(json.dumps(row, allow_nan=False))
         except (ValueError, OSError) as error:
             print(json.dumps({"scenario": path.stem, "error": str(error)}))
             failed = 1
