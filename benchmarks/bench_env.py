@@ -1,4 +1,4 @@
-"""Account-steps per second of PerpVecEnv.step_into, beside a bare copy of its windows and two rivals.
+"""Account-steps per second of PerpVecEnv.step_into, beside a bare copy of its windows and three rivals.
 
     python benchmarks/bench_env.py
 
@@ -21,12 +21,14 @@ such windows of the same bars into the same buffer: ``out[i] = features[bar - 63
 windows as flat runs, which is faster than that by itself; ``..._of_flat_copy_<tape>`` is steps/s over a bare
 copy written that way too, the fastest form found, and says how much of the memory's speed a step leaves.
 
-A single ``PerpEnv`` is stepped as anyone would, beside one gym-trading-env. ``env_costs.py`` measures what
-size costs: 50 contracts over one, memory of an account, memory allocated by a step, a second core.
+A single ``PerpEnv`` is stepped as anyone would, beside one env of each Gymnasium rival. ``env_costs.py``
+measures what size costs: 50 contracts over one, memory of an account, memory allocated by a step, a second
+core.
 
-Rivals: gym-trading-env and torchtrade from the package registry, each in its own environment under the
-cache folder, on the same bars, columns, window and tape (a new level of -1, -0.5, 0, 0.5, 1 for every account
-and bar), each stepped in the fastest of its ways. The first run installs them (about 2 GB).
+Rivals: gym-trading-env, gym-anytrading and torchtrade from the package registry, each in its own environment
+under the cache folder, on the same bars, columns, window and tape (a new level of -1, -0.5, 0, 0.5, 1 for
+every account and bar; gym-anytrading, which knows long and flat and no margin, is
+long on those above 0), each stepped in the fastest of its ways. The first run installs them (about 2 GB).
 """
 
 from __future__ import annotations
@@ -48,12 +50,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numba
 import numpy as np
+from bare_copies import BARE_COPIES
 from env_costs import bytes_allocated_per_step, bytes_per_account, cost_of_contracts, second_core_gain
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from rivals.process import GYM_TRADING_ENV, TORCHTRADE, RivalProcess, RivalUnavailable
+from rivals.process import GYM_ANYTRADING, GYM_TRADING_ENV, TORCHTRADE, RivalProcess, RivalUnavailable
 
 from perpgym.data.features.build import build_tape
 from perpgym.data.synthetic import SimulatedMarketConfig, simulate_market
@@ -68,7 +71,14 @@ CONFIG = EnvConfig(window_bars=WINDOW, stop_loss=0.05, take_profit=0.10)
 # no drawdown_start, which calms down accounts that lose: they shall trade on, be ruined and restart
 LIMITS = RiskLimits(max_notional=10_000_000.0)
 LEVELS = np.array([-1.0, -0.5, 0.0, 0.5, 1.0])
-RIVALS = ((GYM_TRADING_ENV, 1), (GYM_TRADING_ENV, 64), (TORCHTRADE, 64), (TORCHTRADE, 1_024))
+RIVALS = (
+    (GYM_TRADING_ENV, 1),
+    (GYM_TRADING_ENV, 64),
+    (GYM_ANYTRADING, 1),
+    (GYM_ANYTRADING, 64),
+    (TORCHTRADE, 64),
+    (TORCHTRADE, 1_024),
+)
 
 Actions = NDArray[np.float32]
 Round = Callable[[], float]
@@ -89,27 +99,6 @@ def action_tapes(accounts: int) -> dict[str, Actions]:
     day = (np.arange(STEPS_PER_TAPE)[:, None] + rng.integers(0, 24, accounts)) // 24
     daily: Actions = np.ascontiguousarray(band[day, np.arange(accounts)])
     return {"trading": trading, "random band": band, "daily": daily, "holding": holding}
-
-
-@numba.njit(cache=True)
-def plain_copy(columns, newest, window, out):  # type: ignore[no-untyped-def]
-    """Copy the ``window`` rows of (T, F) ``columns`` that end at ``newest[i]`` into ``out[i]``, (R, F)."""
-    for i in range(newest.shape[0]):
-        out[i] = columns[newest[i] - window + 1 : newest[i] + 1]
-
-
-@numba.njit(cache=True)
-def flat_copy(columns, newest, window, out):  # type: ignore[no-untyped-def]
-    """The same as one run of numbers, which becomes vector moves."""
-    size = window * columns.shape[1]
-    for i in range(newest.shape[0]):
-        source = columns[newest[i] - window + 1 : newest[i] + 1].reshape(size)
-        target = out[i].reshape(size)
-        for j in range(size):
-            target[j] = source[j]
-
-
-BARE_COPIES = {"plain copy": plain_copy, "flat copy": flat_copy}
 
 
 class Ours:
@@ -417,6 +406,8 @@ def figures(speeds: dict[str, list[float]]) -> dict[str, float | None]:
         "window_copy_fraction": ratio(speeds, "1,024 accounts, random band, windows", "plain copy"),
         "batch64_vs_gym_trading_env": ratio(speeds, "64 accounts, levels, windows", "gym-trading-env, 64"),
         "batch64_vs_torchtrade": ratio(speeds, "64 accounts, levels, windows", "torchtrade, 64"),
+        "batch64_vs_gym_anytrading": ratio(speeds, "64 accounts, levels, windows", "gym-anytrading, 64"),
+        "single_vs_gym_anytrading": ratio(speeds, "PerpEnv, a window a step", "gym-anytrading, 1 "),
         "single_vs_gym_trading_env": ratio(speeds, "PerpEnv, a window a step", "gym-trading-env, 1 "),
         "env_steps_per_s_64_window": round(statistics.median(speeds["64 accounts, levels, windows"])),
         "batch1024_vs_torchtrade": ratio(speeds, "1,024 accounts, levels, windows", "torchtrade, 1,024"),

@@ -83,8 +83,8 @@ def _take_constants_as_values(dispatcher: Any) -> None:
     by_literal = dispatcher.get_call_template
 
     def by_value(args: Any, kws: Any) -> Any:
-        values = {name: types.unliteral(kind) for name, kind in kws.items()}
-        return by_literal(tuple(map(types.unliteral, args)), values)
+        unliteral: Callable[[Any], Any] = types.unliteral
+        return by_literal(tuple(map(unliteral, args)), {name: unliteral(kind) for name, kind in kws.items()})
 
     dispatcher.get_call_template = by_value
 

@@ -30,11 +30,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Observation = dict[str, NDArray[Any]]
-_INFO_KEYS = (
+_INFO_NAMES = (
     *LEDGER_COLUMNS,
     *(f"total_{name}" for name in TOTAL_COLUMNS),
     *(f"contract_{name}" for name in CONTRACT_LEDGER_COLUMNS),
 )
+# of a step that a picture can show: an order in slices has many
+_MOST_FILLS = 256
 
 
 class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
@@ -125,6 +127,7 @@ class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
         self._buffers = self.batch.make_buffers()
         self._is_running = False
         self._record = None if render_mode is None else EpisodeRecord(self.tape, render_bars)
+        self._fills = self.batch.keep_fills(0 if render_mode is None else _MOST_FILLS)
 
     @classmethod
     def from_frame(
@@ -178,15 +181,17 @@ class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
         if self._record is not None:
             stop = float(self.batch.state_dict()["positions"][0, 0, STOP_PRICE])
         self.batch.step_into(np.asarray(action, np.float32).reshape(1, -1), out)
-        numbers = out.ledger[0].tolist() + self.batch.totals(out)[0].tolist()
-        # one copy, a row of it for each column
-        info: dict[str, Any] = dict(zip(_INFO_KEYS, numbers + list(out.holdings[0].T.copy()), strict=True))
+        booked = out.ledger[0].tolist() + self.batch.totals(out)[0].tolist()
+        # one copy, a row of it for each contract column
+        by_contract = list(out.holdings[0].T.copy())
+        info: dict[str, Any] = dict(zip(_INFO_NAMES, booked + by_contract, strict=True))
         is_over = bool(out.terminated[0] or out.truncated[0])
         self._is_running = not is_over
         bar = out.final_bar if is_over else out.bar
         info["time_ms"] = self._time_ms(bar)
         if self._record is not None:
-            self._record.add(Step(int(bar[0]), out.ledger[0].copy(), out.holdings[0].copy(), stop))
+            fills = self._fills[: int(info["fills"])].copy()
+            self._record.add(Step(int(bar[0]), out.ledger[0].copy(), out.holdings[0].copy(), stop, fills))
         observation = self.batch.final_observation(out) if is_over else self.batch.observation(out)
         return (
             _first(observation),

@@ -301,11 +301,12 @@ def assumptions(report: ReportInput) -> list[str]:
     env, limits = report.config, report.limits
     taker = "the contract's" if env.taker_rate is None else f"{100 * env.taker_rate:g} %"
     each = " in each contract" if len(report.contracts) > 1 else ""
+    modes, leverages = " / ".join(env.margin_modes()), " / ".join(f"{one:g}" for one in env.leverages())
     loss = "none" if limits.max_daily_loss is None else share(limits.max_daily_loss, 0)
     return [
-        f"Account: {money(env.initial_wallet)} in the settle currency, {env.margin_mode} margin, leverage "
-        f"setting {env.leverage:g}×, exposure up to ±{env.max_exposure:g}{each}, traded when off by more "
-        f"than {env.rebalance_threshold:g} of equity.",
+        f"Account: {money(env.initial_wallet)} in the settle currency, {modes} margin, leverage setting "
+        f"{leverages}×, exposure up to ±{env.max_exposure:g}{each}, traded when off by more than "
+        f"{env.rebalance_threshold:g} of equity.",
         f"Costs: taker fee {taker} of notional, half spread {env.half_spread_bps:g} bp, impact "
         f"{env.impact_coefficient:g} × volatility × √participation, at most "
         f"{share(env.max_participation, 0)} of a bar's volume, funding × {env.funding_multiplier:g}.",
