@@ -25,6 +25,7 @@ KERNEL_FILES = (
     "orders.py",
     "decision.py",
     "fills.py",
+    "insolvency.py",
     "liquidation.py",
     "path.py",
     "matching.py",

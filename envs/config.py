@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal, TypeVar
 
+import numpy as np
+
 from perpgym.envs.actions import ACTION_KINDS, ActionKind, choices_per_contract
 from perpgym.envs.fees import FeeSchedule
 from perpgym.envs.impact_model import ImpactModel
@@ -202,7 +204,7 @@ class EnvConfig:
         _within("limit_offset_bps", self.limit_offset_bps, -1_000.0, 1_000.0, "basis points")
         _within("iceberg_clip", self.iceberg_clip, 1e-3, 1.0, "a fraction of the order")
         _within("latency_ms", self.latency_ms, 0.0, 1e9, "milliseconds")
-        _within("latency_bars", self.latency_bars, 0, 10_000, "bars")
+        _whole("latency_bars", self.latency_bars, 0, 10_000, "bars")
         for name in ("taker_rate", "maker_rate"):
             rate = getattr(self, name)
             if rate is not None:
@@ -228,7 +230,7 @@ class EnvConfig:
         if self.trailing_stop and self.stop_loss is None and self.stop_volatility is None:
             raise ValueError("trailing_stop needs a distance: set stop_loss or stop_volatility")
         if self.max_bars_held is not None:
-            _within("max_bars_held", self.max_bars_held, 1, 10**9, "bars")
+            _whole("max_bars_held", self.max_bars_held, 1, 10**9, "bars")
         _within("funding_multiplier", self.funding_multiplier, -100.0, 100.0, "times")
         _within("risk_free_rate", self.risk_free_rate, -1.0, 1.0, "a fraction per year")
         _within("max_drawdown", self.max_drawdown, 1e-6, 1.0, "a fraction of peak equity")
@@ -239,8 +241,8 @@ class EnvConfig:
         _within("reward_variance", self.reward_variance, 0.0, 1e12, "per squared exposure and bar")
         for name in ("reward_drawdown", "reward_turnover", "reward_liquidation"):
             _within(name, getattr(self, name), 0.0, 1e12, "reward before its scale; a bonus is not offered")
-        _within("episode_bars", self.episode_bars, 2, 10**9, "bars")
-        _within("window_bars", self.window_bars, 1, 100_000, "bars")
+        _whole("episode_bars", self.episode_bars, 2, 10**9, "bars")
+        _whole("window_bars", self.window_bars, 1, 100_000, "bars")
         if self.reward_on_conditional_mean and self.reward != "mean_variance":
             raise ValueError("reward_on_conditional_mean needs reward=mean_variance")
         for name, allowed in (
@@ -305,3 +307,9 @@ def _ascending(name: str, values: tuple[float, ...], low: float, high: float) ->
 def _within(name: str, value: float, low: float, high: float, unit: str) -> None:
     if not low <= value <= high:
         raise ValueError(f"{name} must lie between {low:g} and {high:g} ({unit}), was {value}")
+
+
+def _whole(name: str, value: int, low: int, high: int, unit: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise ValueError(f"{name} must be a whole number from {low:g} to {high:g} ({unit}), was {value!r}")
+    _within(name, value, low, high, unit)

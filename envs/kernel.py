@@ -31,6 +31,7 @@ from perpgym.envs.decision import LADDER, decide, exposure_of
 from perpgym.envs.fees import roll_day
 from perpgym.envs.fills import ORDER, STOP, settle_funding, take
 from perpgym.envs.impact import decay_push
+from perpgym.envs.insolvency import forgive_debt
 from perpgym.envs.liquidation import STRAIGHT, is_short_at, liquidate_if_short, mark_on_way
 from perpgym.envs.margin import worth
 from perpgym.envs.matching import (
@@ -48,7 +49,7 @@ from perpgym.envs.spaces import CONTRACT_LEDGER, LEDGER
 
 _EQUITY, _EQUITY_BEFORE = LEDGER["equity"], LEDGER["equity_before"]
 _PRICE_PNL, _FEES, _SPREAD, _IMPACT = LEDGER["price_pnl"], LEDGER["fees"], LEDGER["spread"], LEDGER["impact"]
-_INSURANCE, _EXPOSURE, _GROSS = LEDGER["insurance"], LEDGER["exposure"], LEDGER["gross_exposure"]
+_EXPOSURE, _GROSS = LEDGER["exposure"], LEDGER["gross_exposure"]
 _STOPPED, _DRAWDOWN = LEDGER["stopped"], LEDGER["drawdown"]
 _OVERLAY = LEDGER["overlay"]
 _POSITION, _FIRST_FILL_PRICE = LEDGER["position"], LEDGER["fill_price"]
@@ -299,19 +300,14 @@ def _close_books(account, world, equity_before, now, is_over):  # type: ignore[n
     """
     open_ms = world.market.open_time_ms[now]
     is_midnight = open_ms // DAY_MS != (open_ms + world.market.bar_ms) // DAY_MS
+    # an order or a stop filled beyond bankruptcy: nobody owes the exchange more than the margin posted
+    forgive_debt(account, world)
     equity = account.wallet[WALLET]
-    is_flat = True
     for asset in range(account.positions.shape[0]):
         if account.positions[asset, QUANTITY] != 0.0:
-            is_flat = False
             mark = world.market.mark[now, asset, CLOSE]
             equity += unrealised_profit(account.positions[asset], mark, world.contracts[asset, 0])
             account.positions[asset, BARS_HELD] += 1.0
-    if is_flat and equity < 0.0 and world.rules.is_unlimited == 0.0:
-        # an order or a stop filled beyond bankruptcy: nobody owes the exchange more than the wallet
-        account.ledger[_INSURANCE] -= equity
-        account.wallet[WALLET] = 0.0
-        equity = 0.0
     peak_before = account.wallet[PEAK_EQUITY]
     account.wallet[EQUITY] = equity
     account.wallet[PEAK_EQUITY] = max(account.wallet[PEAK_EQUITY], equity)

@@ -116,8 +116,16 @@ def pack_contracts(contracts: tuple[Contract, ...], config: EnvConfig) -> tuple[
     """Rules (A, len(ContractRules)) and brackets (A, B, 5), short tables filled up with their last row.
 
     Raises:
-        ValueError: the contracts settle in different currencies, or one admits no position at this leverage.
+        ValueError: the contracts settle in different currencies or in one that their symbols do not say, or
+            one admits no position at this leverage.
     """
+    nameless = [c.symbol for c in contracts if not settle_currency(c)]
+    if nameless and len(contracts) > 1:
+        raise ValueError(
+            "contracts on one tape must settle in one currency, but that of "
+            f"{', '.join(nameless)} is unknown: name them as ccxt does, BASE/QUOTE:SETTLE "
+            "such as BTC/USDT:USDT"
+        )
     currencies = {settle_currency(c) for c in contracts}
     if len(currencies) > 1:
         raise ValueError(
@@ -263,10 +271,13 @@ def one_bar_market(
 
 
 def settle_currency(contract: Contract) -> str:
-    """The currency of margin and profit: after the colon of ccxt's symbol, else quote, base if inverse."""
+    """The currency of margin and profit: after the colon of ccxt's symbol, else quote, base if inverse.
+
+    Empty where the symbol is no such name (``BTCUSDT``), which nobody can take apart.
+    """
     pair, _, settle = contract.symbol.partition(":")
     base, _, quote = pair.partition("/")
-    return settle or (base if contract.kind == "inverse" else quote)
+    return settle or (base if quote and contract.kind == "inverse" else quote)
 
 
 def _max_position_notional(contract: Contract, leverage: float) -> float:

@@ -26,6 +26,9 @@ LONGEST_INTERVAL_MS = 8 * HOUR_MS
 # Binance's constants: interest, and the band around it in which the premium does not show
 INTEREST_PER_8H = 1e-4
 INTEREST_BAND = 5e-4
+# Binance, "Important Updates on Funding Rate Formula and Mark Price Calculation of Futures Contracts",
+# 2025-09-16: settlements after 2025-09-18 08:01 UTC divide premium and band by 8 h / interval too
+WHOLE_SCALED_FROM_MS = 1_758_182_400_000  # 2025-09-18 08:00: what closes then sees the first such settlement
 
 _RATE_STD_FLOOR = 1e-5  # fraction per settlement: rates often rest at exactly 1 bp for weeks
 
@@ -118,12 +121,15 @@ def _interval_in_force(bars: Bars, start: NDArray[np.int64], stop: NDArray[np.in
     memory_ms=LEVEL_MEMORY_MS,
     low=-0.05,
     high=0.05,
-    source="Binance, Introduction to Binance Futures Funding Rates: P + clamp(I - P, -5 bp, 5 bp), capped",
+    source="Binance, Introduction to Binance Futures Funding Rates: (P + clamp(I - P, -5 bp, 5 bp)) / (8 h / "
+    "interval), capped; before 2025-09-18 08:01 UTC undivided with I / (8 h / interval)",
 )
 def predicted_funding(bars: Bars) -> NDArray[np.float64]:
     """The coming settlement's rate as the exchange would show it now; the newest settled one without premium.
 
     P is the premium index of the interval so far, later bars weighing more (1, 2, 3, ...); I is 1 bp per 8 h.
+    Until September 2025 only I shrank with the interval: SOL's settlements every 2 h in November 2022 rest at
+    0.25 bp.
     """
     start, stop = known_stamps(bars, LEVEL_MEMORY_MS)
     settled = np.where(stop > start, _newest(bars.stamp_rate, stop), 0.0)
@@ -133,8 +139,11 @@ def predicted_funding(bars: Bars) -> NDArray[np.float64]:
     # right after a settlement the newest bar says most about the interval that begins
     first = np.minimum(owner + 1, np.arange(len(bars)))
     premium = _rising_mean(bars.premium, np.where(stop > start, first, np.arange(len(bars))))
-    interest = INTEREST_PER_8H * _interval_in_force(bars, start, stop) / (8 * HOUR_MS)
+    share = _interval_in_force(bars, start, stop) / (8 * HOUR_MS)
+    is_scaled = bars.close_time_ms >= WHOLE_SCALED_FROM_MS
+    interest = INTEREST_PER_8H * np.where(is_scaled, 1.0, share)
     rate = premium + np.clip(interest - premium, -INTEREST_BAND, INTEREST_BAND)
+    rate *= np.where(is_scaled, share, 1.0)
     cap = bars.contract.funding_cap
     return np.where(np.isfinite(premium), np.clip(rate, -cap, cap), settled)
 

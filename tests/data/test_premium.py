@@ -15,6 +15,7 @@ from perpgym.data.bars import CLOSE, Bars
 from perpgym.data.contract import HOUR_MS, Contract, load_contract
 from perpgym.data.features import get_feature
 from perpgym.data.features.build import build_tape
+from perpgym.data.features.funding import WHOLE_SCALED_FROM_MS
 from perpgym.data.sources.freqtrade import read_freqtrade
 from perpgym.data.store import SeriesKey, Store
 
@@ -26,19 +27,21 @@ MIDNIGHT_MS = 1_704_067_200_000  # 2024-01-01
 predicted = get_feature("predicted_funding")
 
 
-def bars_with(premium: list[float] | None, *, interval_hours: int = 8, cap: float = 0.03) -> Bars:
+def bars_with(
+    premium: list[float] | None, *, interval_hours: int = 8, cap: float = 0.03, start_ms: int = MIDNIGHT_MS
+) -> Bars:
     """Two days of hourly bars, settled every interval at 7 bp; the last bars have the premium given."""
     count = 48
     series = np.full(count, 0.02)
     if premium is not None:
         series[count - len(premium) :] = premium
     newest = 48 - len(premium or [0])
-    stamps = MIDNIGHT_MS + np.arange(newest, 0, -interval_hours)[::-1] * HOUR_MS
+    stamps = start_ms + np.arange(newest, 0, -interval_hours)[::-1] * HOUR_MS
     contract = Contract(symbol=BTC, funding_interval_ms=interval_hours * HOUR_MS, funding_cap=cap)
     return Bars(
         contract=contract,
         bar_ms=HOUR_MS,
-        open_time_ms=MIDNIGHT_MS + np.arange(count) * HOUR_MS,
+        open_time_ms=start_ms + np.arange(count) * HOUR_MS,
         last=np.full((count, 4), 100.0),
         mark=np.full((count, 4), 100.0),
         volume=np.ones(count),
@@ -69,6 +72,43 @@ def test_the_coming_rate_follows_the_exchanges_formula(
 ) -> None:
     bars = bars_with([p * BP for p in premium_bp], interval_hours=interval_hours, cap=30 * BP)
     assert predicted.compute(bars)[-1] == pytest.approx(rate_bp * BP, abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("premium_bp", "interval_hours", "hours_after", "rate_bp"),
+    [
+        # (100 + clamp(1 - 100)) / (8 / 4) = (100 - 5) / 2, the exchange's own example of 4 hours
+        ([100], 4, 0, 47.5),
+        ([100], 4, 24, 47.5),
+        ([100], 8, 0, 95.0),
+        # an interest of 1 bp, whatever the interval, and then a quarter of it
+        ([2, 2], 2, 0, 0.25),
+        # 1 bp lies inside 5 of -3.9, 0.5 bp did before: both rest at the interest
+        ([-3.9], 4, 0, 0.5),
+        # 1 - (-4.2) = 5.2 is more than 5: (-4.2 + 5) / 2; before, 0.5 + 4.2 is less
+        ([-4.2], 4, 0, 0.4),
+        ([-4.2], 4, -1, 0.5),
+        # an hour before, only the interest shrinks with the interval
+        ([100], 4, -1, 95.0),
+    ],
+)
+def test_since_september_2025_the_whole_rate_shrinks_with_the_interval(
+    premium_bp: list[float], interval_hours: int, hours_after: int, rate_bp: float
+) -> None:
+    newest_close = WHOLE_SCALED_FROM_MS + hours_after * HOUR_MS
+    bars = bars_with(
+        [p * BP for p in premium_bp], interval_hours=interval_hours, start_ms=newest_close - 48 * HOUR_MS
+    )
+    assert predicted.compute(bars)[-1] == pytest.approx(rate_bp * BP, abs=1e-15)
+
+
+def test_real_settlements_every_two_hours_rested_at_a_quarter_of_the_interest(shared_data: Path) -> None:
+    symbol = "SOL/USDT:USDT"
+    stamps = read_freqtrade(shared_data / "freqtrade", symbol, "1h").funding
+    assert stamps is not None
+    gap_hours = stamps["time_ms"].diff() / HOUR_MS
+    often = stamps.loc[gap_hours.eq(2), "rate"]
+    assert often.value_counts().idxmax() == pytest.approx(0.25 * BP)
 
 
 def test_without_a_premium_the_newest_settled_rate_stands_in() -> None:

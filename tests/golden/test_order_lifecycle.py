@@ -388,3 +388,16 @@ def test_heads_without_a_stop_do_not_inherit_the_other_sides() -> None:
         env.step_into(np.array([action], np.float32), out)
         seen.append(float(out.account[0, 0, 3]))
     assert seen == pytest.approx([0.02, 1.0], abs=1e-6)
+
+
+def test_an_isolated_loss_beyond_all_margin_is_the_funds_and_not_another_positions() -> None:
+    gap = [flat(100.0), flat(20.0)]
+    bars = [[flat(100.0)] * 2, [flat(100.0)] * 2, gap, [flat(100.0)] * 2]
+    tape = tape_of(bars, mark=[[flat(100.0)] * 2] * 4)
+    settings = {"margin_mode": "isolated", "leverage": 10.0, "stop_loss": 0.05, "stop_trigger": "last"}
+    rows = play(tape, [[4.0, 4.0], None], **settings)
+    # 40 of the second are stopped 80 lower: 3,200, of which its own 400 and 200 of free wallet were there
+    assert [own["position"] for own in rows[1]["of"]] == pytest.approx([40.0, 0.0])
+    assert rows[1]["insurance"] == pytest.approx(2_600.0)
+    assert rows[1]["equity"] == pytest.approx(400.0)
+    assert sum(own["profit"] for own in rows[1]["of"]) == pytest.approx(-600.0)

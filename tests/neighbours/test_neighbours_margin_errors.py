@@ -129,6 +129,8 @@ def test_a_rising_price_never_liquidates_a_long_at_the_edge_of_a_bracket(play: P
         rate = 0.01 if notional < 1_000.0 else 0.2
         return wallet + quantity * (price - entry) <= notional * rate
 
+    with pytest.raises(ValueError, match=r"cum of bracket 2 must be .* = 190"):
+        with_brackets(plain, (0.0, 1_000.0, 0.01, 0.0), (1_000.0, math.inf, 0.2, 0.0))
     contract = with_brackets(plain, (0.0, 1_000.0, 0.01, 0.0), (1_000.0, math.inf, 0.2, 190.0))
     rise = [flat(96.0), (96.0, 104.0, 96.0, 104.0)]
     played = play(rise, [8.0], contract=contract, initial_wallet=120.0)
