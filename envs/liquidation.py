@@ -132,7 +132,22 @@ def liquidation_share(account, world, group, fine, way, leg, begin):  # type: ig
         excess, slope = group_excess(account, world, group, fine, way, leg, share)
         if excess >= 0.0:
             break
-    return share
+    # what costs more than a bar moves (a debt of another position) finds no crossing at a price of the bar
+    return share if share >= 0.0 or _is_in_bar(account, world, group, fine, way, leg, share) else begin
+
+
+@kernel
+def _is_in_bar(account, world, group, fine, way, leg, share):  # type: ignore[no-untyped-def]
+    """Whether every mark of the group lies in the bar's range after ``share`` of a leg, also one below 0."""
+    for asset in range(account.positions.shape[0]):
+        contract = contract_rules(world.contracts[asset])
+        position = account.positions[asset]
+        if position[QUANTITY] != 0.0 and is_in_group(asset, group, contract):
+            mark = mark_on_way(world, fine, asset, way, leg, share, side_of(position), contract.is_inverse)
+            marks = world.market.fine_mark[fine, asset]
+            if not marks[LOW] <= mark <= marks[HIGH]:
+                return False
+    return True
 
 
 @cold_kernel

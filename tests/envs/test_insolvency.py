@@ -88,6 +88,14 @@ def test_what_is_forgiven_goes_to_the_contracts_that_lost_in_proportion() -> Non
     assert account.holdings[:, COSTS] == pytest.approx([-1_650.0, -550.0])
 
 
+def test_where_no_contract_lost_in_the_step_the_one_that_earned_least_is_credited() -> None:
+    account, world = account_of(1_000.0, (0, 40.0, 100.0), (0, -40.0, 20.0))
+    account.holdings[:, PROFIT] = (30.0, 10.0)
+    assert forgive_debt(account, world) == 2_200.0
+    assert list(account.holdings[:, PROFIT]) == [30.0, 2_210.0]
+    assert list(account.holdings[:, COSTS]) == [0.0, -2_200.0]
+
+
 def test_the_plain_python_of_it_says_the_same() -> None:
     twins = [account_of(1_000.0, (0, 40.0, 100.0), (0, -40.0, 20.0)) for _ in range(2)]
     twins[0][0].holdings[0, PROFIT] = twins[1][0].holdings[0, PROFIT] = -3_200.0
