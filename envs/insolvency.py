@@ -46,6 +46,23 @@ def forgive_debt(account, world):  # type: ignore[no-untyped-def]
     return owed
 
 
+@kernel
+def bear_rest(account, asset, owed):  # type: ignore[no-untyped-def]
+    """What an isolated position that was liquidated still owes is nobody's but the insurance fund's.
+
+    Its isolated wallet was below zero by more than any price of what remained could bring.
+
+    Args:
+        account: ``Account``, in place.
+        asset: index of the contract.
+        owed: settle currency, > 0.
+    """
+    account.wallet[WALLET] += owed
+    account.ledger[_INSURANCE] += owed
+    account.holdings[asset, _PROFIT] += owed
+    account.holdings[asset, _COSTS] -= owed
+
+
 @cold_kernel
 def _credit_losers(account, owed):  # type: ignore[no-untyped-def]
     """Book it to the contracts that lost in this step, in proportion, so that their rows add up as well.

@@ -14,6 +14,7 @@ from perpgym.envs.account import (
     ENTRY_PRICE,
     ISOLATED_WALLET,
     QUANTITY,
+    WALLET,
     is_in_group,
     margin_balance,
     position_excess,
@@ -23,6 +24,7 @@ from perpgym.envs.arrays import contract_rules, read_bar
 from perpgym.envs.compile import cold_kernel, kernel
 from perpgym.envs.execution import to_lots
 from perpgym.envs.fills import close_by_force
+from perpgym.envs.insolvency import bear_rest
 from perpgym.envs.margin import bracket_row, maintenance_margin, price_of, worth
 
 _FLOOR, _MMR, _CUM = 0, 2, 3
@@ -208,9 +210,12 @@ def _force(account, world, group, asset, size, now, fine, way, leg, share):  # t
     mark = mark_on_way(
         world, fine, asset, way, leg, share, side_of(account.positions[asset]), contract.is_inverse
     )
+    wallet = account.wallet[WALLET]
     close_by_force(
         account, asset, size, balance, mark, bar, world.market.mark[now, asset, CLOSE], contract, world.rules
     )
+    if group != CROSS and balance < 0.0 and account.positions[asset, QUANTITY] == 0.0:
+        bear_rest(account, asset, max(wallet - account.wallet[WALLET] - balance, 0.0))
 
 
 @kernel
