@@ -19,6 +19,7 @@ from perpgym.envs.config import EnvConfig
 from perpgym.envs.render import EpisodeRecord, Step, draw
 from perpgym.envs.risk.limits import RiskLimits
 from perpgym.envs.spaces import (
+    CONTRACT_LEDGER,
     CONTRACT_LEDGER_COLUMNS,
     LEDGER_COLUMNS,
     TOTAL_COLUMNS,
@@ -35,6 +36,7 @@ _INFO_NAMES = (
     *(f"total_{name}" for name in TOTAL_COLUMNS),
     *(f"contract_{name}" for name in CONTRACT_LEDGER_COLUMNS),
 )
+_FILL_PRICE = CONTRACT_LEDGER["fill_price"]
 # of a step that a picture can show: an order in slices has many
 _MOST_FILLS = 256
 
@@ -78,7 +80,7 @@ class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
     ``info`` holds the ledger of the step (``envs.spaces.LEDGER_COLUMNS``), which adds up to the change of
     equity, that of each contract (``contract_…``, (A,) float64, ``envs.spaces.CONTRACT_LEDGER_COLUMNS``;
     ``envs.reasons`` puts ``contract_reason`` in words), the parts summed since the episode began
-    (``total_…``), and ``time_ms``, the close of the newest bar.
+    (``total_…``), and ``time_ms``, the close of the newest bar. A fill price is 0 where nothing filled.
 
     Args:
         tape: the market; None makes a small simulated one.
@@ -183,8 +185,12 @@ class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
         self.batch.step_into(np.asarray(action, np.float32).reshape(1, -1), out)
         booked = out.ledger[0].tolist() + self.batch.totals(out)[0].tolist()
         # one copy, a row of it for each contract column
-        by_contract = list(out.holdings[0].T.copy())
-        info: dict[str, Any] = dict(zip(_INFO_NAMES, booked + by_contract, strict=True))
+        by_contract = out.holdings[0].T.copy()
+        # Gymnasium's checker compares infos, and nan is never equal to itself
+        fill_price = by_contract[_FILL_PRICE]
+        np.fmax(fill_price, 0.0, out=fill_price)
+        info: dict[str, Any] = dict(zip(_INFO_NAMES, booked + list(by_contract), strict=True))
+        info["fill_price"] = fill_price.item(0)
         is_over = bool(out.terminated[0] or out.truncated[0])
         self._is_running = not is_over
         bar = out.final_bar if is_over else out.bar

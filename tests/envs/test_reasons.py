@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gymnasium.utils.env_checker import data_equivalence
 
 from perpgym.data.tape import Tape
 from perpgym.envs import EnvConfig, PerpEnv, PerpVecEnv, reasons
@@ -76,9 +77,23 @@ def test_the_single_envs_info_has_the_batchs_contract_ledger(
         *_rest, of_batch = batch.step(action[None])
         for name in CONTRACT_LEDGER_COLUMNS:
             assert info[f"contract_{name}"].shape == (2,)
-            np.testing.assert_array_equal(info[f"contract_{name}"], of_batch[f"contract_{name}"][0])
+            column = np.nan_to_num(of_batch[f"contract_{name}"][0])
+            np.testing.assert_array_equal(info[f"contract_{name}"], column)
         kept.append((info, info["contract_position"].copy()))
     # an info that is kept does not change with later steps
     for info, position in kept:
         np.testing.assert_array_equal(info["contract_position"], position)
     assert len({tuple(position) for _info, position in kept}) > 1
+
+
+def test_an_info_equals_itself_where_nothing_filled(make_tape: MakeTape, merge_tapes: MergeTapes) -> None:
+    tape = merge_tapes([make_tape(seed=seed) for seed in range(2)])
+    env = PerpEnv(tape, config=EnvConfig(window_bars=4, action="target"))
+    env.reset(seed=5)
+    *_rest, info = env.step(np.array([0.5, 0.0], np.float32))
+    assert info["contract_fill_price"][0] == info["fill_price"] > 0.0
+    assert info["contract_fill_price"][1] == 0.0
+    assert data_equivalence(info, {**info}, exact=True)
+    *_rest, info = env.step(np.array([0.5, 0.0], np.float32))
+    assert info["fill_price"] == 0.0
+    assert data_equivalence(info, {**info}, exact=True)
