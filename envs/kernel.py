@@ -136,6 +136,8 @@ def _fine_bar(account, world, now, fine, open_ms, number, scratch):  # type: ign
         ):
             return True
         send_orders(account, world, now, fine, number)
+        # what an order lost beyond bankruptcy stands in the way of no later one
+        forgive_debt(account, world)
     is_eventful = _settles_inside(world, now, open_ms, account.positions.shape[0])
     # margin that suffices at every adverse extreme suffices at the open and at the close
     is_eventful = is_eventful or not nothing_happens(account, world, fine)
