@@ -9,7 +9,8 @@ seconds of one thread; contestants take turns, and a ratio is the median of the 
 
 - random band: centre and width drawn anew every bar, uniform in the default action space; half of the steps
   fill an order. Quoted, without windows, as ``account_steps_per_s_1024``, and with windows as
-  ``window_copy_fraction``.
+  ``window_copy_fraction``; with trailing and time stops, fee tiers, lasting impact and bracket-wise
+  liquidation too as ``..._1024_everything``.
 - trading, the hardest: a new random target every bar, no band; nearly every step fills an order. Quoted as
   ``..._1024_trading``, and with 1,024 paths of one account, where no two share a bar and the latency of
   memory shows, as ``..._1024_trading_unshared``.
@@ -50,6 +51,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numba
 import numpy as np
+from action_tapes import STEPS_PER_TAPE, Actions, action_tapes
 from bare_copies import BARE_COPIES
 from env_costs import bytes_allocated_per_step, bytes_per_account, cost_of_contracts, second_core_gain
 from numpy.typing import NDArray
@@ -66,8 +68,12 @@ from perpgym.envs.actions import exposure_to_action
 from perpgym.envs.risk.limits import RiskLimits
 from perpgym.envs.spaces import LEDGER
 
-WINDOW, STEPS_PER_TAPE, ACCOUNTS_PER_PATH = 64, 240, 8
+WINDOW, ACCOUNTS_PER_PATH = 64, 8
 CONFIG = EnvConfig(window_bars=WINDOW, stop_loss=0.05, take_profit=0.10)
+EVERYTHING = replace(
+    CONFIG, trailing_stop=True, max_bars_held=100, liquidation="brackets", impact={"kind": "exponential"},
+    fees={"tiers": [[0, 0.0002, 0.0005], [15_000_000, 0.00016, 0.0004]]},
+)  # fmt: skip
 # no drawdown_start, which calms down accounts that lose: they shall trade on, be ruined and restart
 LIMITS = RiskLimits(max_notional=10_000_000.0)
 LEVELS = np.array([-1.0, -0.5, 0.0, 0.5, 1.0])
@@ -80,25 +86,12 @@ RIVALS = (
     (TORCHTRADE, 1_024),
 )
 
-Actions = NDArray[np.float32]
 Round = Callable[[], float]
 
 
 def market(start: str) -> Tape:
     """The simulated market from ``start`` to 2025-06-30: 22 feature columns, no risk columns."""
     return build_tape(simulate_market(SimulatedMarketConfig(start=start)).bars, risk=(), source="simulated")
-
-
-def action_tapes(accounts: int) -> dict[str, Actions]:
-    """By name, (STEPS_PER_TAPE, accounts, 2) float32; see the module's docstring."""
-    rng = np.random.default_rng(0)
-    band = rng.uniform(-1, 1, (STEPS_PER_TAPE, accounts, 2)).astype(np.float32)
-    trading, holding = band.copy(), np.ones_like(band)
-    trading[..., 1] = -1.0
-    holding[...] = (0.25, -0.9)
-    day = (np.arange(STEPS_PER_TAPE)[:, None] + rng.integers(0, 24, accounts)) // 24
-    daily: Actions = np.ascontiguousarray(band[day, np.arange(accounts)])
-    return {"trading": trading, "random band": band, "daily": daily, "holding": holding}
 
 
 class Ours:
@@ -110,16 +103,16 @@ class Ours:
         actions: Actions,
         *,
         with_windows: bool,
-        episode_bars: int | None = None,
+        config: EnvConfig = CONFIG,
         accounts_per_path: int = 1,
     ) -> None:
         accounts = actions.shape[1]
-        paths = accounts // accounts_per_path if episode_bars is None else 1
+        paths = accounts // accounts_per_path
         self.env = PerpVecEnv(
             tape,
             n_paths=paths,
-            accounts_per_path=accounts // paths,
-            config=CONFIG if episode_bars is None else replace(CONFIG, episode_bars=episode_bars),
+            accounts_per_path=accounts_per_path,
+            config=config,
             limits=LIMITS,
             with_windows=with_windows,
         )
@@ -311,6 +304,9 @@ def contestants(tape: Tape, rivals: list[RivalProcess]) -> dict[str, Round]:
         rounds[f"1,024 accounts, {name}, windows"] = windowed.round()
     unshared = Ours(tape, action_tapes(1_024)["trading"], with_windows=False)
     rounds["1,024 accounts, trading, a path each"] = unshared.round()
+    band = action_tapes(1_024)["random band"]
+    everything = Ours(tape, band, with_windows=False, config=EVERYTHING, accounts_per_path=ACCOUNTS_PER_PATH)
+    rounds["1,024 accounts, everything on"] = everything.round()
     for name, copy in BARE_COPIES.items():
         rounds[f"{name} of 1,024 windows"] = windowed.bare_round(copy)
     for accounts in (64, 1_024):
@@ -363,7 +359,10 @@ def flat_cost(tape: Tape, steps: int = 100_000) -> tuple[float, float]:
     and one near its end, so that whatever else the machine does slows both.
     """
     actions = action_tapes(64)["trading"]
-    young, old = (Ours(tape, actions, with_windows=True, episode_bars=steps + 1) for _ in range(2))
+    config, accounts = replace(CONFIG, episode_bars=steps + 1), actions.shape[1]
+    young, old = (
+        Ours(tape, actions, with_windows=True, config=config, accounts_per_path=accounts) for _ in range(2)
+    )
     first_bar = int(old.out.bar[0])
     young.run(1_000)
     old.run(steps - 1_000)
@@ -399,6 +398,9 @@ def figures(speeds: dict[str, list[float]]) -> dict[str, float | None]:
     """The last line, but for the flat cost."""
     found: dict[str, float | None] = {
         "account_steps_per_s_1024": round(statistics.median(speeds["1,024 accounts, random band"])),
+        "account_steps_per_s_1024_everything": round(
+            statistics.median(speeds["1,024 accounts, everything on"])
+        ),
         "account_steps_per_s_1024_trading": round(statistics.median(speeds["1,024 accounts, trading"])),
         "account_steps_per_s_1024_trading_unshared": round(
             statistics.median(speeds["1,024 accounts, trading, a path each"])

@@ -46,16 +46,38 @@ def forgive_debt(account, world):  # type: ignore[no-untyped-def]
     return owed
 
 
+@kernel
+def bear_rest(account, asset, owed):  # type: ignore[no-untyped-def]
+    """What an isolated position that was liquidated still owes is nobody's but the insurance fund's.
+
+    Its isolated wallet was below zero by more than any price of what remained could bring.
+
+    Args:
+        account: ``Account``, in place.
+        asset: index of the contract.
+        owed: settle currency, > 0.
+    """
+    account.wallet[WALLET] += owed
+    account.ledger[_INSURANCE] += owed
+    account.holdings[asset, _PROFIT] += owed
+    account.holdings[asset, _COSTS] -= owed
+
+
 @cold_kernel
 def _credit_losers(account, owed):  # type: ignore[no-untyped-def]
-    """Book it to the contracts that lost in this step, in proportion, so that their rows add up as well."""
-    lost = 0.0
+    """Book it to the contracts that lost in this step, in proportion, so that their rows add up as well.
+
+    Where none has lost (the mark rose after a sale far below it), the one that earned least has it.
+    """
+    lost, least = 0.0, 0
     for asset in range(account.holdings.shape[0]):
         lost += max(-account.holdings[asset, _PROFIT], 0.0)
-    if lost <= 0.0:
-        return
+        if account.holdings[asset, _PROFIT] < account.holdings[least, _PROFIT]:
+            least = asset
     for asset in range(account.holdings.shape[0]):
         row = account.holdings[asset]
-        part = owed * max(-row[_PROFIT], 0.0) / lost
-        row[_PROFIT] += part
-        row[_COSTS] -= part
+        share = 1.0 if asset == least else 0.0
+        if lost > 0.0:
+            share = max(-row[_PROFIT], 0.0) / lost
+        row[_PROFIT] += owed * share
+        row[_COSTS] -= owed * share

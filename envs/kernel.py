@@ -94,7 +94,6 @@ def step_account(account, world, action, now, is_last, scratch):  # type: ignore
     for asset in range(account.positions.shape[0]):
         row = account.holdings[asset]
         row[:] = 0.0
-        row[_FILL_PRICE] = math.nan
         quantity = account.positions[asset, QUANTITY]
         if quantity != 0.0:
             inverse = world.contracts[asset, 0]
@@ -136,6 +135,8 @@ def _fine_bar(account, world, now, fine, open_ms, number, scratch):  # type: ign
         ):
             return True
         send_orders(account, world, now, fine, number)
+        # what an order lost beyond bankruptcy stands in the way of no later one
+        forgive_debt(account, world)
     is_eventful = _settles_inside(world, now, open_ms, account.positions.shape[0])
     # margin that suffices at every adverse extreme suffices at the open and at the close
     is_eventful = is_eventful or not nothing_happens(account, world, fine)

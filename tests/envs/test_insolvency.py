@@ -12,12 +12,13 @@ import pytest
 
 from perpgym.data.contract import Contract
 from perpgym.envs import EnvConfig, RiskLimits
-from perpgym.envs.account import ISOLATED_WALLET, WALLET, apply_fill, open_account
+from perpgym.envs.account import ISOLATED_WALLET, QUANTITY, WALLET, apply_fill, open_account
 from perpgym.envs.arrays import Account, ContractRules, World
 from perpgym.envs.buffers import make_account
 from perpgym.envs.insolvency import forgive_debt
 from perpgym.envs.ledger import replay
-from perpgym.envs.rules import make_account_rules, pack_contracts
+from perpgym.envs.liquidation import STRAIGHT, liquidate_if_short
+from perpgym.envs.rules import make_account_rules, one_bar_market, pack_contracts
 from perpgym.envs.spaces import CONTRACT_LEDGER, LEDGER
 
 INSURANCE = LEDGER["insurance"]
@@ -88,6 +89,14 @@ def test_what_is_forgiven_goes_to_the_contracts_that_lost_in_proportion() -> Non
     assert account.holdings[:, COSTS] == pytest.approx([-1_650.0, -550.0])
 
 
+def test_where_no_contract_lost_in_the_step_the_one_that_earned_least_is_credited() -> None:
+    account, world = account_of(1_000.0, (0, 40.0, 100.0), (0, -40.0, 20.0))
+    account.holdings[:, PROFIT] = (30.0, 10.0)
+    assert forgive_debt(account, world) == 2_200.0
+    assert list(account.holdings[:, PROFIT]) == [30.0, 2_210.0]
+    assert list(account.holdings[:, COSTS]) == [0.0, -2_200.0]
+
+
 def test_the_plain_python_of_it_says_the_same() -> None:
     twins = [account_of(1_000.0, (0, 40.0, 100.0), (0, -40.0, 20.0)) for _ in range(2)]
     twins[0][0].holdings[0, PROFIT] = twins[1][0].holdings[0, PROFIT] = -3_200.0
@@ -96,6 +105,25 @@ def test_the_plain_python_of_it_says_the_same() -> None:
     assert compiled == plain
     for one, other in zip(twins[0][0], twins[1][0], strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_what_a_partly_closed_isolated_short_still_owes_does_not_take_the_cross_position() -> None:
+    # A's first 40 lose 4,000 of the 1,000 that are not B's; its last unit, even at a price of 0, brings 100
+    fills = ((1, -4.0, 100.0), (0, -41.0, 100.0), (0, 40.0, 200.0))
+    account, world = account_of(1_000.0, *fills, margin_mode=["isolated", "cross"])
+    assert list(account.positions[:, ISOLATED_WALLET]) == [-3_000.0, 0.0]
+    marks = np.array([[100.0] * 4, [90.0] * 4])
+    market = one_bar_market(
+        mark_before=marks[:, 0], last=marks, mark=marks, volume=np.full(2, 1e9), sigma_per_bar=np.zeros(2)
+    )
+    world = world._replace(market=market)
+    for _ in range(2):
+        assert not liquidate_if_short(account, world, 1, 1, STRAIGHT, 0, 0.0)
+        # B's own profit of 40 stands behind B
+        assert list(account.positions[:, QUANTITY]) == [0.0, -4.0]
+        assert account.wallet[WALLET] == pytest.approx(0.0, abs=1e-9)
+        # 2,900, and the 100 of the price with its half spread
+        assert account.ledger[INSURANCE] == pytest.approx(3_000.01)
 
 
 # --- through whole bars ---

@@ -152,12 +152,12 @@ def test_trading_in_circles_on_a_flat_market_only_costs(
         assert (equity < kind.wallet).all() if execution in TAKERS else (equity == kind.wallet).all()
 
 
-def test_a_fee_that_is_paid_out_would_be_noticed(make_market: Callable[..., Tape]) -> None:
+def test_a_settlement_that_pays_every_holder_would_be_noticed(make_market: Callable[..., Tape]) -> None:
+    """The negative control: shorts are paid at every stamp, and nothing else happens."""
     kind = Kind("linear", "cross", 1)
-    tape = make_market(kind, closes=np.full(60, PRICE), bars=60, wick=0.0, funding_rate=0.0)
-    plan = np.concatenate([random_exposures(kind, 40, 8, 3.0), np.zeros((1, 8, 1))])
-    rebate = NO_COSTS | {"taker_rate": -1e-4}
-    assert (Played(tape, kind, plan, **rebate)["equity"][-1] > kind.wallet).all()
+    tape = make_market(kind, closes=np.full(60, PRICE), bars=60, wick=0.0, funding_rate=1e-4)
+    shorts = np.concatenate([-np.abs(random_exposures(kind, 40, 8, 3.0)), np.zeros((1, 8, 1))])
+    assert (Played(tape, kind, shorts, **NO_COSTS)["equity"][-1] > kind.wallet).all()
 
 
 # --- mirrors ---

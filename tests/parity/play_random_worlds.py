@@ -74,7 +74,11 @@ def draw_config(rng: np.random.Generator, has_finer: bool) -> EnvConfig:
     }
     settings: dict[str, Any] = {name: pick(rng, *values) for name, values in chosen.items()}
     has_stop = settings["stop_loss"] is not None or settings["stop_volatility"] is not None
-    impact = ImpactModel(kind=pick(rng, *IMPACT_KINDS), transient_coefficient=20.0, permanent_coefficient=2.0)
+    kind = pick(rng, *IMPACT_KINDS)
+    if settings["cost"] != "exchange":
+        # it replaces what an exchange charges
+        settings["fees"], kind = None, "none"
+    impact = ImpactModel(kind=kind, transient_coefficient=20.0, permanent_coefficient=2.0)
     return EnvConfig(
         **settings, leverage=leverage, window_bars=3, impact=impact, head_styles=EXECUTION_STYLES,
         trailing_stop=has_stop and pick(rng, False, True), linear_cost_rate=1e-3, quadratic_cost_rate=1e-3,
