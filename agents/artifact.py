@@ -240,7 +240,7 @@ def load_artifact(folder: Path, device: torch.device | str = "cpu") -> Artifact:
 def parity_error(policy: PerpActorCriticPolicy, tape: Tape) -> float:
     """Largest difference between what a policy computes from a stretch and from each of its bars' windows.
 
-    Contexts and the actions of a flat account (in the action space's unit) are compared at the beginning, the
+    Contexts and what the last layer says of a flat account are compared at the beginning, the
     middle and the end of the tape.
     """
     bound = BoundTape.of(tape, policy.device)
@@ -258,7 +258,7 @@ def _parity_error_from(start: int, count: int, policy: PerpActorCriticPolicy, bo
     stretch = features.stretch_context(bars[:1], count, bound)[0]  # n C
     windows = features.stretch_context(bars, 1, bound)[:, 0]  # n C
     flat = torch.zeros(count, len(features.inverse_divisors), device=policy.device)  # n S
-    actions = [policy.action_mean(context, flat).clamp(-1.0, 1.0) for context in (stretch, windows)]  # n a
+    actions = [policy.action_parameters(context, flat) for context in (stretch, windows)]  # n a
     # torch's max keeps nan, Python's may lose it
     return float(torch.cat(((stretch - windows).flatten(), (actions[0] - actions[1]).flatten())).abs().max())
 

@@ -48,7 +48,12 @@ class Rule:
         raise NotImplementedError
 
     def act(
-        self, tape: Tape, bar: int, account: NDArray[np.float32], portfolio: NDArray[np.float32]
+        self,
+        tape: Tape,
+        bar: int,
+        account: NDArray[np.float32],
+        portfolio: NDArray[np.float32],
+        masks: NDArray[np.bool_] | None = None,
     ) -> NDArray[np.float32]:
         present = self.asking.present(account)  # n A
         wanted = np.broadcast_to(self.asking.nearest(self.wish(tape, bar)), present.shape)
@@ -90,7 +95,12 @@ class Hold(Rule):
         return self.exposure * _equal_parts(tape, bar)
 
     def act(
-        self, tape: Tape, bar: int, account: NDArray[np.float32], portfolio: NDArray[np.float32]
+        self,
+        tape: Tape,
+        bar: int,
+        account: NDArray[np.float32],
+        portfolio: NDArray[np.float32],
+        masks: NDArray[np.bool_] | None = None,
     ) -> NDArray[np.float32]:
         present = self.asking.present(account)  # n A
         wanted = np.broadcast_to(self.asking.nearest(self.wish(tape, bar)), present.shape)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from perpgym.agents.objective import Objective
 from perpgym.agents.rollout import Float64, PathRollout
 from perpgym.envs.buffers import StepBuffers
 from perpgym.envs.vector import PerpVecEnv
-from perpgym.policies.actor_critic import PerpActorCriticPolicy, gaussian_log_prob
+from perpgym.policies.actor_critic import PerpActorCriticPolicy
 from perpgym.policies.stretch_actor import StretchActor
 
 # of the values, which are computed after the last step
@@ -47,15 +47,22 @@ def collect(
     bars = out.bar[:: env.accounts_per_path].copy()  # P
     rollout.start(bars)
     context = _encode(objective, rollout, slice(None), bars, 0)  # P T+1 C
-    standard_noise = torch.randn(rollout.actions.shape, generator=noise, device=rollout.device)  # P T K a
+    heads = policy.action_heads
     # cut up once: at the size of one step, finding the place costs as much as the work
-    deviation = (standard_noise * policy.log_std.exp()).unbind(1)  # T of P K a
+    perturbation = heads.perturbation(heads.noise(rollout.log_prob.shape, noise)).unbind(1)  # T of P K .
     actor, actions = StretchActor(policy, context), rollout.actions.unbind(1)
+    masks: Sequence[torch.Tensor | None] = [None] * n_steps
+    if rollout.masks is not None:
+        masks = rollout.masks.unbind(1)  # T of P K m
+    parameters = []
     state, write_state = rollout.state.unbind(1), rollout.state_writer(out.account, out.portfolio)
     final_value = np.zeros(rollout.reward.shape)  # T N
     for step in range(n_steps):
         write_state(step)
-        torch.add(actor.mean(step, state[step]), deviation[step], out=actions[step])
+        parameters.append(actor.parameters(step, state[step]))  # P K n
+        if (allowed := masks[step]) is not None:
+            allowed.copy_(torch.from_numpy(env.action_masks()).view(allowed.shape))
+        actions[step].copy_(heads.sample(parameters[step], perturbation[step], allowed))
         host_actions.copy_(actions[step])
         env.step_into(sent, out)
         rollout.reward[step] = out.reward
@@ -74,8 +81,7 @@ def collect(
     for first in range(0, rollout.n_paths, paths):
         some = slice(first, first + paths)
         rollout.values[some] = policy.state_values(context[some].unsqueeze(2), rollout.state[some])
-    zero = torch.zeros_like(policy.log_std)
-    torch.sub(gaussian_log_prob(zero, zero, standard_noise), policy.log_std.sum(), out=rollout.log_prob)
+    rollout.log_prob.copy_(heads.log_prob(torch.stack(parameters, 1), rollout.actions, rollout.masks))
     rollout.finish(final_value)
     return True
 

@@ -265,7 +265,12 @@ class OracleAgent:
         return (weight * lower).sum(axis=0), (weight * upper).sum(axis=0)
 
     def act(
-        self, tape: Tape, bar: int, account: NDArray[np.float32], portfolio: NDArray[np.float32]
+        self,
+        tape: Tape,
+        bar: int,
+        account: NDArray[np.float32],
+        portfolio: NDArray[np.float32],
+        masks: NDArray[np.bool_] | None = None,
     ) -> NDArray[np.float32]:
         """The band's exposure for the planted return of the next bar; see ``agents.protocol.Agent``.
 

@@ -27,6 +27,7 @@ from perpgym.data.bars import CLOSE
 from perpgym.envs.buffers import StepBuffers
 from perpgym.envs.sb3 import SB3PerpVecEnv
 from perpgym.envs.vector import PerpVecEnv
+from perpgym.policies.action_heads import GaussianActions
 from perpgym.policies.actor_critic import PerpActorCriticPolicy
 
 __all__ = ["PPOConfig", "PerpPPO"]
@@ -315,7 +316,8 @@ class PerpPPO(PPO):
         for name, value in zip(STATISTICS, statistics.mean(0).tolist(), strict=True):
             self.logger.record(f"train/{name}", value)
         self.logger.record("train/explained_variance", rollout.explained_variance())
-        self.logger.record("train/std", float(self.policy.log_std.detach().exp().mean()))
+        if isinstance(self.policy.action_heads, GaussianActions):
+            self.logger.record("train/std", float(self.policy.log_std.detach().exp().mean()))
         self.logger.record("train/clip_range", self._clip_range())
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record("train/ent_coef", self.entropy_schedule(self._current_progress_remaining))

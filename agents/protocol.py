@@ -16,7 +16,12 @@ class Agent(Protocol):
     name: str
 
     def act(
-        self, tape: Tape, bar: int, account: NDArray[np.float32], portfolio: NDArray[np.float32]
+        self,
+        tape: Tape,
+        bar: int,
+        account: NDArray[np.float32],
+        portfolio: NDArray[np.float32],
+        masks: NDArray[np.bool_] | None = None,
     ) -> NDArray[np.float32]:
         """Decide at the close of ``bar``, from nothing later than it.
 
@@ -25,8 +30,10 @@ class Agent(Protocol):
             bar: index on the tape of the newest closed bar.
             account: (n, A, Ca) float32, columns ``envs.spaces.ACCOUNT_COLUMNS``.
             portfolio: (n, Cp) float32, columns ``envs.spaces.PORTFOLIO_COLUMNS``.
+            masks: (n, M) bool, ``PerpVecEnv.action_masks`` of a discrete action; an agent that asks for a
+                wish may ignore them, the env cuts what cannot be had.
 
         Returns:
-            (n, action_dim) float32 in [-1, 1].
+            (n, action_dim) float32: in [-1, 1], or indices of choices.
         """
         ...

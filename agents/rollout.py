@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from numpy.typing import NDArray
 
 Float32 = NDArray[np.float32]
@@ -37,6 +38,7 @@ class Minibatch:
         actions: (G, T, K, a) float32, before clipping.
         log_prob, advantages, returns: (G, T, K) float32.
         embedding: (G, T, M) of the bars decided at, where the rollout kept them; None means encode them.
+        masks: (G, T, K, m) bool, the choices that were allowed; None where nothing can be forbidden.
     """
 
     first_bar: torch.Tensor
@@ -48,6 +50,7 @@ class Minibatch:
     advantages: torch.Tensor
     returns: torch.Tensor
     embedding: torch.Tensor | None
+    masks: torch.Tensor | None
 
     def arrange(self, encoded: torch.Tensor) -> torch.Tensor:
         """(S, T, C) contexts of the rows -> (G, T, C) contexts of the decisions."""
@@ -62,7 +65,7 @@ class PathRollout:
     Args:
         buffer_size: T, steps of a rollout.
         observation_space: of the env, with index observations.
-        action_space: Box (a,).
+        action_space: Box (a,), or Discrete or MultiDiscrete, whose masks are kept.
         device: of the tensors.
         gae_lambda, gamma: of the advantage estimator.
         n_envs: N = P * K accounts.
@@ -88,7 +91,10 @@ class PathRollout:
         state_size = self.account_size + int(np.prod(observation_space["portfolio"].shape))
         lead = (n_paths, buffer_size)
         self.state = torch.zeros(n_paths, buffer_size + 1, self.n_accounts, state_size, device=device)
-        self.actions = torch.zeros(*lead, self.n_accounts, int(np.prod(action_space.shape)), device=device)
+        self.actions = torch.zeros(*lead, self.n_accounts, _size(action_space), device=device)
+        self.masks: torch.Tensor | None = None
+        if n_choices := count_choices(action_space):
+            self.masks = torch.ones(*lead, self.n_accounts, n_choices, dtype=torch.bool, device=device)
         self.log_prob = torch.zeros(*lead, self.n_accounts, device=device)
         self.values = torch.zeros(n_paths, buffer_size + 1, self.n_accounts, device=device)
         self.advantages = torch.zeros_like(self.log_prob)
@@ -205,6 +211,7 @@ class PathRollout:
                 advantages=self._weigh(advantages),
                 returns=advantages + self.values[paths, :-1],
                 embedding=None if self.embedding is None else self.embedding[paths, :-1],
+                masks=None if self.masks is None else self.masks[paths],
             )
 
     def _lengths(self, rows: list[Segment]) -> list[int]:
@@ -230,6 +237,18 @@ class PathRollout:
             claimed = steps[segment.first_step :]
             slot[position[segment.path], claimed] = row * self.n_steps + claimed - segment.first_step
         return rows + later, slot
+
+
+def count_choices(space: spaces.Space[Any]) -> int:
+    """Columns of a discrete action's mask; 0 for a continuous one."""
+    if isinstance(space, spaces.Discrete):
+        return int(space.n)
+    return int(space.nvec.sum()) if isinstance(space, spaces.MultiDiscrete) else 0
+
+
+def _size(space: spaces.Space[Any]) -> int:
+    """Numbers of one action."""
+    return int(np.prod(space.shape)) if space.shape else 1
 
 
 def gae(

@@ -38,7 +38,12 @@ class TrainedAgent:
 
     @torch.no_grad()
     def act(
-        self, tape: Tape, bar: int, account: NDArray[np.float32], portfolio: NDArray[np.float32]
+        self,
+        tape: Tape,
+        bar: int,
+        account: NDArray[np.float32],
+        portfolio: NDArray[np.float32],
+        masks: NDArray[np.bool_] | None = None,
     ) -> NDArray[np.float32]:
         """Decide at the close of ``bar``; see :class:`perpgym.agents.protocol.Agent`.
 
@@ -47,7 +52,8 @@ class TrainedAgent:
         """
         context = self._context_of(tape, bar)  # 2D
         flat = np.concatenate((account.reshape(len(account), -1), portfolio), axis=1)
-        decided = self.policy.decide(context, torch.from_numpy(flat).to(context.device))  # n a
+        mask = None if masks is None else torch.from_numpy(masks).to(context.device)
+        decided = self.policy.decide(context, torch.from_numpy(flat).to(context.device), mask)  # n a
         actions: NDArray[np.float32] = decided.cpu().numpy()
         return actions
 

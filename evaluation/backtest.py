@@ -301,9 +301,12 @@ def _steps(
         bar = start_bar + step
         if int(out.bar[0]) != bar:
             raise RuntimeError(f"the env is at bar {int(out.bar[0])} where the backtest is at {bar}")
+        seen: list[NDArray[Any]] = [out.account, out.portfolio]
+        if env.config.choices:
+            seen.append(env.action_masks())
         action = np.concatenate(
             [
-                agent.act(tape, bar, out.account[low:high], out.portfolio[low:high])
+                agent.act(tape, bar, *(columns[low:high] for columns in seen))
                 for agent, low, high in zip(agents, edges[:-1], edges[1:], strict=True)
             ]
         )

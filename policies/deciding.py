@@ -32,12 +32,15 @@ class Policy(Protocol):
         """Its weights."""
         ...
 
-    def decide(self, context: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+    def decide(
+        self, context: torch.Tensor, state: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Deterministic actions, in the env's action space.
 
         Args:
             context: (..., C); leading axes broadcast with those of ``state``.
             state: (..., S) raw account columns, then portfolio columns.
+            mask: (..., M) bool, which choices of a discrete action are allowed; None for all.
 
         Returns:
             (..., action_dim) float32.

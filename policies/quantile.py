@@ -167,7 +167,9 @@ class PerpQuantilePolicy(BasePolicy):
         """(..., A, L): CVaR_alpha of every level's return; arguments as in ``PerpQuantileNet.quantiles``."""
         return self.quantile_net.quantiles(context, state) @ self.tail
 
-    def decide(self, context: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+    def decide(
+        self, context: torch.Tensor, state: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """(..., A) float32: the level of each contract's ladder that is worth most, deterministic."""
         return self.worth(context, state).argmax(dim=-1).float()
 
