@@ -12,6 +12,7 @@ from perpgym.envs.account import (
     ENTRY_PRICE,
     EQUITY,
     ISOLATED_WALLET,
+    LIQUIDATED,
     LOG_EQUITY,
     ORDER_ASKED,
     ORDER_WORKING,
@@ -135,6 +136,7 @@ def observe_account(wallet, positions, orders, world, now, account_out, portfoli
     portfolio_out[5] = _clip(100.0 * wallet[ACCRUED_FUNDING] / equity, -10.0, 10.0)
     portfolio_out[6] = _clip(100.0 * wallet[RECENT_COSTS], 0.0, 10.0)
     portfolio_out[7], portfolio_out[8] = 0.0, 0.0
+    portfolio_out[9] = wallet[LIQUIDATED]
     if has_moments(rules):
         deviation = return_deviation(wallet, rules)
         portfolio_out[7] = _clip(wallet[RETURN_MEAN] / deviation, -5.0, 5.0)

@@ -61,6 +61,7 @@ PORTFOLIO_COLUMNS: tuple[Column, ...] = (
     # 0 with other rewards, which remember nothing
     Column("return_mean", "deviations", -5.0, 5.0, "differential ratios: running mean of the log return"),
     Column("return_deviation", "1 % equity", 0.0, 10.0, "differential ratios: its running deviation"),
+    Column("liquidated", "0 or 1", 0.0, 1.0, "whether the newest bar liquidated, wholly or in part"),
 )
 
 ACCOUNT_NAMES = tuple(c.name for c in ACCOUNT_COLUMNS)
