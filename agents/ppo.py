@@ -18,13 +18,13 @@ from perpgym.agents.collect import collect
 from perpgym.agents.descent import Descent
 from perpgym.agents.forecast import ForecastTask
 from perpgym.agents.objective import Objective
+from perpgym.agents.path_algorithm import EpisodeMonitor, bind_policy, native_of, wrap_env
 from perpgym.agents.ppo_config import PPOConfig
 from perpgym.agents.ppo_loss import KL, STATISTICS, PPOLoss, epoch_statistics
 from perpgym.agents.rollout import Minibatch, PathRollout
 from perpgym.agents.schedule import Schedule
 from perpgym.agents.training_state import restore_training_state, training_state
 from perpgym.data.bars import CLOSE
-from perpgym.envs.buffers import StepBuffers
 from perpgym.envs.sb3 import SB3PerpVecEnv
 from perpgym.envs.vector import PerpVecEnv
 from perpgym.policies.actor_critic import PerpActorCriticPolicy
@@ -115,20 +115,11 @@ class PerpPPO(PPO):
             self._take_env()
 
     def _take_env(self) -> None:
-        native = self.native
-        reach = self.policy.receptive_field
-        if native.config.window_bars < reach:
-            raise ValueError(
-                f"the policy sees {reach} bars, the env only provides for {native.config.window_bars}: "
-                f"set window_bars={reach} in the env's config"
-            )
-        self.policy.bind(native.tape)
+        bind_policy(self.policy, self.native)
         if not self.policy.has_own_encoders:
             self.rollout_buffer.keep_embeddings(self.policy.features_extractor.embedding_size)
         self.forecast_task = self._make_forecast_task()
-        self.episode_return = np.zeros(native.num_envs)
-        self.episode_length = np.zeros(native.num_envs, np.int64)
-        self._no_infos: list[dict[str, Any]] = [{} for _ in range(native.num_envs)]
+        self.monitor = EpisodeMonitor(self.native.num_envs)
 
     def _make_forecast_task(self) -> ForecastTask | None:
         """What the forecasts are trained on; None without them.
@@ -155,25 +146,13 @@ class PerpPPO(PPO):
     @property
     def native(self) -> PerpVecEnv:
         """The batch env under SB3's face."""
-        assert isinstance(self.env, SB3PerpVecEnv)
-        return self.env.native
+        return native_of(self.env)
 
     @staticmethod
     def _wrap_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
         """SB3's hook that turns what the user passed into a VecEnv."""
         del verbose, monitor_wrapper
-        if isinstance(env, PerpVecEnv):
-            env = env.as_sb3()
-        if not isinstance(env, SB3PerpVecEnv):
-            raise TypeError(
-                f"PerpPPO trains on PerpVecEnv or PerpVecEnv.as_sb3(), this was {type(env).__name__}; "
-                "for any other env, or a wrapped one, use stable_baselines3.PPO"
-            )
-        if env.native.with_windows:
-            raise ValueError(
-                "PerpPPO reads the market from the tape: build PerpVecEnv with with_windows=False"
-            )
-        return env
+        return wrap_env(env, "PerpPPO", "stable_baselines3.PPO")
 
     def set_env(self, env: Any, force_reset: bool = True) -> None:
         """Train on another env, with the same number of accounts and paths."""
@@ -187,14 +166,13 @@ class PerpPPO(PPO):
 
     def _excluded_save_params(self) -> list[str]:
         mine = ["descent", "entropy_schedule", "forecast_task", "noise", "objective", "shuffle"]
-        mine += ["episode_return", "episode_length", "_no_infos"]
-        return [*super()._excluded_save_params(), *mine]
+        return [*super()._excluded_save_params(), *mine, "monitor"]
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         before = self._last_obs
         result = super()._setup_learn(*args, **kwargs)
         if self._last_obs is not before:  # SB3 has reset the env
-            self.episode_return[:], self.episode_length[:] = 0.0, 0
+            self.monitor.restart()
         return result
 
     # --- rollout ---
@@ -217,8 +195,8 @@ class PerpPPO(PPO):
 
         def on_step(dones: NDArray[np.bool_]) -> bool:
             self.num_timesteps += env.num_envs
-            infos = self._episode_infos(env.buffers, dones)
-            if infos is not self._no_infos:
+            infos = self.monitor.infos(env.buffers, dones)
+            if infos is not self.monitor.nothing:
                 self._update_info_buffer(infos, dones)
             callback.update_locals(
                 {"self": self, "env": env, "rewards": env.buffers.reward, "dones": dones, "infos": infos}
@@ -233,21 +211,6 @@ class PerpPPO(PPO):
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
-
-    def _episode_infos(self, out: StepBuffers, dones: NDArray[np.bool_]) -> list[dict[str, Any]]:
-        """What ``VecMonitor`` would report: return and length of every episode that ended."""
-        self.episode_return += out.reward
-        self.episode_length += 1
-        if not dones.any():
-            return self._no_infos
-        infos: list[dict[str, Any]] = [{} for _ in range(dones.size)]
-        for i in np.flatnonzero(dones):
-            infos[i] = {
-                "episode": {"r": float(self.episode_return[i]), "l": int(self.episode_length[i]), "t": 0.0},
-                "TimeLimit.truncated": bool(out.truncated[i]),
-            }
-        self.episode_return[dones], self.episode_length[dones] = 0.0, 0
-        return infos
 
     # --- update ---
 

@@ -26,8 +26,8 @@ def training_state(model: PerpPPO) -> dict[str, Any]:
         "shuffle": model.shuffle.bit_generator.state,
         "torch_rng": torch.get_rng_state(),
         "numpy_rng": np.random.get_state(legacy=False),  # noqa: NPY002 - SB3 and callbacks draw from it
-        "episode_return": model.episode_return,
-        "episode_length": model.episode_length,
+        "episode_return": model.monitor.returns,
+        "episode_length": model.monitor.lengths,
         "episodes": [dict(episode) for episode in model.ep_info_buffer or ()],
         **{name: getattr(model, name) for name in _COUNTERS},
     }
@@ -53,8 +53,8 @@ def restore_training_state(model: PerpPPO, state: dict[str, Any]) -> None:
     model.shuffle.bit_generator.state = state["shuffle"]
     torch.set_rng_state(state["torch_rng"].cpu())
     np.random.set_state(state["numpy_rng"])  # noqa: NPY002
-    model.episode_return[:] = state["episode_return"]
-    model.episode_length[:] = state["episode_length"]
+    model.monitor.returns[:] = state["episode_return"]
+    model.monitor.lengths[:] = state["episode_length"]
     model.ep_info_buffer = deque(state["episodes"], maxlen=model._stats_window_size)
     model.ep_success_buffer = deque(maxlen=model._stats_window_size)
     for name in _COUNTERS:
