@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,17 +12,15 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
-from perpgym.agents.checkpoint import read_checkpoint, write_checkpoint
 from perpgym.agents.collect import collect
 from perpgym.agents.descent import Descent
 from perpgym.agents.forecast import ForecastTask
 from perpgym.agents.objective import Objective
-from perpgym.agents.path_algorithm import EpisodeMonitor, bind_policy, native_of, wrap_env
+from perpgym.agents.path_algorithm import EpisodeMonitor, PathAlgorithm, bind_policy
 from perpgym.agents.ppo_config import PPOConfig
 from perpgym.agents.ppo_loss import KL, STATISTICS, PPOLoss, epoch_statistics
 from perpgym.agents.rollout import Minibatch, PathRollout
 from perpgym.agents.schedule import Schedule
-from perpgym.agents.training_state import restore_training_state, training_state
 from perpgym.data.bars import CLOSE
 from perpgym.envs.sb3 import SB3PerpVecEnv
 from perpgym.envs.vector import PerpVecEnv
@@ -32,7 +29,7 @@ from perpgym.policies.actor_critic import PerpActorCriticPolicy
 __all__ = ["PPOConfig", "PerpPPO"]
 
 
-class PerpPPO(PPO):
+class PerpPPO(PathAlgorithm, PPO):
     """Proximal policy optimisation (Schulman et al. 2017) over paths of a shared tape.
 
     ``learn``, ``save``, ``load``, ``predict``, callbacks and TensorBoard are SB3's. A rollout encodes each
@@ -51,6 +48,8 @@ class PerpPPO(PPO):
         device: torch's name, ``auto`` takes the accelerator if there is one.
     """
 
+    stock = "stable_baselines3.PPO"
+    config: PPOConfig
     policy: PerpActorCriticPolicy
     rollout_buffer: PathRollout  # type: ignore[assignment]
 
@@ -110,7 +109,6 @@ class PerpPPO(PPO):
         self.descent = Descent(self.policy.optimizer, self.max_grad_norm)
         self.entropy_schedule = Schedule(self.config.ent_coef, self.config.ent_coef_schedule)
         self.objective = Objective(self.policy, self.config)
-        self._is_resumable = True
         if self.env is not None:
             self._take_env()
 
@@ -144,15 +142,9 @@ class PerpPPO(PPO):
         return ForecastTask(native.tape, horizons, 1.0 / _deviations(native), self.device)
 
     @property
-    def native(self) -> PerpVecEnv:
-        """The batch env under SB3's face."""
-        return native_of(self.env)
-
-    @staticmethod
-    def _wrap_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        """SB3's hook that turns what the user passed into a VecEnv."""
-        del verbose, monitor_wrapper
-        return wrap_env(env, "PerpPPO", "stable_baselines3.PPO")
+    def steps_per_rollout(self) -> int:
+        """Decisions of all accounts in a rollout."""
+        return self.n_steps * self.n_envs
 
     def set_env(self, env: Any, force_reset: bool = True) -> None:
         """Train on another env, with the same number of accounts and paths."""
@@ -167,13 +159,6 @@ class PerpPPO(PPO):
     def _excluded_save_params(self) -> list[str]:
         mine = ["descent", "entropy_schedule", "forecast_task", "noise", "objective", "shuffle"]
         return [*super()._excluded_save_params(), *mine, "monitor"]
-
-    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
-        before = self._last_obs
-        result = super()._setup_learn(*args, **kwargs)
-        if self._last_obs is not before:  # SB3 has reset the env
-            self.monitor.restart()
-        return result
 
     # --- rollout ---
 
@@ -286,40 +271,13 @@ class PerpPPO(PPO):
 
     # --- resuming ---
 
-    def save_checkpoint(self, path: Path) -> None:
-        """Write all that the next rollout depends on.
+    def own_state(self) -> dict[str, Any]:
+        """The generator of the exploration."""
+        return {"noise": self.noise.get_state()}
 
-        Args:
-            path: the file; replaced whole or not at all.
-
-        Raises:
-            OSError: the disk is full; a previous checkpoint at ``path`` is intact.
-            RuntimeError: called within a rollout or its update, which cannot be resumed.
-        """
-        if not self._is_resumable:
-            raise RuntimeError(
-                "a run can be resumed between an update and the next rollout: call save_checkpoint in a "
-                "callback's _on_rollout_start, or after learn() has come to its end"
-            )
-        write_checkpoint(path, training_state(self))
-
-    def load_checkpoint(self, path: Path) -> None:
-        """Continue the run that wrote ``path``, bit for bit.
-
-        Then call ``learn`` with the steps that are left and ``reset_num_timesteps=False``.
-
-        Raises:
-            DamagedFileError: the file is not what was written.
-            ValueError: it belongs to another configuration, network or tape.
-        """
-        restore_training_state(self, read_checkpoint(path))
-
-    def restore_env(self, state: dict[str, Any]) -> None:
-        """Put the env where ``PerpVecEnv.state_dict`` was taken, and observe it."""
-        assert isinstance(self.env, SB3PerpVecEnv)
-        self.native.load_state_dict(state)
-        self.native.observe_into(self.env.buffers)
-        self._last_obs = self.native.observation(self.env.buffers)
+    def restore_own_state(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`own_state`."""
+        self.noise.set_state(state["noise"].cpu())
 
 
 def _deviations(env: PerpVecEnv) -> NDArray[np.float64]:
