@@ -1,17 +1,28 @@
-"""What every algorithm on paths of a shared tape has in common: its env, and what episodes report."""
+"""What every algorithm on paths of a shared tape has in common: its env, its checkpoints, its episodes."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
+from perpgym.agents.checkpoint import read_checkpoint, write_checkpoint
+from perpgym.agents.training_state import restore_training_state, training_state
 from perpgym.data.tape import Tape
 from perpgym.envs.buffers import StepBuffers
 from perpgym.envs.sb3 import SB3PerpVecEnv
 from perpgym.envs.vector import PerpVecEnv
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentConfig:
+    """Settings of an algorithm; ``agents.algorithms`` knows which class belongs to which settings."""
 
 
 class ReadsTape(Protocol):
@@ -51,12 +62,6 @@ def wrap_env(env: Any, algorithm: str, stock: str) -> SB3PerpVecEnv:
             f"{algorithm} reads the market from the tape: build PerpVecEnv with with_windows=False"
         )
     return env
-
-
-def native_of(env: VecEnv | None) -> PerpVecEnv:
-    """The batch env under SB3's face."""
-    assert isinstance(env, SB3PerpVecEnv)
-    return env.native
 
 
 def bind_policy(policy: ReadsTape, env: PerpVecEnv) -> None:
@@ -99,3 +104,92 @@ class EpisodeMonitor:
             }
         self.returns[dones], self.lengths[dones] = 0.0, 0
         return infos
+
+
+class PathAlgorithm(BaseAlgorithm):
+    """Stands before one of SB3's algorithms: takes a batch env, and goes on with a run that was stopped.
+
+    Attributes:
+        stock: the library's own class, for any other env.
+        config: settings.
+        shuffle: draws minibatches.
+        monitor: counts episodes.
+    """
+
+    stock: ClassVar[str]
+    config: AgentConfig
+    shuffle: np.random.Generator
+    monitor: EpisodeMonitor
+    # between an update and the next rollout
+    _is_resumable = True
+
+    @property
+    def native(self) -> PerpVecEnv:
+        """The batch env under SB3's face."""
+        assert isinstance(self.env, SB3PerpVecEnv)
+        return self.env.native
+
+    @property
+    def steps_per_rollout(self) -> int:
+        """Decisions of all accounts between two moments at which the run can be resumed."""
+        raise NotImplementedError
+
+    @classmethod
+    def _wrap_env(cls, env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        """SB3's hook that turns what the user passed into a VecEnv."""
+        del verbose, monitor_wrapper
+        return wrap_env(env, cls.__name__, cls.stock)
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        before = self._last_obs
+        result = super()._setup_learn(*args, **kwargs)
+        if self._last_obs is not before:
+            self._after_reset()
+        return result
+
+    def _after_reset(self) -> None:
+        """SB3 has reset the env."""
+        self.monitor.restart()
+
+    def save_checkpoint(self, path: Path) -> None:
+        """Write all that the next rollout depends on.
+
+        Args:
+            path: the file; replaced whole or not at all.
+
+        Raises:
+            OSError: the disk is full; a previous checkpoint at ``path`` is intact.
+            RuntimeError: called within a rollout or its update, which cannot be resumed.
+        """
+        if not self._is_resumable:
+            raise RuntimeError(
+                "a run can be resumed between an update and the next rollout: call save_checkpoint in a "
+                "callback's _on_rollout_start, or after learn() has come to its end"
+            )
+        write_checkpoint(path, training_state(self))
+
+    def load_checkpoint(self, path: Path) -> None:
+        """Continue the run that wrote ``path``, bit for bit.
+
+        Then call ``learn`` with the steps that are left and ``reset_num_timesteps=False``.
+
+        Raises:
+            DamagedFileError: the file is not what was written.
+            ValueError: it belongs to another configuration, network or tape.
+        """
+        restore_training_state(self, read_checkpoint(path))
+
+    def own_state(self) -> dict[str, Any]:
+        """What this algorithm's next rollout depends on beside weights, env and counters, as plain data."""
+        raise NotImplementedError
+
+    def restore_own_state(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`own_state`."""
+        raise NotImplementedError
+
+    def restore_env(self, state: dict[str, Any]) -> None:
+        """Put the env where ``PerpVecEnv.state_dict`` was taken, and observe it."""
+        assert isinstance(self.env, SB3PerpVecEnv)
+        self.native.load_state_dict(state)
+        self.native.observe_into(self.env.buffers)
+        self._last_obs = self.native.observation(self.env.buffers)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,18 +12,16 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
-from perpgym.agents.checkpoint import read_checkpoint, write_checkpoint
 from perpgym.agents.collect import collect
 from perpgym.agents.descent import Descent
 from perpgym.agents.forecast import ForecastTask
 from perpgym.agents.objective import Objective
+from perpgym.agents.path_algorithm import EpisodeMonitor, PathAlgorithm, bind_policy
 from perpgym.agents.ppo_config import PPOConfig
 from perpgym.agents.ppo_loss import KL, STATISTICS, PPOLoss, epoch_statistics
 from perpgym.agents.rollout import Minibatch, PathRollout
 from perpgym.agents.schedule import Schedule
-from perpgym.agents.training_state import restore_training_state, training_state
 from perpgym.data.bars import CLOSE
-from perpgym.envs.buffers import StepBuffers
 from perpgym.envs.sb3 import SB3PerpVecEnv
 from perpgym.envs.vector import PerpVecEnv
 from perpgym.policies.action_heads import GaussianActions
@@ -33,7 +30,7 @@ from perpgym.policies.actor_critic import PerpActorCriticPolicy
 __all__ = ["PPOConfig", "PerpPPO"]
 
 
-class PerpPPO(PPO):
+class PerpPPO(PathAlgorithm, PPO):
     """Proximal policy optimisation (Schulman et al. 2017) over paths of a shared tape.
 
     ``learn``, ``save``, ``load``, ``predict``, callbacks and TensorBoard are SB3's. A rollout encodes each
@@ -52,6 +49,8 @@ class PerpPPO(PPO):
         device: torch's name, ``auto`` takes the accelerator if there is one.
     """
 
+    stock = "stable_baselines3.PPO"
+    config: PPOConfig
     policy: PerpActorCriticPolicy
     rollout_buffer: PathRollout  # type: ignore[assignment]
 
@@ -111,25 +110,15 @@ class PerpPPO(PPO):
         self.descent = Descent(self.policy.optimizer, self.max_grad_norm)
         self.entropy_schedule = Schedule(self.config.ent_coef, self.config.ent_coef_schedule)
         self.objective = Objective(self.policy, self.config)
-        self._is_resumable = True
         if self.env is not None:
             self._take_env()
 
     def _take_env(self) -> None:
-        native = self.native
-        reach = self.policy.receptive_field
-        if native.config.window_bars < reach:
-            raise ValueError(
-                f"the policy sees {reach} bars, the env only provides for {native.config.window_bars}: "
-                f"set window_bars={reach} in the env's config"
-            )
-        self.policy.bind(native.tape)
+        bind_policy(self.policy, self.native)
         if not self.policy.has_own_encoders:
             self.rollout_buffer.keep_embeddings(self.policy.features_extractor.embedding_size)
         self.forecast_task = self._make_forecast_task()
-        self.episode_return = np.zeros(native.num_envs)
-        self.episode_length = np.zeros(native.num_envs, np.int64)
-        self._no_infos: list[dict[str, Any]] = [{} for _ in range(native.num_envs)]
+        self.monitor = EpisodeMonitor(self.native.num_envs)
 
     def _make_forecast_task(self) -> ForecastTask | None:
         """What the forecasts are trained on; None without them.
@@ -154,27 +143,9 @@ class PerpPPO(PPO):
         return ForecastTask(native.tape, horizons, 1.0 / _deviations(native), self.device)
 
     @property
-    def native(self) -> PerpVecEnv:
-        """The batch env under SB3's face."""
-        assert isinstance(self.env, SB3PerpVecEnv)
-        return self.env.native
-
-    @staticmethod
-    def _wrap_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        """SB3's hook that turns what the user passed into a VecEnv."""
-        del verbose, monitor_wrapper
-        if isinstance(env, PerpVecEnv):
-            env = env.as_sb3()
-        if not isinstance(env, SB3PerpVecEnv):
-            raise TypeError(
-                f"PerpPPO trains on PerpVecEnv or PerpVecEnv.as_sb3(), this was {type(env).__name__}; "
-                "for any other env, or a wrapped one, use stable_baselines3.PPO"
-            )
-        if env.native.with_windows:
-            raise ValueError(
-                "PerpPPO reads the market from the tape: build PerpVecEnv with with_windows=False"
-            )
-        return env
+    def steps_per_rollout(self) -> int:
+        """Decisions of all accounts in a rollout."""
+        return self.n_steps * self.n_envs
 
     def set_env(self, env: Any, force_reset: bool = True) -> None:
         """Train on another env, with the same number of accounts and paths."""
@@ -188,15 +159,7 @@ class PerpPPO(PPO):
 
     def _excluded_save_params(self) -> list[str]:
         mine = ["descent", "entropy_schedule", "forecast_task", "noise", "objective", "shuffle"]
-        mine += ["episode_return", "episode_length", "_no_infos"]
-        return [*super()._excluded_save_params(), *mine]
-
-    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
-        before = self._last_obs
-        result = super()._setup_learn(*args, **kwargs)
-        if self._last_obs is not before:  # SB3 has reset the env
-            self.episode_return[:], self.episode_length[:] = 0.0, 0
-        return result
+        return [*super()._excluded_save_params(), *mine, "monitor"]
 
     # --- rollout ---
 
@@ -218,8 +181,8 @@ class PerpPPO(PPO):
 
         def on_step(dones: NDArray[np.bool_]) -> bool:
             self.num_timesteps += env.num_envs
-            infos = self._episode_infos(env.buffers, dones)
-            if infos is not self._no_infos:
+            infos = self.monitor.infos(env.buffers, dones)
+            if infos is not self.monitor.nothing:
                 self._update_info_buffer(infos, dones)
             callback.update_locals(
                 {"self": self, "env": env, "rewards": env.buffers.reward, "dones": dones, "infos": infos}
@@ -234,21 +197,6 @@ class PerpPPO(PPO):
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
-
-    def _episode_infos(self, out: StepBuffers, dones: NDArray[np.bool_]) -> list[dict[str, Any]]:
-        """What ``VecMonitor`` would report: return and length of every episode that ended."""
-        self.episode_return += out.reward
-        self.episode_length += 1
-        if not dones.any():
-            return self._no_infos
-        infos: list[dict[str, Any]] = [{} for _ in range(dones.size)]
-        for i in np.flatnonzero(dones):
-            infos[i] = {
-                "episode": {"r": float(self.episode_return[i]), "l": int(self.episode_length[i]), "t": 0.0},
-                "TimeLimit.truncated": bool(out.truncated[i]),
-            }
-        self.episode_return[dones], self.episode_length[dones] = 0.0, 0
-        return infos
 
     # --- update ---
 
@@ -325,40 +273,13 @@ class PerpPPO(PPO):
 
     # --- resuming ---
 
-    def save_checkpoint(self, path: Path) -> None:
-        """Write all that the next rollout depends on.
+    def own_state(self) -> dict[str, Any]:
+        """The generator of the exploration."""
+        return {"noise": self.noise.get_state()}
 
-        Args:
-            path: the file; replaced whole or not at all.
-
-        Raises:
-            OSError: the disk is full; a previous checkpoint at ``path`` is intact.
-            RuntimeError: called within a rollout or its update, which cannot be resumed.
-        """
-        if not self._is_resumable:
-            raise RuntimeError(
-                "a run can be resumed between an update and the next rollout: call save_checkpoint in a "
-                "callback's _on_rollout_start, or after learn() has come to its end"
-            )
-        write_checkpoint(path, training_state(self))
-
-    def load_checkpoint(self, path: Path) -> None:
-        """Continue the run that wrote ``path``, bit for bit.
-
-        Then call ``learn`` with the steps that are left and ``reset_num_timesteps=False``.
-
-        Raises:
-            DamagedFileError: the file is not what was written.
-            ValueError: it belongs to another configuration, network or tape.
-        """
-        restore_training_state(self, read_checkpoint(path))
-
-    def restore_env(self, state: dict[str, Any]) -> None:
-        """Put the env where ``PerpVecEnv.state_dict`` was taken, and observe it."""
-        assert isinstance(self.env, SB3PerpVecEnv)
-        self.native.load_state_dict(state)
-        self.native.observe_into(self.env.buffers)
-        self._last_obs = self.native.observation(self.env.buffers)
+    def restore_own_state(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`own_state`."""
+        self.noise.set_state(state["noise"].cpu())
 
 
 def _deviations(env: PerpVecEnv) -> NDArray[np.float64]:

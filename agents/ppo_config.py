@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from perpgym.agents.path_algorithm import AgentConfig
 from perpgym.agents.schedule import Shape
 
 Observation = Literal["index", "window"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PPOConfig:
+class PPOConfig(AgentConfig):
     """Settings of the algorithm; names and meanings are SB3's.
 
     Attributes:

@@ -18,7 +18,7 @@ from stable_baselines3.common.type_aliases import RolloutReturn, TrainFreq
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from perpgym.agents.path_algorithm import EpisodeMonitor, bind_policy, native_of, wrap_env
+from perpgym.agents.path_algorithm import AgentConfig, EpisodeMonitor, PathAlgorithm, bind_policy
 from perpgym.agents.replay import StretchBatch, StretchReplay
 from perpgym.envs.sb3 import SB3PerpVecEnv
 from perpgym.envs.vector import PerpVecEnv
@@ -26,7 +26,7 @@ from perpgym.policies.quantile import PerpQuantileNet, PerpQuantilePolicy, ladde
 
 
 @dataclass(frozen=True, kw_only=True)
-class QRDQNConfig:
+class QRDQNConfig(AgentConfig):
     """Settings of the algorithm; names and meanings are sb3-contrib's where it has them.
 
     Attributes:
@@ -93,7 +93,7 @@ class QRDQNConfig:
             raise ValueError(f"max_grad_norm must be positive, was {self.max_grad_norm}; null for no limit")
 
 
-class PerpQRDQN(QRDQN):
+class PerpQRDQN(PathAlgorithm, QRDQN):
     """Quantile-regression DQN (Dabney et al. 2018) over the ladder, on paths of a shared tape.
 
     ``learn``, ``save``, ``load``, ``predict``, callbacks, the exploration schedule and TensorBoard are SB3's.
@@ -112,6 +112,8 @@ class PerpQRDQN(QRDQN):
         device: torch's name, ``auto`` takes the accelerator if there is one.
     """
 
+    stock = "sb3_contrib.QRDQN"
+    config: QRDQNConfig
     policy: PerpQuantilePolicy  # type: ignore[assignment]
     quantile_net: PerpQuantileNet  # type: ignore[assignment]
     quantile_net_target: PerpQuantileNet  # type: ignore[assignment]
@@ -204,21 +206,10 @@ class PerpQRDQN(QRDQN):
         self.monitor = EpisodeMonitor(self.native.num_envs)
 
     @property
-    def native(self) -> PerpVecEnv:
-        """The batch env under SB3's face."""
-        return native_of(self.env)
-
-    @property
     def replay(self) -> StretchReplay:
         """What is learnt from."""
         assert self.replay_buffer is not None
         return self.replay_buffer
-
-    @staticmethod
-    def _wrap_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        """SB3's hook that turns what the user passed into a VecEnv."""
-        del verbose, monitor_wrapper
-        return wrap_env(env, "PerpQRDQN", "sb3_contrib.QRDQN")
 
     def set_env(self, env: Any, force_reset: bool = True) -> None:
         """Train on another env, with the same number of accounts and paths; the replay starts empty."""
@@ -229,13 +220,9 @@ class PerpQRDQN(QRDQN):
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "noise", "shuffle", "monitor"]
 
-    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
-        before = self._last_obs
-        result = super()._setup_learn(*args, **kwargs)
-        if self._last_obs is not before:  # SB3 has reset the env
-            self.monitor.restart()
-            self.replay.cut()
-        return result
+    def _after_reset(self) -> None:
+        super()._after_reset()
+        self.replay.cut()
 
     # --- acting ---
 

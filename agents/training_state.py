@@ -4,36 +4,38 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 
+from perpgym.policies.config import PolicyConfig
+
 if TYPE_CHECKING:
-    from perpgym.agents.ppo import PerpPPO
+    from perpgym.agents.path_algorithm import PathAlgorithm
 
 _COUNTERS = ("num_timesteps", "_total_timesteps", "_n_updates", "_current_progress_remaining")
 
 
-def training_state(model: PerpPPO) -> dict[str, Any]:
+def training_state(model: PathAlgorithm) -> dict[str, Any]:
     """Weights, optimiser, generators, env, counters and statistics, as plain data."""
     return {
         "identity": _identity(model),
         "policy": model.policy.state_dict(),
         "optimizer": model.policy.optimizer.state_dict(),
         "env": model.native.state_dict(),
-        "noise": model.noise.get_state(),
+        "own": model.own_state(),
         "shuffle": model.shuffle.bit_generator.state,
         "torch_rng": torch.get_rng_state(),
         "numpy_rng": np.random.get_state(legacy=False),  # noqa: NPY002 - SB3 and callbacks draw from it
-        "episode_return": model.episode_return,
-        "episode_length": model.episode_length,
+        "episode_return": model.monitor.returns,
+        "episode_length": model.monitor.lengths,
         "episodes": [dict(episode) for episode in model.ep_info_buffer or ()],
         **{name: getattr(model, name) for name in _COUNTERS},
     }
 
 
-def restore_training_state(model: PerpPPO, state: dict[str, Any]) -> None:
+def restore_training_state(model: PathAlgorithm, state: dict[str, Any]) -> None:
     """The inverse of :func:`training_state`, on a model built with the same arguments.
 
     Raises:
@@ -49,24 +51,24 @@ def restore_training_state(model: PerpPPO, state: dict[str, Any]) -> None:
     model.policy.load_state_dict(state["policy"])
     model.policy.optimizer.load_state_dict(state["optimizer"])
     model.restore_env(state["env"])
-    model.noise.set_state(state["noise"].cpu())
+    model.restore_own_state(state["own"])
     model.shuffle.bit_generator.state = state["shuffle"]
     torch.set_rng_state(state["torch_rng"].cpu())
     np.random.set_state(state["numpy_rng"])  # noqa: NPY002
-    model.episode_return[:] = state["episode_return"]
-    model.episode_length[:] = state["episode_length"]
+    model.monitor.returns[:] = state["episode_return"]
+    model.monitor.lengths[:] = state["episode_length"]
     model.ep_info_buffer = deque(state["episodes"], maxlen=model._stats_window_size)
     model.ep_success_buffer = deque(maxlen=model._stats_window_size)
     for name in _COUNTERS:
         setattr(model, name, state[name])
 
 
-def _identity(model: PerpPPO) -> dict[str, Any]:
+def _identity(model: PathAlgorithm) -> dict[str, Any]:
     """What must not change between a run and its continuation."""
     env = model.native
     return {
         "config": asdict(model.config),
-        "policy_config": model.policy.config.to_json(),
+        "policy_config": cast(PolicyConfig, model.policy.config).to_json(),
         "paths": [env.n_paths, env.accounts_per_path],
         "env_config": asdict(env.config),
         "limits": asdict(env.limits),

@@ -61,7 +61,8 @@ class PerpQuantileNet(nn.Module):
         Returns:
             (..., A, L, N).
         """
-        return self._from_features(self.features_extractor.fuse(context, state))
+        features = self.features_extractor
+        return self._from_features(features.fuse(features.split(context), state))
 
     def _from_features(self, features: torch.Tensor) -> torch.Tensor:
         shape = (self.n_branches, self.n_levels, self.n_quantiles)
