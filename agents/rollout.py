@@ -70,7 +70,10 @@ class PathRollout:
         gae_lambda, gamma: of the advantage estimator.
         n_envs: N = P * K accounts.
         n_paths: P.
+        n_extra: columns of a state behind what the env shows, which whoever acts writes.
     """
+
+    minibatch_class: type[Minibatch] = Minibatch
 
     def __init__(
         self,
@@ -83,12 +86,14 @@ class PathRollout:
         n_envs: int = 1,
         *,
         n_paths: int,
+        n_extra: int = 0,
     ) -> None:
         self.n_steps, self.n_paths, self.n_accounts = buffer_size, n_paths, n_envs // n_paths
         self.gamma, self.gae_lambda = gamma, gae_lambda
         self.device = torch.device(device)
         self.account_size = int(np.prod(observation_space["account"].shape))
-        state_size = self.account_size + int(np.prod(observation_space["portfolio"].shape))
+        self.observed_size = self.account_size + int(np.prod(observation_space["portfolio"].shape))
+        state_size = self.observed_size + n_extra
         lead = (n_paths, buffer_size)
         self.state = torch.zeros(n_paths, buffer_size + 1, self.n_accounts, state_size, device=device)
         self.actions = torch.zeros(*lead, self.n_accounts, _size(action_space), device=device)
@@ -134,7 +139,7 @@ class PathRollout:
         shape = (self.n_paths, self.n_accounts, -1)
         seen = [torch.from_numpy(columns).view(shape) for columns in (account, portfolio)]  # P K .
         account_at = self.state[..., : self.account_size].unbind(1)  # T+1 of P K .
-        portfolio_at = self.state[..., self.account_size :].unbind(1)
+        portfolio_at = self.state[..., self.account_size : self.observed_size].unbind(1)
 
         def write(step: int) -> None:
             account_at[step].copy_(seen[0])
@@ -200,19 +205,25 @@ class PathRollout:
         for group in np.array_split(shuffle.permutation(self.n_paths), n_batches):
             rows, slot = self._rows(group)
             paths = torch.from_numpy(group).to(self.device)
-            advantages = self.advantages[paths]
-            yield Minibatch(
+            yield self.minibatch_class(
                 first_bar=torch.tensor([row.first_bar for row in rows], device=self.device),
                 length=torch.tensor(self._lengths(rows), device=self.device),
                 slot=None if slot is None else torch.from_numpy(slot).to(self.device),
-                state=self.state[paths, :-1],
-                actions=self.actions[paths],
-                log_prob=self.log_prob[paths],
-                advantages=self._weigh(advantages),
-                returns=advantages + self.values[paths, :-1],
-                embedding=None if self.embedding is None else self.embedding[paths, :-1],
-                masks=None if self.masks is None else self.masks[paths],
+                **self._columns(paths),
             )
+
+    def _columns(self, paths: torch.Tensor) -> dict[str, Any]:
+        """What a minibatch holds of these paths' decisions, by its attributes' names."""
+        advantages = self.advantages[paths]
+        return {
+            "state": self.state[paths, :-1],
+            "actions": self.actions[paths],
+            "log_prob": self.log_prob[paths],
+            "advantages": self._weigh(advantages),
+            "returns": advantages + self.values[paths, :-1],
+            "embedding": None if self.embedding is None else self.embedding[paths, :-1],
+            "masks": None if self.masks is None else self.masks[paths],
+        }
 
     def _lengths(self, rows: list[Segment]) -> list[int]:
         """Decisions of each segment: it ends where the path's next one begins; rows are in order of time."""

@@ -27,8 +27,13 @@ class ActionHeads(Protocol):
     n_noise: int
     n_masked: int
 
-    def noise(self, shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
-        """(*shape, n_noise) of standard noise, on the generator's device; no weight is in it."""
+    def noise(
+        self,
+        shape: Sequence[int],
+        generator: torch.Generator | None = None,
+        device: torch.device | None = None,
+    ) -> torch.Tensor:
+        """(*shape, n_noise) of standard noise, on the generator's device if there is one."""
         ...
 
     def perturbation(self, noise: torch.Tensor) -> torch.Tensor:
@@ -69,9 +74,15 @@ class GaussianActions:
         self.log_std = log_std
         self.n_parameters = self.n_noise = log_std.numel()
 
-    def noise(self, shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+    def noise(
+        self,
+        shape: Sequence[int],
+        generator: torch.Generator | None = None,
+        device: torch.device | None = None,
+    ) -> torch.Tensor:
         """Standard normal."""
-        return torch.randn(*shape, self.n_noise, generator=generator, device=generator.device)
+        device = generator.device if generator is not None else device
+        return torch.randn(*shape, self.n_noise, generator=generator, device=device)
 
     def perturbation(self, noise: torch.Tensor) -> torch.Tensor:
         """What is added to the mean."""
@@ -112,24 +123,29 @@ class ChoiceActions:
 
     def __init__(self, counts: Sequence[int], device: torch.device | str = "cpu") -> None:
         self.counts = tuple(int(count) for count in counts)
+        self.device = torch.device(device)
         self.n_parameters = self.n_noise = self.n_masked = sum(self.counts)
         widest = max(self.counts)
         starts = [sum(self.counts[:i]) for i in range(len(self.counts))]
         column = [min(start + choice, self.n_parameters - 1) for start in starts for choice in range(widest)]
         is_real = [choice < count for count in self.counts for choice in range(widest)]
-        self._column = torch.tensor(column, device=device)
-        self._is_real = torch.tensor(is_real, device=device)
+        # made wherever it is first asked for, and then part of graphs too
+        with torch.inference_mode(False):
+            self._column = torch.tensor(column, device=device)
+            self._is_real = torch.tensor(is_real, device=device)
         self._shape = (len(self.counts), widest)
         # where every number has as many choices there is nothing to pad
         self._is_even = all(is_real)
 
-    def to(self, device: torch.device) -> ChoiceActions:
-        """The same on another device."""
-        return ChoiceActions(self.counts, device)
-
-    def noise(self, shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+    def noise(
+        self,
+        shape: Sequence[int],
+        generator: torch.Generator | None = None,
+        device: torch.device | None = None,
+    ) -> torch.Tensor:
         """Standard Gumbel: the largest of logits plus this is a sample of their softmax."""
-        uniform = torch.rand(*shape, self.n_noise, generator=generator, device=generator.device)
+        device = generator.device if generator is not None else device
+        uniform = torch.rand(*shape, self.n_noise, generator=generator, device=device)
         tiny = torch.finfo(torch.float32).tiny
         return -torch.log((-torch.log(uniform.clamp_(min=tiny))).clamp_(min=tiny))
 

@@ -252,6 +252,11 @@ class PerpFeatures(BaseFeaturesExtractor):
 
     def forward(self, observation: Observation) -> torch.Tensor:
         """(N, D + A * H) features of either face of an observation."""
+        context, state = self.read(observation)
+        return self.fuse(self.split(context), state)  # N D+A*H
+
+    def read(self, observation: Observation) -> tuple[torch.Tensor, torch.Tensor]:
+        """(N, C) contexts and (N, S) raw states of either face of an observation."""
         if "market" in observation:
             context = self._window_context(observation)
         else:
@@ -259,7 +264,7 @@ class PerpFeatures(BaseFeaturesExtractor):
             bars, inverse = torch.unique(observation["bar"].reshape(-1), return_inverse=True)
             context = self.stretch_context(bars, 1)[:, 0][inverse]  # N C
         state = torch.cat((observation["account"].flatten(1), observation["portfolio"].flatten(1)), dim=1)
-        return self.fuse(self.split(context), state)  # N D+A*H
+        return context, state
 
     def _window_context(self, observation: Observation) -> torch.Tensor:
         market = observation["market"].flatten(2)  # N W A*F
