@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,4 +29,23 @@ class Agent(Protocol):
         Returns:
             (n, action_dim) float32 in [-1, 1].
         """
+        ...
+
+
+@runtime_checkable
+class MaskedAgent(Protocol):
+    """An agent that chooses among what is allowed, and must be told what that is."""
+
+    name: str
+    reads_masks: bool
+
+    def act(
+        self,
+        tape: Tape,
+        bar: int,
+        account: NDArray[np.float32],
+        portfolio: NDArray[np.float32],
+        masks: NDArray[np.bool_] | None = None,
+    ) -> NDArray[np.float32]:
+        """As an :class:`Agent`, within ``masks``, (n, choices), of ``PerpVecEnv.action_masks``."""
         ...

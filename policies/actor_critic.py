@@ -145,6 +145,10 @@ class PerpActorCriticPolicy(ActorCriticPolicy):
             **self.scalers,
         }
 
+    def own_settings(self) -> dict[str, Any]:
+        """Plain arguments of the constructor beside the network's shape: none."""
+        return {}
+
     # --- the face of encode-once training ---
 
     def stretch_context(self, first_bar: torch.Tensor, n_bars: int) -> torch.Tensor:
@@ -178,9 +182,16 @@ class PerpActorCriticPolicy(ActorCriticPolicy):
         """
         return self._mean(self._fuse(context, state))
 
-    def decide(self, context: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+    def decide(
+        self, context: torch.Tensor, state: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """(..., action_dim) means clipped to the action space; arguments as in :meth:`action_mean`."""
+        del mask
         return self.action_mean(context, state).clamp(-1.0, 1.0)
+
+    def answers(self, context: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        """The decision itself, which is continuous."""
+        return self.decide(context, state)
 
     def state_values(self, context: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         """(...,) values; arguments as in :meth:`action_mean`."""

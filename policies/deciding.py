@@ -32,14 +32,22 @@ class Policy(Protocol):
         """Its weights."""
         ...
 
-    def decide(self, context: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+    def decide(
+        self, context: torch.Tensor, state: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Deterministic actions, in the env's action space.
 
         Args:
             context: (..., C); leading axes broadcast with those of ``state``.
             state: (..., S) raw account columns, then portfolio columns.
+            mask: (..., choices) bool, what is allowed, as ``PerpVecEnv.action_masks`` gives it; None allows
+                all. Continuous actions have none.
 
         Returns:
             (..., action_dim) float32.
         """
+        ...
+
+    def answers(self, context: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        """(..., n) what the decision rests on, numbers of size one that move a little with the context."""
         ...
