@@ -129,7 +129,7 @@ class PerpQRDQN(PathAlgorithm, QRDQN):
         # own generators: nothing that a callback draws changes the run
         self.noise = np.random.default_rng([seed, 0])
         self.shuffle = np.random.default_rng([seed, 1])
-        # bars of single contracts that the market encoder has read since the last record
+        # bars of single contracts that the market encoder has read for acting since the last round
         self.tokens, self.decisions = 0, 0
         norm = math.inf if self.max_grad_norm is None else self.max_grad_norm
         self.descent = Descent(self.policy.optimizer, norm)
@@ -175,6 +175,13 @@ class PerpQRDQN(PathAlgorithm, QRDQN):
         """What is learnt from."""
         assert self.replay_buffer is not None
         return self.replay_buffer
+
+    @classmethod
+    def _wrap_env(cls, env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        wrapped = super()._wrap_env(env, verbose, monitor_wrapper)
+        # SB3's own refusal names a class, not a setting
+        ladder_shape(wrapped.action_space)
+        return wrapped
 
     def set_env(self, env: Any, force_reset: bool = True) -> None:
         """Train on another env, with the same number of accounts and paths; the replay starts empty."""
@@ -232,9 +239,6 @@ class PerpQRDQN(PathAlgorithm, QRDQN):
         before = self._episode_num
         self._episode_num += ended
         if log_interval is not None and self._episode_num // log_interval > before // log_interval:
-            tokens = self.tokens + self.objective.tokens
-            self.logger.record("train/tokens_per_step", tokens / max(self.decisions, 1))
-            self.tokens = self.objective.tokens = self.decisions = 0
             self.dump_logs()
 
     @torch.no_grad()
@@ -314,6 +318,9 @@ class PerpQRDQN(PathAlgorithm, QRDQN):
             self.descent.step(loss.total)
             losses.append(torch.stack(loss[1:]))
         self._n_updates += gradient_steps
+        tokens = self.tokens + self.objective.tokens
+        self.logger.record("train/tokens_per_step", tokens / max(self.decisions, 1))
+        self.tokens = self.objective.tokens = self.decisions = 0
         self._is_resumable = True
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         for name, value in zip(
