@@ -34,10 +34,18 @@ from perpgym.envs.spaces import (
 from perpgym.policies.actor_critic import PerpActorCriticPolicy
 from perpgym.policies.bound_tape import BoundTape
 from perpgym.policies.config import PolicyConfig
+from perpgym.policies.deciding import Policy
+from perpgym.policies.quantile import PerpQuantilePolicy
 
 FORMAT = 1
 WEIGHTS_FILE, META_FILE = "weights.safetensors", "artifact.json"
 _LIBRARIES = ("torch", "numpy", "stable-baselines3", "gymnasium", "numba")
+TrainedPolicy = PerpActorCriticPolicy | PerpQuantilePolicy
+# how they are named on disk; an artifact without a name is of the first
+_KINDS: dict[str, type[TrainedPolicy]] = {
+    "actor_critic": PerpActorCriticPolicy,
+    "quantile": PerpQuantilePolicy,
+}
 # a policy that answers stretch and window differently would not do live what it did in training
 MAX_PARITY_ERROR = 1e-3
 _PARITY_PLACES, _PARITY_BARS = 3, 64
@@ -61,7 +69,7 @@ class Artifact:
         extra: what the caller wished to keep.
     """
 
-    policy: PerpActorCriticPolicy
+    policy: TrainedPolicy
     feature_names: tuple[str, ...]
     risk_names: tuple[str, ...]
     contracts: tuple[Contract, ...]
@@ -136,7 +144,7 @@ class Artifact:
 
 def save_artifact(
     folder: Path,
-    policy: PerpActorCriticPolicy,
+    policy: TrainedPolicy,
     *,
     tape: Tape,
     env_config: EnvConfig,
@@ -168,6 +176,8 @@ def save_artifact(
         "risk_scaler": policy.scalers["risk_scaler"].to_json(),
         "account_columns": list(ACCOUNT_NAMES),
         "portfolio_columns": list(PORTFOLIO_NAMES),
+        "policy_kind": next(name for name, kind in _KINDS.items() if type(policy) is kind),
+        "policy_settings": policy.own_settings(),
         "policy_config": policy.config.to_json(),
         "env_config": asdict(env_config),
         "limits": asdict(limits),
@@ -237,11 +247,11 @@ def load_artifact(folder: Path, device: torch.device | str = "cpu") -> Artifact:
 
 
 @torch.no_grad()
-def parity_error(policy: PerpActorCriticPolicy, tape: Tape) -> float:
+def parity_error(policy: Policy, tape: Tape) -> float:
     """Largest difference between what a policy computes from a stretch and from each of its bars' windows.
 
-    Contexts and what the last layer says of a flat account are compared at the beginning, the
-    middle and the end of the tape.
+    Contexts and what a flat account is answered are compared at the beginning, the middle and the end of the
+    tape.
     """
     bound = BoundTape.of(tape, policy.device)
     first, last = tape.first_valid_bar + policy.receptive_field - 1, len(tape)
@@ -252,15 +262,15 @@ def parity_error(policy: PerpActorCriticPolicy, tape: Tape) -> float:
     )
 
 
-def _parity_error_from(start: int, count: int, policy: PerpActorCriticPolicy, bound: BoundTape) -> float:
+def _parity_error_from(start: int, count: int, policy: Policy, bound: BoundTape) -> float:
     features = policy.features_extractor
     bars = start + torch.arange(count, device=policy.device)
     stretch = features.stretch_context(bars[:1], count, bound)[0]  # n C
     windows = features.stretch_context(bars, 1, bound)[:, 0]  # n C
     flat = torch.zeros(count, len(features.inverse_divisors), device=policy.device)  # n S
-    actions = [policy.action_parameters(context, flat) for context in (stretch, windows)]  # n a
+    answers = [policy.answers(context, flat) for context in (stretch, windows)]  # n a
     # torch's max keeps nan, Python's may lose it
-    return float(torch.cat(((stretch - windows).flatten(), (actions[0] - actions[1]).flatten())).abs().max())
+    return float(torch.cat(((stretch - windows).flatten(), (answers[0] - answers[1]).flatten())).abs().max())
 
 
 def _read_meta(path: Path) -> dict[str, Any]:
@@ -280,15 +290,16 @@ def _read_meta(path: Path) -> dict[str, Any]:
     return body
 
 
-def _build_policy(body: dict[str, Any]) -> PerpActorCriticPolicy:
+def _build_policy(body: dict[str, Any]) -> TrainedPolicy:
     config, env_config = PolicyConfig(**body["policy_config"]), EnvConfig(**body["env_config"])
-    return PerpActorCriticPolicy(
+    return _KINDS[body.get("policy_kind", "actor_critic")](
         _both_faces(body, config.receptive_field),
         action_space(env_config.action, len(body["contracts"]), env_config.choices),
         lambda _: 0.0,
         config=config,
         market_scaler=Scaler.from_json(body["market_scaler"]),
         risk_scaler=Scaler.from_json(body["risk_scaler"]),
+        **body.get("policy_settings", {}),
     )
 
 

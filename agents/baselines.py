@@ -48,12 +48,7 @@ class Rule:
         raise NotImplementedError
 
     def act(
-        self,
-        tape: Tape,
-        bar: int,
-        account: NDArray[np.float32],
-        portfolio: NDArray[np.float32],
-        masks: NDArray[np.bool_] | None = None,
+        self, tape: Tape, bar: int, account: NDArray[np.float32], portfolio: NDArray[np.float32]
     ) -> NDArray[np.float32]:
         present = self.asking.present(account)  # n A
         wanted = np.broadcast_to(self.asking.nearest(self.wish(tape, bar)), present.shape)
@@ -95,12 +90,7 @@ class Hold(Rule):
         return self.exposure * _equal_parts(tape, bar)
 
     def act(
-        self,
-        tape: Tape,
-        bar: int,
-        account: NDArray[np.float32],
-        portfolio: NDArray[np.float32],
-        masks: NDArray[np.bool_] | None = None,
+        self, tape: Tape, bar: int, account: NDArray[np.float32], portfolio: NDArray[np.float32]
     ) -> NDArray[np.float32]:
         present = self.asking.present(account)  # n A
         wanted = np.broadcast_to(self.asking.nearest(self.wish(tape, bar)), present.shape)

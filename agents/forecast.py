@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from perpgym.data.bars import CLOSE
 from perpgym.data.tape import Tape
+from perpgym.envs.vector import PerpVecEnv
 
 
 class ForecastTask:
@@ -38,6 +39,11 @@ class ForecastTask:
         self._scale = torch.tensor(of_contracts, device=device)  # A
         self._earned = torch.from_numpy(_earned_by_a_long(tape)).to(device)  # T A
         self._is_valid = torch.tensor(tape.is_valid, device=device)  # T A
+
+    @classmethod
+    def of_env(cls, env: PerpVecEnv, horizons: tuple[int, ...], device: torch.device | str) -> ForecastTask:
+        """Scaled by the deviations of the bars on which the env trains."""
+        return cls(env.tape, horizons, 1.0 / _deviations(env), device)
 
     def targets(
         self, first_bar: torch.Tensor, length: torch.Tensor, n_steps: int
@@ -84,3 +90,15 @@ def _earned_by_a_long(tape: Tape) -> NDArray[np.float64]:
     price = np.log(tape.mark[:, :, CLOSE])
     paid = np.concatenate(([0.0], np.cumsum(tape.stamp_rate)))[tape.stamp_start.T]  # T+1 A
     return np.asarray(price - price[0] - (paid[1:] - paid[0]), dtype=np.float64)
+
+
+def _deviations(env: PerpVecEnv) -> NDArray[np.float64]:
+    """(A,) deviation of each contract's log return per bar over the env's period, where it is valid."""
+    returns = np.diff(np.log(env.tape.mark[env.first_bar : env.end_bar, :, CLOSE]), axis=0)  # n A
+    is_valid = env.tape.is_valid[env.first_bar + 1 : env.end_bar]
+    out = np.ones(returns.shape[1])
+    for asset in range(out.size):
+        # a contract that the period does not know has no target either
+        if is_valid[:, asset].any():
+            out[asset] = max(float(returns[is_valid[:, asset], asset].std()), 1e-12)
+    return out

@@ -8,6 +8,7 @@ optimum is a band [lower(s), upper(s)]: outside it trade to the nearer edge, ins
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -192,6 +193,7 @@ class OracleAgent:
         cost_rate: float = 0.0006,
         action: ActionKind = "band",
         max_exposure: float = 2.0,
+        levels: Sequence[float] = (),
         risk_aversion: float = 8.0,
         volatility_levels: int = 5,
     ) -> None:
@@ -203,6 +205,8 @@ class OracleAgent:
                 and an impact of 1.
             action: the env's action kind.
             max_exposure: the env's range; also the limit of the problem.
+            levels: of ``ladder`` or ``heads``, see ``exposure_to_action``: the nearest one to the band's
+                exposure is asked for.
             risk_aversion: gamma. 1 maximises log growth and draws down by half; at 8 nineteen years in twenty
                 stay within the env's drawdown stop of 30 %.
             volatility_levels: number of levels; 1 takes volatility as constant.
@@ -221,6 +225,7 @@ class OracleAgent:
             raise ValueError(f"volatility_levels must be at least 1, was {volatility_levels}")
         self._action = action
         self._max_exposure = max_exposure
+        self._levels = levels
         self._open_time_ms = tape.open_time_ms
         self._planted = planted = np.asarray(tape.planted[:, 0], dtype=np.float64)
         self._sigma = _volatility_forecast(tape)
@@ -265,12 +270,7 @@ class OracleAgent:
         return (weight * lower).sum(axis=0), (weight * upper).sum(axis=0)
 
     def act(
-        self,
-        tape: Tape,
-        bar: int,
-        account: NDArray[np.float32],
-        portfolio: NDArray[np.float32],
-        masks: NDArray[np.bool_] | None = None,
+        self, tape: Tape, bar: int, account: NDArray[np.float32], portfolio: NDArray[np.float32]
     ) -> NDArray[np.float32]:
         """The band's exposure for the planted return of the next bar; see ``agents.protocol.Agent``.
 
@@ -284,7 +284,9 @@ class OracleAgent:
         here = slice(bar, bar + 1)
         lower, upper = self.edges(self._planted[here], self._sigma[here])
         target = np.clip(account[:, 0, _EXPOSURE].astype(np.float64), lower[0], upper[0])
-        return exposure_to_action(target, action=self._action, max_exposure=self._max_exposure)
+        return exposure_to_action(
+            target, action=self._action, max_exposure=self._max_exposure, levels=self._levels
+        )
 
 
 def _volatility_forecast(tape: Tape) -> Floats:

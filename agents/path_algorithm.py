@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
+from perpgym.agents.artifact import TrainedPolicy
 from perpgym.agents.checkpoint import read_checkpoint, write_checkpoint
 from perpgym.agents.training_state import restore_training_state, training_state
 from perpgym.data.tape import Tape
@@ -128,6 +129,11 @@ class PathAlgorithm(BaseAlgorithm):
         """The batch env under SB3's face."""
         assert isinstance(self.env, SB3PerpVecEnv)
         return self.env.native
+
+    @property
+    def trained(self) -> TrainedPolicy:
+        """The policy, as whoever runs it knows it."""
+        return cast(TrainedPolicy, self.policy)
 
     @property
     def steps_per_rollout(self) -> int:

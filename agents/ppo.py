@@ -21,7 +21,6 @@ from perpgym.agents.ppo_config import PPOConfig
 from perpgym.agents.ppo_loss import KL, STATISTICS, PPOLoss, epoch_statistics
 from perpgym.agents.rollout import Minibatch, PathRollout
 from perpgym.agents.schedule import Schedule
-from perpgym.data.bars import CLOSE
 from perpgym.envs.sb3 import SB3PerpVecEnv
 from perpgym.envs.vector import PerpVecEnv
 from perpgym.policies.action_heads import GaussianActions
@@ -147,7 +146,7 @@ class PerpPPO(PathAlgorithm, PPO):
                 f"n_steps={self.n_steps} bars, the policy's forecast_bars are {list(horizons)}: "
                 "give it one, e.g. [8], or set forecast_coef=0"
             )
-        return ForecastTask(native.tape, horizons, 1.0 / _deviations(native), self.device)
+        return ForecastTask.of_env(native, horizons, self.device)
 
     @property
     def steps_per_rollout(self) -> int:
@@ -297,15 +296,3 @@ class PerpPPO(PathAlgorithm, PPO):
     def restore_own_state(self, state: dict[str, Any]) -> None:
         """The inverse of :meth:`own_state`."""
         self.noise.set_state(state["noise"].cpu())
-
-
-def _deviations(env: PerpVecEnv) -> NDArray[np.float64]:
-    """(A,) deviation of each contract's log return per bar over the env's period, where it is valid."""
-    returns = np.diff(np.log(env.tape.mark[env.first_bar : env.end_bar, :, CLOSE]), axis=0)  # n A
-    is_valid = env.tape.is_valid[env.first_bar + 1 : env.end_bar]
-    out = np.ones(returns.shape[1])
-    for asset in range(out.size):
-        # a contract that the period does not know has no target either
-        if is_valid[:, asset].any():
-            out[asset] = max(float(returns[is_valid[:, asset], asset].std()), 1e-12)
-    return out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +16,7 @@ class Agent(Protocol):
     name: str
 
     def act(
-        self,
-        tape: Tape,
-        bar: int,
-        account: NDArray[np.float32],
-        portfolio: NDArray[np.float32],
-        masks: NDArray[np.bool_] | None = None,
+        self, tape: Tape, bar: int, account: NDArray[np.float32], portfolio: NDArray[np.float32]
     ) -> NDArray[np.float32]:
         """Decide at the close of ``bar``, from nothing later than it.
 
@@ -30,10 +25,27 @@ class Agent(Protocol):
             bar: index on the tape of the newest closed bar.
             account: (n, A, Ca) float32, columns ``envs.spaces.ACCOUNT_COLUMNS``.
             portfolio: (n, Cp) float32, columns ``envs.spaces.PORTFOLIO_COLUMNS``.
-            masks: (n, M) bool, ``PerpVecEnv.action_masks`` of a discrete action; an agent that asks for a
-                wish may ignore them, the env cuts what cannot be had.
 
         Returns:
-            (n, action_dim) float32: in [-1, 1], or indices of choices.
+            (n, action_dim) float32 in [-1, 1].
         """
+        ...
+
+
+@runtime_checkable
+class MaskedAgent(Protocol):
+    """An agent that chooses among what is allowed, and must be told what that is."""
+
+    name: str
+    reads_masks: bool
+
+    def act(
+        self,
+        tape: Tape,
+        bar: int,
+        account: NDArray[np.float32],
+        portfolio: NDArray[np.float32],
+        masks: NDArray[np.bool_] | None = None,
+    ) -> NDArray[np.float32]:
+        """As an :class:`Agent`, within ``masks``, (n, choices), of ``PerpVecEnv.action_masks``."""
         ...

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -11,86 +11,28 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 from sb3_contrib import QRDQN
-from sb3_contrib.common.utils import quantile_huber_loss
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import RolloutReturn, TrainFreq
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from perpgym.agents.path_algorithm import AgentConfig, EpisodeMonitor, PathAlgorithm, bind_policy
+from perpgym.agents.descent import Descent
+from perpgym.agents.forecast import ForecastTask
+from perpgym.agents.path_algorithm import EpisodeMonitor, PathAlgorithm, bind_policy
+from perpgym.agents.qrdqn_config import QRDQNConfig
+from perpgym.agents.quantile_loss import QuantileObjective
 from perpgym.agents.replay import StretchBatch, StretchReplay
+from perpgym.agents.schedule import Schedule
 from perpgym.envs.sb3 import SB3PerpVecEnv
 from perpgym.envs.vector import PerpVecEnv
-from perpgym.policies.quantile import PerpQuantileNet, PerpQuantilePolicy, ladder_shape
+from perpgym.policies.quantile import PerpQuantilePolicy, best_allowed, ladder_shape
+from perpgym.policies.quantile_net import PerpQuantileNet
 
+__all__ = ["PerpQRDQN", "QRDQNConfig"]
 
-@dataclass(frozen=True, kw_only=True)
-class QRDQNConfig(AgentConfig):
-    """Settings of the algorithm; names and meanings are sb3-contrib's where it has them.
-
-    Attributes:
-        learning_rate: of Adam.
-        buffer_size: decisions of accounts that the replay holds.
-        learning_starts: decisions before the first update.
-        batch_size: decisions of an update: max(1, batch_size // (stretch_bars * K)) stretches.
-        stretch_bars: s, consecutive decisions that share one pass of the encoder; 1 draws each by itself.
-        n_step: bars of reward before the bootstrap.
-        gamma: discount a bar.
-        train_freq: bars that every account steps between two rounds of updates.
-        gradient_steps: updates in a round.
-        target_update_interval: decisions between two updates of the target network.
-        tau: share of the online network that goes into the target then; 1 copies it.
-        n_quantiles: N of the return's distribution.
-        alpha: share of the worst outcomes by which levels are chosen, when acting and in the bootstrap; 1 is
-            the mean. A risk-averse selection at each step, no time-consistent objective.
-        exploration_fraction: of training, over which random choices fade from ``exploration_initial_eps`` to
-            ``exploration_final_eps``.
-        max_grad_norm: of all gradients together; None for no limit.
-    """
-
-    learning_rate: float = 3e-4
-    buffer_size: int = 500_000
-    learning_starts: int = 20_000
-    batch_size: int = 512
-    stretch_bars: int = 16
-    n_step: int = 3
-    gamma: float = 0.99
-    train_freq: int = 16
-    gradient_steps: int = 4
-    target_update_interval: int = 8_000
-    tau: float = 1.0
-    n_quantiles: int = 32
-    alpha: float = 1.0
-    exploration_fraction: float = 0.3
-    exploration_initial_eps: float = 1.0
-    exploration_final_eps: float = 0.02
-    max_grad_norm: float | None = 10.0
-
-    def __post_init__(self) -> None:
-        for name, low, high in (
-            ("learning_rate", 0.0, 1.0),
-            ("buffer_size", 2, 10**10),
-            ("learning_starts", 0, 10**10),
-            ("batch_size", 1, 10**7),
-            ("stretch_bars", 1, 10**5),
-            ("n_step", 1, 1_000),
-            ("gamma", 0.0, 1.0),
-            ("train_freq", 1, 10**5),
-            ("gradient_steps", 1, 10**5),
-            ("target_update_interval", 1, 10**10),
-            ("tau", 0.0, 1.0),
-            ("n_quantiles", 1, 10_000),
-            ("exploration_fraction", 0.0, 1.0),
-            ("exploration_initial_eps", 0.0, 1.0),
-            ("exploration_final_eps", 0.0, 1.0),
-        ):
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name} must lie between {low:g} and {high:g}, was {getattr(self, name)}")
-        if not 0.0 < self.alpha <= 1.0:
-            raise ValueError(f"alpha must lie in (0, 1], a share of the worst outcomes, was {self.alpha}")
-        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
-            raise ValueError(f"max_grad_norm must be positive, was {self.max_grad_norm}; null for no limit")
+# what SB3 counts beside the steps of every algorithm
+_COUNTERS = ("exploration_rate", "_n_calls", "_episode_num")
 
 
 class PerpQRDQN(PathAlgorithm, QRDQN):
@@ -138,7 +80,7 @@ class PerpQRDQN(PathAlgorithm, QRDQN):
         super(QRDQN, self).__init__(
             policy,
             env,  # type: ignore[arg-type]
-            learning_rate=config.learning_rate,
+            learning_rate=Schedule(config.learning_rate, config.learning_rate_schedule),
             buffer_size=config.buffer_size,
             learning_starts=config.learning_starts,
             batch_size=config.batch_size,
@@ -167,6 +109,11 @@ class PerpQRDQN(PathAlgorithm, QRDQN):
         if _init_setup_model:
             self._setup_model()
 
+    @property
+    def steps_per_rollout(self) -> int:
+        """Decisions of all accounts in a rollout."""
+        return cast(TrainFreq, self.train_freq).frequency * self.n_envs
+
     # --- how SB3 builds, saves and loads it ---
 
     def _setup_model(self) -> None:
@@ -182,8 +129,10 @@ class PerpQRDQN(PathAlgorithm, QRDQN):
         # own generators: nothing that a callback draws changes the run
         self.noise = np.random.default_rng([seed, 0])
         self.shuffle = np.random.default_rng([seed, 1])
-        # bars of single contracts that the market encoder has read since the last record
+        # bars of single contracts that the market encoder has read for acting since the last round
         self.tokens, self.decisions = 0, 0
+        norm = math.inf if self.max_grad_norm is None else self.max_grad_norm
+        self.descent = Descent(self.policy.optimizer, norm)
         if self.env is not None:
             self._take_env()
 
@@ -204,12 +153,35 @@ class PerpQRDQN(PathAlgorithm, QRDQN):
     def _take_env(self) -> None:
         bind_policy(self.policy, self.native)
         self.monitor = EpisodeMonitor(self.native.num_envs)
+        self.objective = QuantileObjective(self.policy, self.config, self._make_forecast_task())
+
+    def _make_forecast_task(self) -> ForecastTask | None:
+        """What the forecasts are trained on; None without them.
+
+        Raises:
+            ValueError: there are forecasts and nothing trains them, or the reverse.
+        """
+        horizons = self.policy.config.forecast_bars
+        if bool(horizons) != (self.config.forecast_coef > 0.0):
+            raise ValueError(
+                f"forecast_coef is {self.config.forecast_coef:g} and the policy's forecast_bars are "
+                f"{list(horizons)}: encoders that forecast learn from that alone, so set both, or "
+                "forecast_coef=0 and forecast_bars=[]"
+            )
+        return ForecastTask.of_env(self.native, horizons, self.device) if horizons else None
 
     @property
     def replay(self) -> StretchReplay:
         """What is learnt from."""
         assert self.replay_buffer is not None
         return self.replay_buffer
+
+    @classmethod
+    def _wrap_env(cls, env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        wrapped = super()._wrap_env(env, verbose, monitor_wrapper)
+        # SB3's own refusal names a class, not a setting
+        ladder_shape(wrapped.action_space)
+        return wrapped
 
     def set_env(self, env: Any, force_reset: bool = True) -> None:
         """Train on another env, with the same number of accounts and paths; the replay starts empty."""
@@ -218,7 +190,7 @@ class PerpQRDQN(PathAlgorithm, QRDQN):
         self._take_env()
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "noise", "shuffle", "monitor"]
+        return [*super()._excluded_save_params(), "descent", "monitor", "noise", "objective", "shuffle"]
 
     def _after_reset(self) -> None:
         super()._after_reset()
@@ -240,7 +212,9 @@ class PerpQRDQN(PathAlgorithm, QRDQN):
         del action_noise
         assert isinstance(env, SB3PerpVecEnv)
         self.policy.set_training_mode(False)
+        self._is_resumable = True
         callback.on_rollout_start()
+        self._is_resumable = False
         ended_before, steps = self._episode_num, train_freq.frequency
         for step, dones in enumerate(self._step_paths(env, replay_buffer, steps, learning_starts)):
             self.num_timesteps += env.num_envs
@@ -257,14 +231,14 @@ class PerpQRDQN(PathAlgorithm, QRDQN):
             self._on_step()
         self._last_obs = env.native.observation(env.buffers)
         callback.on_rollout_end()
+        # before learning starts no update follows
+        self._is_resumable = self.num_timesteps <= learning_starts
         return RolloutReturn(steps * env.num_envs, self._episode_num - ended_before, True)
 
     def _count_episodes(self, ended: int, log_interval: int | None) -> None:
         before = self._episode_num
         self._episode_num += ended
         if log_interval is not None and self._episode_num // log_interval > before // log_interval:
-            self.logger.record("train/tokens_per_step", self.tokens / max(self.decisions, 1))
-            self.tokens = self.decisions = 0
             self.dump_logs()
 
     @torch.no_grad()
@@ -310,8 +284,8 @@ class PerpQRDQN(PathAlgorithm, QRDQN):
             is_random = (self.noise.random(mask.shape[:2]) < self.exploration_rate)[..., None]
             on_device = torch.from_numpy(state).to(self.device)
             worth = self.policy.worth(context.unsqueeze(1), on_device)  # P K A L
-            worth = worth.masked_fill(~torch.from_numpy(mask).to(self.device), -torch.inf)
-            levels = np.where(is_random, levels, worth.argmax(dim=-1).cpu().numpy())
+            best = best_allowed(worth, torch.from_numpy(mask).to(self.device))  # P K A
+            levels = np.where(is_random, levels, best.cpu().numpy())
         return levels
 
     def _observe(self, replay: StretchReplay, env: SB3PerpVecEnv) -> None:
@@ -340,18 +314,22 @@ class PerpQRDQN(PathAlgorithm, QRDQN):
         self._update_learning_rate(self.policy.optimizer)
         losses = []
         for _ in range(gradient_steps):
-            loss = self.loss(self._sample(batch_size))
-            self.policy.optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            if self.max_grad_norm is not None:
-                torch.nn.utils.clip_grad_norm_(self.quantile_net.parameters(), self.max_grad_norm)
-            self.policy.optimizer.step()
-            losses.append(loss.detach())
+            loss = self.objective.loss(self.draw(batch_size))
+            self.descent.step(loss.total)
+            losses.append(torch.stack(loss[1:]))
         self._n_updates += gradient_steps
+        tokens = self.tokens + self.objective.tokens
+        self.logger.record("train/tokens_per_step", tokens / max(self.decisions, 1))
+        self.tokens = self.objective.tokens = self.decisions = 0
+        self._is_resumable = True
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        self.logger.record("train/loss", float(torch.stack(losses).mean()))
+        for name, value in zip(
+            ("loss", "forecast_loss", "target"), torch.stack(losses).mean(0).tolist(), strict=True
+        ):
+            self.logger.record(f"train/{name}", value)
 
-    def _sample(self, batch_size: int) -> StretchBatch:
+    def draw(self, batch_size: int) -> StretchBatch:
+        """A batch of the replay."""
         return self.replay.sample(
             batch_size,
             self.config.stretch_bars,
@@ -361,34 +339,47 @@ class PerpQRDQN(PathAlgorithm, QRDQN):
             device=self.device,
         )
 
-    def loss(self, batch: StretchBatch) -> torch.Tensor:
-        """Quantile Huber loss of a batch (Dabney et al. 2018, eq. 10), summed over quantiles as SB3 does."""
-        policy, n_bars = self.policy, batch.state.shape[1]
-        reach = n_bars + self.config.n_step
-        self.tokens += len(batch.first_bar) * policy.tokens(n_bars + reach)
-        with torch.no_grad():
-            target = self._target(batch, reach)  # G s K A N
-        context = policy.stretch_context(batch.first_bar, n_bars).unsqueeze(2)  # G s 1 C
-        quantiles = self.quantile_net.quantiles(context, batch.state)  # G s K A L N
-        index = batch.action[..., None, None].expand(*batch.action.shape, 1, policy.n_quantiles)
-        chosen = quantiles.gather(-2, index).squeeze(-2)  # G s K A N
-        weight = batch.weight[..., None].expand(chosen.shape[:-1]).flatten() > 0.0
-        loss: torch.Tensor = quantile_huber_loss(
-            chosen.flatten(0, -2)[weight], target.flatten(0, -2)[weight], sum_over_quantiles=True
-        )
-        return loss
+    # --- predicting ---
 
-    def _target(self, batch: StretchBatch, reach: int) -> torch.Tensor:
-        """(G, s, K, A, N): reward up to the target's observation, then the best allowed level's return."""
-        net = self.quantile_net_target
-        encoded = net.features_extractor.stretch_context(batch.first_bar, reach)  # G s+n C
-        context = encoded.take_along_dim(batch.next_offset[..., None], dim=1).unsqueeze(2)  # G s 1 C
-        quantiles = net.quantiles(context, batch.next_state)  # G s K A L N
-        worth = (quantiles @ self.policy.tail).masked_fill(~batch.next_mask, -torch.inf)
-        best = worth.argmax(dim=-1)[..., None, None].expand(*worth.shape[:-1], 1, self.policy.n_quantiles)
-        after = quantiles.gather(-2, best).squeeze(-2)  # G s K A N
-        target: torch.Tensor = batch.reward[..., None, None] + batch.discount[..., None, None] * after
-        return target
+    def predict(
+        self,
+        observation: Any,
+        state: tuple[NDArray[Any], ...] | None = None,
+        episode_start: NDArray[np.bool_] | None = None,
+        deterministic: bool = False,
+        action_masks: NDArray[np.bool_] | None = None,
+    ) -> tuple[NDArray[Any], tuple[NDArray[Any], ...] | None]:
+        """SB3's ``predict``; ``action_masks`` as sb3-contrib's MaskablePPO takes them, None allows all.
+
+        Not deterministic, it explores as often as training does now, one account by itself.
+        """
+        levels, state = self.policy.predict(observation, state, episode_start, action_masks=action_masks)
+        if not deterministic:
+            branches, count = ladder_shape(self.action_space)
+            rng = self.action_space.np_random
+            shape = (levels.size // branches, branches, count)
+            mask = np.ones(shape, np.bool_) if action_masks is None else action_masks.reshape(shape)
+            is_random = (rng.random(shape[0]) < self.exploration_rate)[:, None]
+            drawn = np.where(is_random, _random_allowed(mask, rng), levels.reshape(shape[:2]))
+            levels = drawn.reshape(levels.shape)
+        return levels, state
+
+    # --- resuming ---
+
+    def own_state(self) -> dict[str, Any]:
+        """The replay, the exploration, and when the target network moves."""
+        return {
+            "replay": self.replay.state_dict(),
+            "noise": self.noise.bit_generator.state,
+            **{name: getattr(self, name) for name in _COUNTERS},
+        }
+
+    def restore_own_state(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`own_state`."""
+        self.replay.load_state_dict(state["replay"])
+        self.noise.bit_generator.state = state["noise"]
+        for name in _COUNTERS:
+            setattr(self, name, state[name])
 
 
 def _random_allowed(mask: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.int64]:

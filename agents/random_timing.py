@@ -69,12 +69,7 @@ class RandomTiming:
         return np.where(np.isnan(asked), self._start, asked) if step == 0 else asked
 
     def act(
-        self,
-        tape: Tape,
-        bar: int,
-        account: NDArray[np.float32],
-        portfolio: NDArray[np.float32],
-        masks: NDArray[np.bool_] | None = None,
+        self, tape: Tape, bar: int, account: NDArray[np.float32], portfolio: NDArray[np.float32]
     ) -> NDArray[np.float32]:
         """The draws' actions; see ``agents.protocol.Agent``."""
         wanted = self.wanted(bar - self.first_bar)

@@ -27,7 +27,8 @@ class StretchBatch:
         next_offset: (G, s) int64, bars from the stretch's first decision to the target's observation.
         next_state: (G, s, K, S) float32, raw account state there.
         next_mask: (G, s, K, A, L) bool, levels allowed there.
-        weight: (G, s, 1) float32: 1, or 0 where the episode had ended.
+        is_decision: (G, s) bool, False where the episode had ended.
+        length: (G,) int64, bars that the episode has booked from the stretch's first decision on.
     """
 
     first_bar: torch.Tensor
@@ -38,7 +39,8 @@ class StretchBatch:
     next_offset: torch.Tensor
     next_state: torch.Tensor
     next_mask: torch.Tensor
-    weight: torch.Tensor
+    is_decision: torch.Tensor
+    length: torch.Tensor
 
 
 class StretchReplay:
@@ -173,7 +175,6 @@ class StretchReplay:
         path, start, final = self._draw(count, stretch_bars, rng)
         offset = np.arange(stretch_bars)
         at = start[:, None] + offset  # G s
-        is_inside = at < final[:, None]
         target = np.minimum(at + n_step, final[:, None])  # G s
         reward, discount = self._returns(path, at, target, n_step, gamma)
         now, then = self._places(at), self._places(np.maximum(target, at))
@@ -191,7 +192,8 @@ class StretchReplay:
             next_offset=on_device(np.maximum(target, at) - start[:, None]),
             next_state=on_device(self.state[rows, then]),
             next_mask=on_device(self.mask[rows, then]),
-            weight=on_device(is_inside.astype(np.float32)[..., None]),
+            is_decision=on_device(at < final[:, None]),
+            length=on_device(final - start),
         )
 
     def _draw(self, count: int, stretch_bars: int, rng: np.random.Generator) -> tuple[Int64, Int64, Int64]:

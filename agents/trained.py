@@ -19,6 +19,8 @@ class TrainedAgent:
     bar at a time. They are dropped when another tape is shown or the weights move.
     """
 
+    reads_masks = True
+
     def __init__(self, source: Artifact | Policy, name: str = "agent", chunk_bars: int = 1_024) -> None:
         """Wrap a policy.
 
@@ -45,15 +47,16 @@ class TrainedAgent:
         portfolio: NDArray[np.float32],
         masks: NDArray[np.bool_] | None = None,
     ) -> NDArray[np.float32]:
-        """Decide at the close of ``bar``; see :class:`perpgym.agents.protocol.Agent`.
+        """Decide at the close of ``bar``; see :class:`perpgym.agents.protocol.MaskedAgent`.
 
         Raises:
             ValueError: the tape does not fit the artifact, or fewer than R bars lie up to ``bar``.
         """
         context = self._context_of(tape, bar)  # 2D
         flat = np.concatenate((account.reshape(len(account), -1), portfolio), axis=1)
+        state = torch.from_numpy(flat).to(context.device)
         mask = None if masks is None else torch.from_numpy(masks).to(context.device)
-        decided = self.policy.decide(context, torch.from_numpy(flat).to(context.device), mask)  # n a
+        decided = self.policy.decide(context, state, mask)  # n a
         actions: NDArray[np.float32] = decided.cpu().numpy()
         return actions
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from perpgym.agents.protocol import Agent
+from perpgym.agents.protocol import Agent, MaskedAgent
 from perpgym.agents.random_timing import RandomTiming
 from perpgym.data.bars import CLOSE
 from perpgym.data.contract import Contract
@@ -302,12 +301,10 @@ def _steps(
         bar = start_bar + step
         if int(out.bar[0]) != bar:
             raise RuntimeError(f"the env is at bar {int(out.bar[0])} where the backtest is at {bar}")
-        seen: list[NDArray[Any]] = [out.account, out.portfolio]
-        if env.config.choices:
-            seen.append(env.action_masks())
+        masks = env.action_masks() if env.config.choices else None
         action = np.concatenate(
             [
-                agent.act(tape, bar, *(columns[low:high] for columns in seen))
+                _act(agent, tape, out, slice(low, high), masks)
                 for agent, low, high in zip(agents, edges[:-1], edges[1:], strict=True)
             ]
         )
@@ -315,3 +312,13 @@ def _steps(
         is_new_end = alive & out.terminated.astype(np.bool_)
         alive &= ~is_new_end
         yield action, out, is_new_end
+
+
+def _act(
+    agent: Agent, tape: Tape, out: StepBuffers, accounts: slice, masks: NDArray[np.bool_] | None
+) -> NDArray[np.float32]:
+    """What an agent does with its accounts, within the masks if it reads them."""
+    seen = tape, int(out.bar[0]), out.account[accounts], out.portfolio[accounts]
+    if masks is not None and isinstance(agent, MaskedAgent):
+        return agent.act(*seen, masks[accounts])
+    return agent.act(*seen)

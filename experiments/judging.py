@@ -180,8 +180,12 @@ def _alarms(
 def _oracle(market: Market) -> Agent | None:
     if market.tape.planted is None or len(market.tape.contracts) > 1:
         return None
+    config = market.env_config
     return OracleAgent(
-        market.tape, action=market.env_config.action, max_exposure=market.env_config.max_exposure
+        market.tape,
+        action=config.action,
+        max_exposure=config.max_exposure,
+        levels=config.ladder if config.action == "ladder" else config.head_sizes,
     )
 
 

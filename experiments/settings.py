@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 
 import torch
 
+from perpgym.agents.path_algorithm import AgentConfig
 from perpgym.agents.ppo import PPOConfig
 from perpgym.data.config import DataConfig
 from perpgym.data.splits import Splits
@@ -112,7 +113,7 @@ class Settings:
     risk: RiskLimits = field(default_factory=RiskLimits)
     reward: Reward = field(default_factory=LogReturn)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
-    agent: PPOConfig = field(default_factory=PPOConfig)
+    agent: AgentConfig = field(default_factory=PPOConfig)
     training: Training = field(default_factory=Training)
     evaluation: Judging = field(default_factory=Judging)
 

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat, configure
 
+from perpgym.agents.algorithms import make_algorithm
 from perpgym.agents.artifact import save_artifact
 from perpgym.agents.checkpoint import write_atomically
-from perpgym.agents.ppo import PerpPPO
+from perpgym.agents.path_algorithm import PathAlgorithm
 from perpgym.agents.trained import TrainedAgent
 from perpgym.evaluation import metrics
 from perpgym.evaluation.backtest import BacktestResult, run_backtest
@@ -31,7 +32,7 @@ from perpgym.evaluation.trials import TrialLog, curves, smooth
 from perpgym.experiments.market import Market, training_env
 from perpgym.experiments.run_folder import RunError, RunFolder, commit
 from perpgym.experiments.settings import Settings
-from perpgym.policies.actor_critic import PerpActorCriticPolicy
+from perpgym.policies.deciding import Policy
 
 _LOG = logging.getLogger(__name__)
 
@@ -89,15 +90,12 @@ def train_seed(
         # SB3 would take the CPU without a word
         raise ValueError(f"training.device is {device}, but torch sees no such accelerator; use auto or cpu")
     env = training_env(market, settings, seed)
-    model = PerpPPO(
-        PerpActorCriticPolicy,
+    model = make_algorithm(
+        settings.agent,
         env,
-        config=settings.agent,
-        policy_kwargs={
-            "config": settings.policy,
-            "market_scaler": market.market_scaler,
-            "risk_scaler": market.risk_scaler,
-        },
+        policy=settings.policy,
+        market_scaler=market.market_scaler,
+        risk_scaler=market.risk_scaler,
         seed=seed,
         device=device,
     )
@@ -164,10 +162,10 @@ class CheckpointCallback(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         model = self.model
-        assert isinstance(model, PerpPPO)
+        assert isinstance(model, PathAlgorithm)
         steps = model.num_timesteps
         self.progress.on_step(steps, self._return)
-        previous = max(0, steps - model.n_steps * model.n_envs)
+        previous = max(0, steps - model.steps_per_rollout)
         is_due = steps // self.interval > previous // self.interval
         if steps and is_due and steps != self._looked_at:
             self.checkpoint(model)
@@ -178,17 +176,17 @@ class CheckpointCallback(BaseCallback):
     def _on_step(self) -> bool:
         return True
 
-    def finish(self, model: PerpPPO) -> None:
+    def finish(self, model: PathAlgorithm) -> None:
         """The last checkpoint, once."""
         if model.num_timesteps != self._looked_at:
             self.checkpoint(model)
         self.progress.on_step(model.num_timesteps, self._return)
 
-    def checkpoint(self, model: PerpPPO) -> None:
+    def checkpoint(self, model: PathAlgorithm) -> None:
         """Validate, record the trial, keep the policy, make the run resumable from here."""
         started = time.perf_counter()
         steps = model.num_timesteps
-        result = validate(model.policy, self.market)
+        result = validate(model.trained, self.market)
         record = trading_record(result, self.market)
         self._return, self._looked_at = record["return"], steps
         for name, value in record.items():
@@ -197,7 +195,7 @@ class CheckpointCallback(BaseCallback):
         artifact = self.folder.policy(self.seed, steps)
         save_artifact(
             artifact,
-            model.policy,
+            model.trained,
             tape=self.market.tape,
             env_config=self.market.env_config,
             limits=self.market.limits,
@@ -226,7 +224,7 @@ class CheckpointCallback(BaseCallback):
         model.logger.record("time/validation_seconds", time.perf_counter() - started)
 
 
-def validate(policy: PerpActorCriticPolicy, market: Market) -> BacktestResult:
+def validate(policy: Policy, market: Market) -> BacktestResult:
     """The policy's deterministic trade through the validation period."""
     period = market.split.valid
     return run_backtest(

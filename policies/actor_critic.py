@@ -149,6 +149,10 @@ class PerpActorCriticPolicy(ActorCriticPolicy):
             **self.scalers,
         }
 
+    def own_settings(self) -> dict[str, Any]:
+        """Plain arguments of the constructor beside the network's shape: none."""
+        return {}
+
     # --- the face of encode-once training ---
 
     def stretch_context(self, first_bar: torch.Tensor, n_bars: int) -> torch.Tensor:
@@ -196,6 +200,11 @@ class PerpActorCriticPolicy(ActorCriticPolicy):
     ) -> torch.Tensor:
         """Deterministic actions, (..., action_dim): see :class:`perpgym.policies.deciding.Policy`."""
         return self.action_heads.mode(self.action_parameters(context, state), mask)
+
+    def answers(self, context: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        """What decides, and is continuous: means within the action space, logits of choices."""
+        parameters = self.action_parameters(context, state)
+        return parameters if self.action_heads.n_masked else self.action_heads.mode(parameters)
 
     def state_values(self, context: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         """(...,) values; arguments as in :meth:`action_parameters`."""

@@ -40,9 +40,14 @@ class Policy(Protocol):
         Args:
             context: (..., C); leading axes broadcast with those of ``state``.
             state: (..., S) raw account columns, then portfolio columns.
-            mask: (..., M) bool, which choices of a discrete action are allowed; None for all.
+            mask: (..., choices) bool, what is allowed, as ``PerpVecEnv.action_masks`` gives it; None allows
+                all. Continuous actions have none.
 
         Returns:
             (..., action_dim) float32.
         """
+        ...
+
+    def answers(self, context: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        """(..., n) what the decision rests on, numbers of size one that move a little with the context."""
         ...

@@ -49,14 +49,31 @@ class PopArtLinear(nn.Linear):
             targets: (n, out).
         """
         self.count += 1
-        # the first rollouts count alike, so that nothing of the arbitrary start is left
-        rate = torch.clamp(1.0 / self.count.double(), min=_RATE)
-        targets, mean, deviation = targets.double(), self.mean.double(), self.deviation.double()
-        new_mean = mean + rate * (targets.mean(dim=0) - mean)
-        square = deviation.square() + mean.square()
-        new_square = torch.lerp(square, targets.square().mean(dim=0), rate)
-        new_deviation = (new_square - new_mean.square()).clamp(min=_LEAST_DEVIATION**2).sqrt()
+        new_mean, new_deviation = moved_moments(self.mean, self.deviation, targets, self.count, _RATE)
+        mean, deviation = self.mean.double(), self.deviation.double()
         self.weight.mul_((deviation / new_deviation).unsqueeze(1))
         self.bias.copy_((deviation * self.bias + mean - new_mean) / new_deviation)
         self.mean.copy_(new_mean)
         self.deviation.copy_(new_deviation)
+
+
+def moved_moments(
+    mean: torch.Tensor, deviation: torch.Tensor, targets: torch.Tensor, count: torch.Tensor, rate: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Running moments after one more sample (van Hasselt et al. 2016, eq. 4).
+
+    Args:
+        mean, deviation: (...,) before.
+        targets: (n, ...).
+        count: () samples, with this one.
+        rate: what a sample weighs once there have been 1 / rate; the first ones count alike, so that nothing
+            of the arbitrary start is left.
+
+    Returns:
+        (...,) float64 mean and deviation.
+    """
+    share = torch.clamp(1.0 / count.double(), min=rate)
+    targets, mean, deviation = targets.double(), mean.double(), deviation.double()
+    new_mean = mean + share * (targets.mean(dim=0) - mean)
+    square = torch.lerp(deviation.square() + mean.square(), targets.square().mean(dim=0), share)
+    return new_mean, (square - new_mean.square()).clamp(min=_LEAST_DEVIATION**2).sqrt()

@@ -1,80 +1,21 @@
-"""Quantile critic over the exposure ladder: dueling heads on the same encoders, its two networks, CVaR."""
+"""The policy of QR-DQN: a quantile critic, its target, and which level is chosen."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium import spaces
+from numpy.typing import NDArray
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
-from torch import nn
 
 from perpgym.data.features.scaler import Scaler
 from perpgym.data.tape import Tape
 from perpgym.policies.config import PolicyConfig
 from perpgym.policies.features import PerpFeatures
-
-
-class PerpQuantileNet(nn.Module):
-    """Quantiles of the return of every level of every contract's ladder.
-
-    Dueling (Wang et al. 2016): Q = V + A - mean of A over the levels, quantile by quantile. With several
-    contracts each has advantages of its own beside one value (branches: Tavakoli et al. 2018).
-
-    Args:
-        observation_space: with or without windows.
-        config: the network's shape; ``value_hidden`` is of V, ``policy_hidden`` of the advantages.
-        n_branches: A, contracts.
-        n_levels: L.
-        n_quantiles: N.
-        market_scaler, risk_scaler: become frozen buffers.
-    """
-
-    def __init__(
-        self,
-        observation_space: spaces.Dict,
-        config: PolicyConfig,
-        n_branches: int,
-        n_levels: int,
-        n_quantiles: int,
-        market_scaler: Scaler,
-        risk_scaler: Scaler,
-    ) -> None:
-        super().__init__()
-        self.n_branches, self.n_levels, self.n_quantiles = n_branches, n_levels, n_quantiles
-        self.features_extractor = PerpFeatures(observation_space, config, market_scaler, risk_scaler)
-        width = self.features_extractor.features_dim
-        self.value = _head(width, config.value_hidden, n_quantiles)
-        self.advantage = _head(width, config.policy_hidden, n_branches * n_levels * n_quantiles)
-        self.apply(_orthogonal)
-        self.features_extractor.reset_parameters()
-
-    def quantiles(self, context: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
-        """Quantiles at the midpoints (i + 1/2) / N, in the order of i.
-
-        Args:
-            context: (..., C); leading axes broadcast with those of ``state``.
-            state: (..., S) raw account columns, then portfolio columns.
-
-        Returns:
-            (..., A, L, N).
-        """
-        features = self.features_extractor
-        return self._from_features(features.fuse(features.split(context), state))
-
-    def _from_features(self, features: torch.Tensor) -> torch.Tensor:
-        shape = (self.n_branches, self.n_levels, self.n_quantiles)
-        advantage = self.advantage(features).unflatten(-1, shape)  # ... A L N
-        value = self.value(features)[..., None, None, :]  # ... 1 1 N
-        quantiles: torch.Tensor = value + advantage - advantage.mean(dim=-2, keepdim=True)
-        return quantiles
-
-    def forward(self, observation: PyTorchObs) -> torch.Tensor:
-        """(B, N, A * L), as sb3-contrib's quantile networks return them."""
-        quantiles = self._from_features(self.features_extractor(observation))  # B A L N
-        return quantiles.flatten(1, 2).transpose(1, 2)
+from perpgym.policies.quantile_net import PerpQuantileNet
 
 
 class PerpQuantilePolicy(BasePolicy):
@@ -93,6 +34,9 @@ class PerpQuantilePolicy(BasePolicy):
         alpha: share of the worst quantiles by which a level is chosen, in (0, 1].
         market_scaler, risk_scaler: fitted on the training period.
         optimizer_kwargs: of Adam; fused by default.
+
+    Raises:
+        ValueError: the actions are no ladder's, or alpha is no share.
     """
 
     def __init__(
@@ -113,6 +57,8 @@ class PerpQuantilePolicy(BasePolicy):
         self.config = config or PolicyConfig()
         self.scalers = {"market_scaler": market_scaler, "risk_scaler": risk_scaler}
         self.n_branches, self.n_levels = ladder_shape(action_space)
+        if not 0.0 < alpha <= 1.0:
+            raise ValueError(f"alpha must lie in (0, 1], a share of the worst outcomes, was {alpha}")
         self.n_quantiles, self.alpha = n_quantiles, alpha
         self.quantile_net = self._make_net()
         self.quantile_net_target = self._make_net()
@@ -164,15 +110,54 @@ class PerpQuantilePolicy(BasePolicy):
         """What ``n_bars`` consecutive contexts cost; see :meth:`PerpFeatures.tokens`."""
         return self.features_extractor.tokens(n_bars)
 
-    def worth(self, context: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
-        """(..., A, L): CVaR_alpha of every level's return; arguments as in ``PerpQuantileNet.quantiles``."""
-        return self.quantile_net.quantiles(context, state) @ self.tail
+    def worth(
+        self, context: torch.Tensor, state: torch.Tensor, alpha: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """CVaR of every level's return.
+
+        Args:
+            context, state: as in ``PerpQuantileNet.quantiles``.
+            alpha: (...,) of each decision, a risk budget; None for the policy's own.
+
+        Returns:
+            (..., A, L).
+        """
+        return self.cvar(self.quantile_net.quantiles(context, state), alpha)
+
+    def cvar(self, quantiles: torch.Tensor, alpha: torch.Tensor | None = None) -> torch.Tensor:
+        """(..., A, L, N) quantiles -> (..., A, L); ``alpha`` as in :meth:`worth`."""
+        if alpha is None:
+            return quantiles @ self.tail
+        weights = cvar_weights(alpha, self.n_quantiles)[..., None, None, :]  # ... 1 1 N
+        return (quantiles * weights).sum(dim=-1)
 
     def decide(
-        self, context: torch.Tensor, state: torch.Tensor, mask: torch.Tensor | None = None
+        self,
+        context: torch.Tensor,
+        state: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        alpha: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """(..., A) float32: the level of each contract's ladder that is worth most, deterministic."""
-        return self.worth(context, state).argmax(dim=-1).float()
+        """(..., A) float32: of the allowed levels of each contract's ladder the one that is worth most.
+
+        Args:
+            context, state, alpha: as in :meth:`worth`.
+            mask: (..., A * L) bool; None allows all.
+        """
+        return best_allowed(self.worth(context, state, alpha), self._by_contract(mask)).float()
+
+    def answers(self, context: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        """(..., A * L) what each level is worth less than the best, in deviations of the return."""
+        worth = self.worth(context, state)
+        behind: torch.Tensor = (worth - worth.amax(dim=-1, keepdim=True)) / self.quantile_net.deviation
+        return behind.flatten(-2)
+
+    def own_settings(self) -> dict[str, Any]:
+        """Plain arguments of the constructor beside the network's shape."""
+        return {"n_quantiles": self.n_quantiles, "alpha": self.alpha}
+
+    def _by_contract(self, mask: torch.Tensor | None) -> torch.Tensor | None:
+        return None if mask is None else mask.reshape(*mask.shape[:-1], self.n_branches, self.n_levels)
 
     # --- the face of SB3 ---
 
@@ -180,12 +165,35 @@ class PerpQuantilePolicy(BasePolicy):
         """(B,) or (B, A) levels."""
         return self._predict(obs, deterministic)
 
-    def _predict(self, observation: PyTorchObs, deterministic: bool = True) -> torch.Tensor:
+    def _predict(
+        self, observation: PyTorchObs, deterministic: bool = True, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
         del deterministic
         quantiles = self.quantile_net(observation).transpose(1, 2)  # B A*L N
         worth = (quantiles @ self.tail).unflatten(1, (self.n_branches, self.n_levels))  # B A L
-        levels: torch.Tensor = worth.argmax(dim=-1)
+        levels = best_allowed(worth, self._by_contract(mask))
         return levels[:, 0] if isinstance(self.action_space, spaces.Discrete) else levels
+
+    def predict(
+        self,
+        observation: Any,
+        state: tuple[NDArray[Any], ...] | None = None,
+        episode_start: NDArray[np.bool_] | None = None,
+        deterministic: bool = True,
+        action_masks: NDArray[np.bool_] | None = None,
+    ) -> tuple[NDArray[Any], tuple[NDArray[Any], ...] | None]:
+        """SB3's ``predict``, with the masks of sb3-contrib's MaskablePPO: (B, A * L) or (A * L,) bool."""
+        del episode_start, deterministic
+        self.set_training_mode(False)
+        tensors, is_batch = self.obs_to_tensor(observation)
+        mask = None
+        if action_masks is not None:
+            mask = torch.as_tensor(action_masks, device=self.device).reshape(
+                -1, self.n_branches * self.n_levels
+            )
+        with torch.no_grad():
+            levels: NDArray[Any] = self._predict(tensors, mask=mask).cpu().numpy()
+        return (levels if is_batch else levels.squeeze(axis=0)), state
 
     def set_training_mode(self, mode: bool) -> None:
         """Of the network that is trained; the target never is."""
@@ -198,8 +206,7 @@ class PerpQuantilePolicy(BasePolicy):
             "action_space": self.action_space,
             "lr_schedule": self._dummy_schedule,
             "config": self.config,
-            "n_quantiles": self.n_quantiles,
-            "alpha": self.alpha,
+            **self.own_settings(),
             "optimizer_kwargs": self.optimizer_kwargs,
             **self.scalers,
         }
@@ -221,30 +228,25 @@ def ladder_shape(action_space: spaces.Space[Any]) -> tuple[int, int]:
     )
 
 
-def cvar_weights(alpha: float, n_quantiles: int) -> torch.Tensor:
-    """(N,) weights of the quantiles in the mean of the worst share ``alpha``, summing to 1.
+def cvar_weights(alpha: float | torch.Tensor, n_quantiles: int) -> torch.Tensor:
+    """Weights of the quantiles in the mean of the worst share ``alpha``, summing to 1.
 
     The quantile in which the share ends weighs its part of it. Source: Rockafellar & Uryasev 2000 for CVaR;
     the estimate from quantiles is that of Dabney et al. 2018, *Implicit quantile networks*, sec. 3.
 
-    Raises:
-        ValueError: alpha is outside (0, 1].
+    Args:
+        alpha: (...,) in (0, 1].
+        n_quantiles: N, of equal probability, the lowest first.
+
+    Returns:
+        (..., N).
     """
-    if not 0.0 < alpha <= 1.0:
-        raise ValueError(f"alpha must lie in (0, 1], a share of the worst outcomes, was {alpha}")
-    share = alpha * n_quantiles
-    return (share - torch.arange(n_quantiles)).clamp(0.0, 1.0) / share
+    share = torch.as_tensor(alpha, dtype=torch.float32).unsqueeze(-1) * n_quantiles  # ... 1
+    return (share - torch.arange(n_quantiles, device=share.device)).clamp(0.0, 1.0) / share
 
 
-def _head(width: int, hidden: tuple[int, ...], out: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for wide in hidden:
-        layers += [nn.Linear(width, wide), nn.SiLU()]
-        width = wide
-    return nn.Sequential(*layers, nn.Linear(width, out))
-
-
-def _orthogonal(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.orthogonal_(module.weight, gain=math.sqrt(2.0))
-        nn.init.zeros_(module.bias)
+def best_allowed(worth: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """(..., L) worth and (..., L) bool, whether a level is allowed -> (...,) int64, the best of those."""
+    if mask is not None:
+        worth = worth.masked_fill(~mask, -torch.inf)
+    return worth.argmax(dim=-1)

@@ -345,6 +345,18 @@ def test_the_oracle_trades_to_the_nearer_edge_and_leaves_the_inside_alone(
     np.testing.assert_allclose(2.0 * out[:, 0], [lower, inside, upper], atol=1e-6)
 
 
+def test_on_a_ladder_the_oracle_takes_the_level_nearest_to_the_band(small: Tape) -> None:
+    ladder = (-1.0, -0.5, 0.0, 0.5, 1.0)
+    oracle = OracleAgent(small, action="ladder", levels=ladder)
+    assert small.planted is not None
+    bar = int(np.argmax(small.planted[:, 0]))
+    edges = [float(edge[bar]) for edge in oracle.edges(small.planted[:, 0])]
+    out = oracle.act(small, bar, *account_of([-2.0, 5.0]))
+    assert out.shape == (2, 1)
+    for level, edge in zip(out[:, 0], edges, strict=True):
+        assert abs(2.0 * ladder[int(level)] - edge) <= 0.5
+
+
 def test_the_oracle_holds_less_where_volatility_is_higher(small: Tape) -> None:
     oracle = OracleAgent(small)
     signal = np.full(2, 3e-4)

@@ -53,7 +53,7 @@ class Story:
 
 def decisions(batch: StretchBatch) -> np.ndarray:
     """(n, 9): path, episode, number, account, then level, reward, discount, target's episode and number."""
-    weight = np.broadcast_to(batch.weight.numpy()[..., 0][..., None] > 0, batch.reward.shape)
+    weight = np.broadcast_to(batch.is_decision.numpy()[..., None], batch.reward.shape)
     parts = [batch.state.numpy()[weight], batch.action.numpy()[..., 0][weight][:, None]]
     parts += [x.numpy()[weight][:, None] for x in (batch.reward, batch.discount)]
     return np.concatenate([*parts, batch.next_state.numpy()[weight][:, 1:3]], axis=1)
@@ -110,7 +110,7 @@ def test_bars_of_a_stretch_follow_one_another_from_its_first() -> None:
     batch = story.sample(stretch=5, n_step=2)
     state = batch.state.numpy()[:, :, 0]
     bars = 1_000 * (state[..., 1] + 1) + state[..., 2]
-    inside = batch.weight.numpy()[..., 0] > 0
+    inside = batch.is_decision.numpy()
     expected = batch.first_bar.numpy()[:, None] + np.arange(5)
     np.testing.assert_array_equal(bars[inside], expected[inside])
     target = batch.next_state.numpy()[:, :, 0]

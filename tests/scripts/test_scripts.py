@@ -291,3 +291,22 @@ def test_a_portfolio_is_trained_and_judged_from_one_end_to_the_other(tmp_path: P
     assert {"Funding harvest", "Buy and hold"} <= set(report["accounts"])
     assert "oracle" not in report["accounts"]
     assert "No oracle stands beside the agent" in (folder / "report" / "report.html").read_text()
+
+
+def test_qr_dqn_is_trained_and_judged_by_the_same_scripts(tmp_path: Path) -> None:
+    folder = tmp_path / "qrdqn"
+    small = [word for word in SMALL if word not in ("+experiment=ppo_btc", "agent.n_steps=64")]
+    own = ("agent.learning_starts=512", "agent.alpha=0.25", "agent.n_quantiles=8")
+    done = call("train.py", "+experiment=qrdqn_btc", *small, *own, f"run_dir={folder}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = call("evaluate.py", f"run={folder}", "evaluation.random_draws=5", "evaluation.bootstrap_draws=50")
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((folder / "report" / "report.json").read_text())
+    assert "oracle" in report["accounts"]
+
+
+def test_qr_dqn_without_a_ladder_is_refused_in_words(tmp_path: Path) -> None:
+    words = [word for word in SMALL if word not in ("+experiment=ppo_btc", "agent.n_steps=64")]
+    done = call("train.py", "agent=qrdqn", *words, f"run_dir={tmp_path / 'run'}")
+    assert done.returncode == 1
+    assert "action=ladder" in done.stdout

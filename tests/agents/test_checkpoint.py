@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,16 @@ import pytest
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
+from perpgym.agents.algorithms import make_algorithm
 from perpgym.agents.checkpoint import DamagedFileError, read_checkpoint, write_checkpoint
-from perpgym.agents.ppo import PerpPPO, PPOConfig
+from perpgym.agents.path_algorithm import AgentConfig, PathAlgorithm
+from perpgym.agents.ppo import PPOConfig
+from perpgym.agents.qrdqn import QRDQNConfig
 from perpgym.agents.training_state import training_state
 from perpgym.data.features.scaler import fit_scaler
 from perpgym.data.tape import Tape
 from perpgym.envs import EnvConfig, PerpVecEnv
-from perpgym.policies import PerpActorCriticPolicy, PolicyConfig
+from perpgym.policies import PolicyConfig
 
 SMALL = PolicyConfig(d_model=8, n_layers=1, n_heads=2, band=6, risk_hidden=4, risk_chunk=4, risk_warmup=2)
 ROLLOUT = 6 * 16
@@ -30,19 +34,25 @@ def tape(make_tape: Callable[..., Tape]) -> Tape:
     return make_tape(bars=400)
 
 
-def make_model(tape: Tape, n_paths: int = 3, **config: Any) -> PerpPPO:
+PPO = PPOConfig(n_steps=16, batch_size=32, learning_rate_schedule="linear")
+QRDQN = QRDQNConfig(
+    train_freq=16, batch_size=32, stretch_bars=4, learning_starts=ROLLOUT, buffer_size=180, n_quantiles=4,
+    target_update_interval=120, learning_rate_schedule="linear", popart=True, alpha=0.5,
+)  # fmt: skip
+
+
+def make_model(tape: Tape, settings: AgentConfig = PPO, n_paths: int = 3, **config: Any) -> PathAlgorithm:
+    settings = replace(settings, **config)
     env_config = EnvConfig(
-        episode_bars=25, window_bars=SMALL.receptive_field, restart="random", max_drawdown=0.02
-    )
-    return PerpPPO(
-        PerpActorCriticPolicy,
+        episode_bars=25, window_bars=SMALL.receptive_field, restart="random", max_drawdown=0.02,
+        action="band" if isinstance(settings, PPOConfig) else "ladder",
+    )  # fmt: skip
+    return make_algorithm(
+        settings,
         PerpVecEnv(tape, n_paths=n_paths, accounts_per_path=2, config=env_config),
-        config=PPOConfig(**{"n_steps": 16, "batch_size": 32, "learning_rate_schedule": "linear", **config}),
-        policy_kwargs={
-            "config": SMALL,
-            "market_scaler": fit_scaler(tape.features, 0, 400),
-            "risk_scaler": fit_scaler(tape.risk, 0, 400),
-        },
+        policy=SMALL,
+        market_scaler=fit_scaler(tape.features, 0, 400),
+        risk_scaler=fit_scaler(tape.risk, 0, 400),
         seed=11,
         device="cpu",
     )
@@ -66,8 +76,11 @@ def assert_same(mine: Any, theirs: Any, where: str = "state") -> None:
         assert mine == theirs, where
 
 
-def test_two_rollouts_and_two_more_after_a_restart_are_four_rollouts(tape: Tape, tmp_path: Path) -> None:
-    whole = make_model(tape)
+@pytest.mark.parametrize("settings", [PPO, QRDQN], ids=["PPO", "QRDQN"])
+def test_two_rollouts_and_two_more_after_a_restart_are_four_rollouts(
+    tape: Tape, tmp_path: Path, settings: AgentConfig
+) -> None:
+    whole = make_model(tape, settings)
     whole.learn(4 * ROLLOUT)
 
     class StopAfterTwo(BaseCallback):
@@ -78,17 +91,18 @@ def test_two_rollouts_and_two_more_after_a_restart_are_four_rollouts(tape: Tape,
         def _on_step(self) -> bool:
             return self.num_timesteps <= 2 * ROLLOUT
 
-    make_model(tape).learn(4 * ROLLOUT, callback=StopAfterTwo())
+    make_model(tape, settings).learn(4 * ROLLOUT, callback=StopAfterTwo())
     torch.manual_seed(999)
-    resumed = make_model(tape)
+    resumed = make_model(tape, settings)
     resumed.load_checkpoint(tmp_path / "last.pt")
     assert resumed.num_timesteps == 2 * ROLLOUT
     resumed.learn(4 * ROLLOUT - resumed.num_timesteps, reset_num_timesteps=False)
     assert_same(training_state(resumed), training_state(whole))
 
 
-def test_checkpoint_within_a_rollout_is_refused(tape: Tape, tmp_path: Path) -> None:
-    model = make_model(tape)
+@pytest.mark.parametrize("settings", [PPO, QRDQN], ids=["PPO", "QRDQN"])
+def test_checkpoint_within_a_rollout_is_refused(tape: Tape, tmp_path: Path, settings: AgentConfig) -> None:
+    model = make_model(tape, settings)
 
     class SaveWithin(BaseCallback):
         def _on_step(self) -> bool:
