@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from perpgym.agents.ppo_config import PPOConfig
 from perpgym.policies.options import HierarchyConfig
@@ -38,6 +38,9 @@ class HierarchicalPPOConfig(PPOConfig):
         super().__post_init__()
         # a config that comes from YAML or JSON brings a mapping
         if isinstance(self.hierarchy, dict):
+            known = {f.name for f in fields(HierarchyConfig)}
+            if unknown := sorted(set(self.hierarchy) - known):
+                raise ValueError(f"hierarchy has no setting {', '.join(unknown)}; known are {sorted(known)}")
             object.__setattr__(self, "hierarchy", HierarchyConfig(**self.hierarchy))
         for name, low, high in (
             ("manager_gae_lambda", 0.0, 1.0),

@@ -51,9 +51,12 @@ class PerpHierarchicalPolicy(PerpActorCriticPolicy):
         action: ActionKind,
         levels: Sequence[float],
         choices: Sequence[int],
-        hierarchy: HierarchyConfig | None = None,
+        hierarchy: HierarchyConfig | dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        # what comes from disk is a mapping
+        if isinstance(hierarchy, dict):
+            hierarchy = HierarchyConfig(**hierarchy)
         self.hierarchy = hierarchy or HierarchyConfig()
         self.options = Options(
             self.hierarchy,
@@ -78,9 +81,17 @@ class PerpHierarchicalPolicy(PerpActorCriticPolicy):
         self.option_value = PopArtLinear(_linear(self.mlp_extractor.latent_dim_vf, 1, gain=1.0))
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {**super()._get_constructor_parameters(), **self.own_settings()}
+
+    def own_settings(self) -> dict[str, Any]:
+        """Plain arguments of the constructor beside the network's shape."""
         options = self.options
-        mine = {"action": options.action, "levels": options.levels, "choices": options.choices}
-        return {**super()._get_constructor_parameters(), **mine, "hierarchy": self.hierarchy}
+        return {
+            "hierarchy": self.hierarchy.to_json(),
+            "action": options.action,
+            "levels": list(options.levels),
+            "choices": list(options.choices),
+        }
 
     @property
     def manager_heads(self) -> ChoiceActions:
@@ -148,6 +159,13 @@ class PerpHierarchicalPolicy(PerpActorCriticPolicy):
         if mask is not None:
             mask = self.options.worker_mask(mask, option)
         return self.options.bind(super().decide(context, state, mask), option)
+
+    def answers(self, context: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        """The manager's logits, and what the worker answers in an option without exposure or limit."""
+        option = state.new_zeros(*state.shape[:-1], self.options.size)
+        option[..., -2:] = 1.0
+        worker = super().answers(context, torch.cat((state, option), dim=-1))
+        return torch.cat((self.manager_parameters(context, state), worker), dim=-1)
 
     def evaluate_levels(
         self,
