@@ -11,12 +11,27 @@ from perpgym.agents.hierarchical_ppo import HierarchicalPPO, HierarchicalPPOConf
 from perpgym.agents.path_algorithm import AgentConfig, PathAlgorithm
 from perpgym.agents.ppo import PerpPPO, PPOConfig
 from perpgym.agents.qrdqn import PerpQRDQN, QRDQNConfig
+from perpgym.agents.stock import StockA2C, StockMaskablePPO, StockRecurrentPPO, StockSAC, StockTQC
+from perpgym.agents.stock_config import (
+    A2CConfig,
+    MaskablePPOConfig,
+    RecurrentPPOConfig,
+    SACConfig,
+    TQCConfig,
+)
 from perpgym.data.features.scaler import Scaler
 from perpgym.envs.vector import PerpVecEnv
 from perpgym.policies.actor_critic import PerpActorCriticPolicy
 from perpgym.policies.config import PolicyConfig
 from perpgym.policies.hierarchy import PerpHierarchicalPolicy
 from perpgym.policies.quantile import PerpQuantilePolicy
+from perpgym.policies.stock import (
+    StockA2CPolicy,
+    StockMaskablePolicy,
+    StockRecurrentPolicy,
+    StockSACPolicy,
+    StockTQCPolicy,
+)
 
 
 class Algorithm(NamedTuple):
@@ -30,6 +45,11 @@ ALGORITHMS: dict[type[AgentConfig], Algorithm] = {
     PPOConfig: Algorithm(PerpPPO, PerpActorCriticPolicy),
     HierarchicalPPOConfig: Algorithm(HierarchicalPPO, PerpHierarchicalPolicy),
     QRDQNConfig: Algorithm(PerpQRDQN, PerpQuantilePolicy),
+    A2CConfig: Algorithm(StockA2C, StockA2CPolicy),
+    MaskablePPOConfig: Algorithm(StockMaskablePPO, StockMaskablePolicy),
+    RecurrentPPOConfig: Algorithm(StockRecurrentPPO, StockRecurrentPolicy),
+    SACConfig: Algorithm(StockSAC, StockSACPolicy),
+    TQCConfig: Algorithm(StockTQC, StockTQCPolicy),
 }
 
 

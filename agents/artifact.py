@@ -37,16 +37,29 @@ from perpgym.policies.config import PolicyConfig
 from perpgym.policies.deciding import Policy
 from perpgym.policies.hierarchy import PerpHierarchicalPolicy
 from perpgym.policies.quantile import PerpQuantilePolicy
+from perpgym.policies.stock import (
+    StockA2CPolicy,
+    StockMaskablePolicy,
+    StockPolicy,
+    StockRecurrentPolicy,
+    StockSACPolicy,
+    StockTQCPolicy,
+)
 
 FORMAT = 1
 WEIGHTS_FILE, META_FILE = "weights.safetensors", "artifact.json"
 _LIBRARIES = ("torch", "numpy", "stable-baselines3", "gymnasium", "numba")
-TrainedPolicy = PerpActorCriticPolicy | PerpQuantilePolicy
+TrainedPolicy = PerpActorCriticPolicy | PerpQuantilePolicy | StockPolicy
 # how they are named on disk; an artifact without a name is of the first
 _KINDS: dict[str, type[TrainedPolicy]] = {
     "actor_critic": PerpActorCriticPolicy,
     "hierarchical": PerpHierarchicalPolicy,
     "quantile": PerpQuantilePolicy,
+    "a2c": StockA2CPolicy,
+    "maskable_ppo": StockMaskablePolicy,
+    "recurrent_ppo": StockRecurrentPolicy,
+    "sac": StockSACPolicy,
+    "tqc": StockTQCPolicy,
 }
 # a policy that answers stretch and window differently would not do live what it did in training
 MAX_PARITY_ERROR = 1e-3

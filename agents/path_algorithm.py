@@ -185,6 +185,20 @@ class PathAlgorithm(BaseAlgorithm):
         """
         restore_training_state(self, read_checkpoint(path))
 
+    def learner_state(self) -> dict[str, Any]:
+        """Weights, optimiser and the generator of minibatches, as plain data."""
+        return {
+            "policy": self.policy.state_dict(),
+            "optimizer": self.policy.optimizer.state_dict(),
+            "shuffle": self.shuffle.bit_generator.state,
+        }
+
+    def restore_learner_state(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`learner_state`."""
+        self.policy.load_state_dict(state["policy"])
+        self.policy.optimizer.load_state_dict(state["optimizer"])
+        self.shuffle.bit_generator.state = state["shuffle"]
+
     def own_state(self) -> dict[str, Any]:
         """What this algorithm's next rollout depends on beside weights, env and counters, as plain data."""
         raise NotImplementedError

@@ -21,11 +21,9 @@ def training_state(model: PathAlgorithm) -> dict[str, Any]:
     """Weights, optimiser, generators, env, counters and statistics, as plain data."""
     return {
         "identity": _identity(model),
-        "policy": model.policy.state_dict(),
-        "optimizer": model.policy.optimizer.state_dict(),
+        **model.learner_state(),
         "env": model.native.state_dict(),
         "own": model.own_state(),
-        "shuffle": model.shuffle.bit_generator.state,
         "torch_rng": torch.get_rng_state(),
         "numpy_rng": np.random.get_state(legacy=False),  # noqa: NPY002 - SB3 and callbacks draw from it
         "episode_return": model.monitor.returns,
@@ -48,11 +46,9 @@ def restore_training_state(model: PathAlgorithm, state: dict[str, Any]) -> None:
                 f"the checkpoint's {name} is {theirs}, this run's is {mine}: "
                 "resume with the configuration and the data of the saved run"
             )
-    model.policy.load_state_dict(state["policy"])
-    model.policy.optimizer.load_state_dict(state["optimizer"])
+    model.restore_learner_state(state)
     model.restore_env(state["env"])
     model.restore_own_state(state["own"])
-    model.shuffle.bit_generator.state = state["shuffle"]
     torch.set_rng_state(state["torch_rng"].cpu())
     np.random.set_state(state["numpy_rng"])  # noqa: NPY002
     model.monitor.returns[:] = state["episode_return"]

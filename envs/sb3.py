@@ -19,21 +19,25 @@ class SB3PerpVecEnv(VecEnv):
 
     ``native`` is the wrapped env; algorithms that know it call ``native.step_into`` and skip the copies.
     Every finished episode reports ``episode`` (return ``r``, length ``l``) as SB3's ``VecMonitor`` does.
+
+    Attributes:
+        buffers: what the newest step wrote.
+        returns, lengths: (N,) of the running episodes.
     """
 
     def __init__(self, native: PerpVecEnv) -> None:
         self.native = native
         self.buffers = native.make_buffers()
         self._actions: NDArray[np.float32] = np.zeros((native.num_envs, native.action_dim), np.float32)
-        self._returns = np.zeros(native.num_envs)
-        self._lengths = np.zeros(native.num_envs, np.int64)
+        self.returns = np.zeros(native.num_envs)
+        self.lengths = np.zeros(native.num_envs, np.int64)
         super().__init__(native.num_envs, native.single_observation_space, native.single_action_space)
 
     def reset(self) -> dict[str, NDArray[Any]]:
         """Start every path anew; the seed given to ``seed()`` is used once."""
         seed = self._seeds[0]
         self.native.reset_into(self.buffers, seed)
-        self._returns[:], self._lengths[:] = 0.0, 0
+        self.returns[:], self.lengths[:] = 0.0, 0
         self._reset_seeds()
         self._reset_options()
         return self.native.observation(self.buffers)
@@ -46,8 +50,8 @@ class SB3PerpVecEnv(VecEnv):
         """Book one bar and report in SB3's form."""
         out = self.buffers
         self.native.step_into(self._actions, out)
-        self._returns += out.reward
-        self._lengths += 1
+        self.returns += out.reward
+        self.lengths += 1
         done = out.terminated | out.truncated
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         if done.any():
@@ -56,10 +60,10 @@ class SB3PerpVecEnv(VecEnv):
                 infos[i] = {
                     "terminal_observation": {k: v[i] for k, v in final.items()},
                     "TimeLimit.truncated": bool(out.truncated[i]),
-                    "episode": {"r": float(self._returns[i]), "l": int(self._lengths[i]), "t": 0.0},
+                    "episode": {"r": float(self.returns[i]), "l": int(self.lengths[i]), "t": 0.0},
                     "equity": float(out.ledger[i, LEDGER["equity"]]),
                 }
-            self._returns[done], self._lengths[done] = 0.0, 0
+            self.returns[done], self.lengths[done] = 0.0, 0
         return self.native.observation(out), out.reward.astype(np.float32), done, infos
 
     def close(self) -> None:
@@ -76,9 +80,10 @@ class SB3PerpVecEnv(VecEnv):
         raise NotImplementedError("accounts of a PerpVecEnv share every setting; build a new env instead")
 
     def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-        """Call a method of the batch env once; its result for every account."""
+        """Call a method of the batch env once; its result for every account, of masks each account's own."""
         result = getattr(self.native, method_name)(*args, **kwargs)
-        return [result for _ in self._get_indices(indices)]
+        is_by_account = method_name == "action_masks"
+        return [result[i] if is_by_account else result for i in self._get_indices(indices)]
 
     def env_is_wrapped(self, wrapper_class: type[Any], indices: Any = None) -> list[bool]:
         """False throughout, except that the adapter already monitors episodes."""

@@ -261,7 +261,8 @@ class PerpFeatures(BaseFeaturesExtractor):
             context = self._window_context(observation)
         else:
             # accounts on the same bar share its context
-            bars, inverse = torch.unique(observation["bar"].reshape(-1), return_inverse=True)
+            # SB3's own policies make it a float, exact below 2**24
+            bars, inverse = torch.unique(observation["bar"].reshape(-1).long(), return_inverse=True)
             context = self.stretch_context(bars, 1)[:, 0][inverse]  # N C
         state = torch.cat((observation["account"].flatten(1), observation["portfolio"].flatten(1)), dim=1)
         return context, state
