@@ -1,4 +1,4 @@
-"""A trained policy as an Agent: deterministic actions, each bar of the tape encoded once."""
+"""A trained policy as an Agent: deterministic actions, each bar encoded once, and how sure it is of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import torch
 from numpy.typing import NDArray
 
 from perpgym.agents.artifact import Artifact
+from perpgym.agents.asking import Asking
 from perpgym.data.tape import Tape
+from perpgym.envs.config import EnvConfig
 from perpgym.policies.bound_tape import BoundTape
 from perpgym.policies.deciding import Policy, Remembering
 
@@ -18,21 +20,54 @@ class TrainedAgent:
     Embeddings are computed lazily for ``chunk_bars`` consecutive bars; causality makes them the same as one
     bar at a time. They are dropped when another tape is shown or the weights move. What a policy remembers of
     its accounts is kept from bar to bar.
+
+    A policy with ``head_dropout`` also says how uncertain it is: its decision is taken ``samples`` times
+    more, each time without some of the features that its heads read. Which ones depends on the bar's time
+    alone, so the same decision is always as uncertain.
+
+    Attributes:
+        uncertainty: (n, A) of the newest decision, signed notional over equity: the standard deviation of the
+            exposures asked for; zero without dropout.
     """
 
     reads_masks = True
 
-    def __init__(self, source: Artifact | Policy, name: str = "agent", chunk_bars: int = 1_024) -> None:
+    def __init__(
+        self,
+        source: Artifact | Policy,
+        name: str = "agent",
+        chunk_bars: int = 1_024,
+        *,
+        config: EnvConfig | None = None,
+        samples: int = 16,
+        abstain_above: float | None = None,
+    ) -> None:
         """Wrap a policy.
 
         Args:
             source: an artifact, whose tapes are checked, or a bare policy.
             name: for tables and figures.
             chunk_bars: bars encoded at once.
+            config: what actions mean; None takes the artifact's, and a bare policy then knows no uncertainty.
+            samples: decisions of which the uncertainty is the spread.
+            abstain_above: a contract whose uncertainty is larger is not traded; None for no limit.
+
+        Raises:
+            ValueError: it should abstain, and cannot tell how uncertain it is.
         """
         self.name = name
         self.policy = source.policy if isinstance(source, Artifact) else source
         self._artifact = source if isinstance(source, Artifact) else None
+        config = source.env_config if config is None and isinstance(source, Artifact) else config
+        is_measured = config is not None and self.policy.features_extractor.head_dropout > 0.0
+        self._asking = Asking(config) if config is not None and is_measured else None
+        self._samples, self.abstain_above = samples, abstain_above
+        if abstain_above is not None and self._asking is None:
+            raise ValueError(
+                f"abstain_above is {abstain_above:g}, but a policy with head_dropout=0 does not know how "
+                "uncertain it is: train it with policy.head_dropout above 0, or ask an ensemble"
+            )
+        self.uncertainty = np.zeros((0, 0))
         self._chunk_bars = chunk_bars
         self._bound: BoundTape | None = None
         self._weights = -1
@@ -60,21 +95,38 @@ class TrainedAgent:
         flat = np.concatenate((account.reshape(len(account), -1), portfolio), axis=1)
         state = torch.from_numpy(flat).to(context.device)
         mask = None if masks is None else torch.from_numpy(masks).to(context.device)
-        if isinstance(self.policy, Remembering):
-            state = self._remember(self.policy, bar, context, state)
-        decided = self.policy.decide(context, state, mask)  # n a
+        before = self._memory_at(bar, len(state))
+        decided, memory = self._decide(context, state, before, mask)
         actions: NDArray[np.float32] = decided.cpu().numpy()
-        return actions
+        if isinstance(self.policy, Remembering):
+            self.memory, self._next_bar = self.policy.forget(memory), bar + 1
+        if self._asking is None:
+            self.uncertainty = np.zeros(account.shape[:2])
+            return actions
+        with self.policy.features_extractor.dropping((self._samples, 1), seed=int(tape.open_time_ms[bar])):
+            many = (self._samples, -1, -1)
+            dropped, _ = self._decide(context, state.expand(many), before.expand(many), mask)  # m n a
+        asked = [self._asking.exposures(one, account) for one in dropped.cpu().numpy()]
+        self.uncertainty = np.std(asked, axis=0)
+        if self.abstain_above is None:
+            return actions
+        return self._asking.hold_where(self.uncertainty > self.abstain_above, account, actions)
 
-    def _remember(
-        self, policy: Remembering, bar: int, context: torch.Tensor, state: torch.Tensor
-    ) -> torch.Tensor:
-        """(n, S + Z) states with what is remembered, which a gap in the bars or other accounts wipe out."""
-        if bar != self._next_bar or len(self.memory) != len(state):
-            self.memory = state.new_zeros(len(state), policy.memory_size)
-        memory = policy.remember(context, state, self.memory)
-        self.memory, self._next_bar = policy.forget(memory), bar + 1
-        return torch.cat((state, memory), dim=-1)
+    def _decide(
+        self, context: torch.Tensor, state: torch.Tensor, before: torch.Tensor, mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(..., a) actions and (..., Z) what is remembered now, of states (..., S) and what was (..., Z)."""
+        if not isinstance(self.policy, Remembering):
+            return self.policy.decide(context, state, mask), before
+        memory = self.policy.remember(context, state, before)
+        return self.policy.decide(context, torch.cat((state, memory), dim=-1), mask), memory
+
+    def _memory_at(self, bar: int, n_accounts: int) -> torch.Tensor:
+        """(n, Z) what is remembered of before, which a gap in the bars or other accounts wipe out."""
+        size = self.policy.memory_size if isinstance(self.policy, Remembering) else 0
+        if bar != self._next_bar or self.memory.shape != (n_accounts, size):
+            self.memory = torch.zeros(n_accounts, size, device=self.policy.device)
+        return self.memory
 
     def _context_of(self, tape: Tape, bar: int) -> torch.Tensor:
         # torch counts in-place changes: an update of the weights makes the cache stale

@@ -39,6 +39,8 @@ class PolicyConfig:
         band_width_init: initial mean of the second action where there is one, the width of the no-trade band;
             -1 is no band. Inside a wide band no centre makes a difference, and none is learnt.
         policy_hidden, value_hidden: widths of the two heads' hidden layers.
+        head_dropout: share of the features before the heads that is dropped, again and again, to measure how
+            uncertain a decision is; training, rollouts and the decision itself never drop any.
         state_clip: scaled account and portfolio columns are clipped to ± this. Market features are clipped by
             their scaler, at ``features.clip`` deviations.
         log_std_init: initial logarithm of the actions' standard deviation (actions lie in [-1, 1]).
@@ -63,6 +65,7 @@ class PolicyConfig:
     policy_hidden: tuple[int, ...] = (64, 64)
     value_hidden: tuple[int, ...] = (64, 64)
     log_std_init: float = -0.5
+    head_dropout: float = 0.0
     state_clip: float = 5.0
 
     def __post_init__(self) -> None:
@@ -75,6 +78,8 @@ class PolicyConfig:
             raise ValueError(f"state_clip must be positive and finite, was {self.state_clip}")
         if not -5.0 <= self.log_std_init <= 1.0:
             raise ValueError(f"log_std_init must lie between -5 and 1 (a logarithm), was {self.log_std_init}")
+        if not 0.0 <= self.head_dropout < 1.0:
+            raise ValueError(f"head_dropout must lie in [0, 1), a share of features, was {self.head_dropout}")
         horizons = tuple(int(horizon) for horizon in self.forecast_bars)
         if min(horizons, default=1) < 1:
             raise ValueError(f"forecast_bars must be positive (bars), was {horizons}; [] for no forecast")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -70,7 +72,7 @@ class PerpFeatures(BaseFeaturesExtractor):
         self.risk_scaler = FrozenScaler(risk_scaler, n_assets)
         self.market_encoder = build_market_encoder(config, len(market_scaler.center), n_assets)
         self.risk_encoder = build_risk_encoder(config, len(risk_scaler.center), n_assets)
-        self.state_clip = config.state_clip
+        self.state_clip, self.head_dropout = config.state_clip, config.head_dropout
         divisors = state_divisors(n_assets)
         self.register_buffer("inverse_divisors", 1.0 / divisors, persistent=False)
         self.embedding_size = self.market_encoder.out_features
@@ -85,6 +87,7 @@ class PerpFeatures(BaseFeaturesExtractor):
             out_features=config.d_model,
         )
         self._bound: BoundTape | None = None
+        self._kept: torch.Tensor | None = None
 
     def reset_parameters(self) -> None:
         """Each part's own initialisation, after SB3 has applied its one gain to every linear layer."""
@@ -188,10 +191,29 @@ class PerpFeatures(BaseFeaturesExtractor):
             (..., D + A * H).
         """
         fused: torch.Tensor = self.fusion(context.value, context.gate, self.scale_state(state))  # ... D
-        if self.forecast is None:
-            return fused
-        forecasts = self.forecast.for_heads(context.forecasts)  # ... A*H
-        return torch.cat((fused, forecasts.expand(*fused.shape[:-1], -1)), dim=-1)  # ... D+A*H
+        if self.forecast is not None:
+            forecasts = self.forecast.for_heads(context.forecasts)  # ... A*H
+            fused = torch.cat((fused, forecasts.expand(*fused.shape[:-1], -1)), dim=-1)  # ... D+A*H
+        return fused if self._kept is None else fused * self._kept
+
+    @contextmanager
+    def dropping(self, shape: tuple[int, ...], seed: int) -> Iterator[None]:
+        """Drop features that the heads read, behind the encoders and the fusion, by ``config.head_dropout``.
+
+        Monte-Carlo dropout (Gal and Ghahramani 2016): never in training, only to see how much a decision
+        rests on single features. What is kept is scaled up, so that the mean stays.
+
+        Args:
+            shape: leading axes, broadcast with those of ``state`` in :meth:`fuse`: a mask for each.
+            seed: the same one drops the same.
+        """
+        rng, rate = torch.Generator().manual_seed(seed), self.head_dropout
+        draws = torch.rand(*shape, self.features_dim, generator=rng)
+        self._kept = ((draws >= rate) / (1.0 - rate)).to(self.inverse_divisors.device)
+        try:
+            yield
+        finally:
+            self._kept = None
 
     def stretch_embedding(
         self, first_bar: torch.Tensor, n_bars: int, bound: BoundTape | None = None

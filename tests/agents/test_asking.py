@@ -12,7 +12,7 @@ from perpgym.data.bars import CLOSE
 from perpgym.data.tape import Tape
 from perpgym.envs import EnvConfig, PerpVecEnv, RiskLimits
 from perpgym.envs.actions import ACTION_KINDS
-from perpgym.envs.spaces import CONTRACT_LEDGER
+from perpgym.envs.spaces import ACCOUNT_NAMES, CONTRACT_LEDGER
 
 FREE = RiskLimits(max_leverage=100.0, max_daily_loss=None)
 
@@ -61,3 +61,36 @@ def test_on_choices_a_wish_becomes_the_nearest_choice() -> None:
     wishes = np.array([-9.0, -0.4, 0.2, 0.6, 1.7])
     assert ladder.nearest(wishes).tolist() == [-2.0, 0.0, 0.0, 1.0, 2.0]
     assert heads.nearest(wishes).tolist() == [-2.0, -0.5, 0.0, 0.5, 2.0]
+
+
+@pytest.mark.parametrize("action", ACTION_KINDS)
+def test_what_an_action_asks_for_is_read_back_from_it(action: str) -> None:
+    asking, rng = Asking(EnvConfig(action=action)), np.random.default_rng(0)  # type: ignore[arg-type]
+    account = rng.uniform(-1.0, 1.0, (50, 2, len(ACCOUNT_NAMES))).astype(np.float32)
+    wanted = asking.nearest(rng.uniform(-2.0, 2.0, (50, 2)))
+    actions = asking.where(np.zeros((50, 2), np.bool_), account, wanted)
+    np.testing.assert_allclose(asking.exposures(actions, account), wanted, atol=1e-6)
+    if action in ("band", "heads"):
+        # to hold asks for what is there
+        kept = asking.exposures(asking.hold(account).reshape(50, -1), account)
+        stands = asking.present(account) if action == "band" else asking.asked(account)
+        np.testing.assert_array_equal(kept, stands)
+
+
+def test_a_band_asks_for_its_nearer_edge() -> None:
+    asking = Asking(EnvConfig(action="band"))
+    account = np.zeros((3, 1, len(ACCOUNT_NAMES)), np.float32)
+    account[:, 0, ACCOUNT_NAMES.index("exposure")] = [-1.0, 0.9, 1.8]
+    # centre 0.5 and half-width 0.25 of a range of 2
+    actions = np.tile(np.array([0.5, -0.5], np.float32), (3, 1))
+    assert asking.exposures(actions, account)[:, 0].tolist() == pytest.approx([0.5, 0.9, 1.5])
+
+
+@pytest.mark.parametrize("action", ["ladder", "heads"])
+def test_every_choice_asks_for_the_exposure_that_is_listed_beside_it(action: str) -> None:
+    asking = Asking(EnvConfig(action=action))  # type: ignore[arg-type]
+    account = np.full((1, 1, len(ACCOUNT_NAMES)), 0.3, np.float32)
+    exposures, actions = asking.choices(float(asking.asked(account)[0, 0]))
+    assert len(np.unique(actions, axis=0)) == len(actions) == len(exposures)
+    for exposure, one in zip(exposures, actions, strict=True):
+        assert asking.exposures(one[None], account)[0, 0] == exposure
