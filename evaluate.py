@@ -50,6 +50,8 @@ def main(config: DictConfig) -> None:
                 market,
                 period=call["period"],
                 judging=build(call["evaluation"], Judging, "evaluation"),
+                ensemble=call["ensemble"],
+                abstain_above=call["abstain_above"],
                 config=plain,
                 progress=on_bar,
             )

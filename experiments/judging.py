@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from perpgym.agents.artifact import load_artifact
+from perpgym.agents.ensemble import Ensemble, Rule
 from perpgym.agents.oracle import OracleAgent
 from perpgym.agents.protocol import Agent
 from perpgym.agents.trained import TrainedAgent
@@ -38,20 +39,27 @@ class Candidates:
     """The trained agents of a run, the judged one first.
 
     Attributes:
-        agents: chosen and last checkpoint of every seed.
+        agents: chosen and last checkpoint of every seed, behind their ensemble if there is one.
         chosen: names of the chosen checkpoints, one a seed.
-        step: of the judged one.
+        step: of the judged one; None of an ensemble.
         unfinished: seeds that are left out.
     """
 
     agents: tuple[Agent, ...]
     chosen: tuple[str, ...]
-    step: int
+    step: int | None
     unfinished: tuple[int, ...] = ()
 
 
-def load_candidates(folder: RunFolder, settings: Settings, tape: Tape) -> Candidates:
+def load_candidates(
+    folder: RunFolder, settings: Settings, tape: Tape, *, abstain_above: float | None = None
+) -> Candidates:
     """Load every finished seed; the seed that did best on validation is the one that is judged.
+
+    Args:
+        folder, settings: of the run.
+        tape: that they will trade on.
+        abstain_above: uncertainty beyond which each of them holds its position.
 
     Raises:
         RunError: no seed is finished, or the trial log has lost one.
@@ -82,7 +90,8 @@ def load_candidates(folder: RunFolder, settings: Settings, tape: Tape) -> Candid
         for kind, agents in (("best", best), ("last", last)):
             artifact = load_artifact(folder.policy(seed, int(selection[kind])))
             artifact.check_tape(tape)
-            agents.append(TrainedAgent(artifact, name=f"seed {seed}, {kind} checkpoint"))
+            name = f"seed {seed}, {kind} checkpoint"
+            agents.append(TrainedAgent(artifact, name=name, abstain_above=abstain_above))
         steps.append(int(selection["best"]))
     return Candidates(
         agents=(*best, *last),
@@ -90,6 +99,19 @@ def load_candidates(folder: RunFolder, settings: Settings, tape: Tape) -> Candid
         step=steps[0],
         unfinished=tuple(missing),
     )
+
+
+def with_ensemble(
+    candidates: Candidates, rule: Rule, settings: Settings, abstain_above: float | None
+) -> Candidates:
+    """Put the chosen checkpoints of all seeds, as one agent, before the seeds themselves."""
+    members = [agent for agent in candidates.agents if agent.name in candidates.chosen]
+    # seeds act for themselves beside it: what one remembers of its own account is not the ensemble's
+    copies = [
+        TrainedAgent(agent.policy, name=agent.name) for agent in members if isinstance(agent, TrainedAgent)
+    ]
+    together = Ensemble(copies, settings.env, rule=rule, abstain_above=abstain_above)
+    return replace(candidates, agents=(together, *candidates.agents), step=None)
 
 
 def judge_run(
@@ -100,6 +122,8 @@ def judge_run(
     period: str = "test",
     judging: Judging,
     config: Mapping[str, Any],
+    ensemble: Rule | None = None,
+    abstain_above: float | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> tuple[ReportInput, Path]:
     """Run agents, baselines, oracle and random timing over the period and write the report.
@@ -110,6 +134,8 @@ def judge_run(
         period: ``train``, ``valid`` or ``test``.
         judging: draws and seed.
         config: resolved config, for the report's banner.
+        ensemble: how the seeds decide together, which is then judged before them; None for each by itself.
+        abstain_above: uncertainty beyond which the ensemble, or without one each seed, holds its position.
         progress: see :func:`perpgym.evaluation.comparison.compare`.
 
     Returns:
@@ -117,7 +143,11 @@ def judge_run(
     """
     facts = folder.read_provenance()
     warn_of_fallback(facts)
-    candidates = load_candidates(folder, settings, market.tape)
+    if ensemble is None:
+        candidates = load_candidates(folder, settings, market.tape, abstain_above=abstain_above)
+    else:
+        candidates = load_candidates(folder, settings, market.tape)
+        candidates = with_ensemble(candidates, ensemble, settings, abstain_above)
     bars: BarRange = getattr(market.split, period)
     # the first bars of training have no whole window before them
     first = market.tape.first_valid_bar + market.env_config.window_bars - 1
