@@ -51,6 +51,7 @@ def main(config: DictConfig) -> None:
                 period=call["period"],
                 judging=build(call["evaluation"], Judging, "evaluation"),
                 ensemble=call["ensemble"],
+                baseline=call["baseline"],
                 abstain_above=call["abstain_above"],
                 config=plain,
                 progress=on_bar,

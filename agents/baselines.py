@@ -1,6 +1,7 @@
 """What an agent must be compared with: simple rules that see no more than the agent does.
 
-Every baseline is an :class:`~perpgym.agents.protocol.Agent`; it reads the tape up to ``bar`` and nothing
+Every baseline is an :class:`~perpgym.agents.protocol.Agent`, and by :mod:`perpgym.agents.predictor` whatever
+takes a model of Stable-Baselines3 takes it; it reads the tape up to ``bar`` and nothing
 later. Between its trades it *holds a quantity*: an exposure that merely drifted is not traded back, which
 would cost fees that the rule did not ask for.
 
@@ -12,6 +13,7 @@ contract its part is the whole.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -220,18 +222,42 @@ class FundingHarvest(Rule):
         return wanted
 
 
+# by the name that a command line gives; each with its usual parameters
+BASELINES: dict[str, Callable[[EnvConfig], Agent]] = {
+    "flat": Flat,
+    "buy_and_hold": lambda config: Hold(config, exposure=1.0),
+    "short_and_hold": lambda config: Hold(config, exposure=-1.0),
+    "volatility_target": VolatilityTarget,
+    "momentum": Momentum,
+    "moving_average_cross": MovingAverageCross,
+    "funding_carry": FundingCarry,
+    "funding_harvest": FundingHarvest,
+}
+_OF_SEVERAL = ("funding_harvest",)
+
+
+def make_baseline(name: str, config: EnvConfig, *, n_contracts: int = 1) -> Agent:
+    """A rule by its name.
+
+    Args:
+        name: one of ``BASELINES``.
+        config: of the env that it will act in.
+        n_contracts: A.
+
+    Raises:
+        ValueError: nobody has that name, or the rule needs several contracts.
+    """
+    if name not in BASELINES:
+        raise ValueError(f"baseline must be one of {', '.join(BASELINES)}, was {name!r}")
+    if name in _OF_SEVERAL and n_contracts < 2:
+        raise ValueError(f"baseline={name} trades contracts against each other and needs at least two, was 1")
+    return BASELINES[name](config)
+
+
 def standard_baselines(config: EnvConfig, *, n_contracts: int = 1) -> tuple[Agent, ...]:
     """One of each rule that an agent is judged beside, with its usual parameters."""
-    rules: tuple[Agent, ...] = (
-        Flat(config),
-        Hold(config, exposure=1.0),
-        Hold(config, exposure=-1.0),
-        VolatilityTarget(config),
-        Momentum(config),
-        MovingAverageCross(config),
-        FundingCarry(config),
-    )
-    return (*rules, FundingHarvest(config)) if n_contracts > 1 else rules
+    names = [name for name in BASELINES if n_contracts > 1 or name not in _OF_SEVERAL]
+    return tuple(make_baseline(name, config, n_contracts=n_contracts) for name in names)
 
 
 def _equal_parts(tape: Tape, bar: int) -> Floats:

@@ -68,7 +68,7 @@ def compare(
     and daily loss limit, as a holder would.
 
     Args:
-        agents: trained ones, with distinct names; the first is the one that the verdict is about.
+        agents: usually trained ones, with distinct names; the first is the one that the verdict is about.
         tape: the market.
         start_bar, end_bar, config, limits: as in :func:`run_backtest`.
         oracle: on a simulated market, the agent that sees the planted edge.
@@ -78,11 +78,15 @@ def compare(
     """
     if not agents:
         raise ValueError("compare needs at least one agent; the first is the one that is judged")
-    baselines = standard_baselines(config, n_contracts=len(tape.contracts))
+    judged = {agent.name for agent in agents}
+    # a baseline may be the one that is judged
+    baselines = [
+        b for b in standard_baselines(config, n_contracts=len(tape.contracts)) if b.name not in judged
+    ]
     everyone = [*agents, *baselines, *([oracle] if oracle is not None else [])]
     names = [agent.name for agent in everyone]
     if len(set(names)) < len(names):
-        raise ValueError(f"agents need distinct names, also from the baselines', were {', '.join(names)}")
+        raise ValueError(f"agents need distinct names, were {', '.join(names)}")
     results = run_backtest(
         everyone,
         tape,

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from perpgym.agents.artifact import load_artifact
+from perpgym.agents.baselines import make_baseline
 from perpgym.agents.ensemble import Ensemble, Rule
 from perpgym.agents.oracle import OracleAgent
 from perpgym.agents.protocol import Agent
@@ -36,18 +37,18 @@ _SEEN_AS: dict[str, Literal["training", "validation"] | None] = {
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Candidates:
-    """The trained agents of a run, the judged one first.
+    """The agents to be judged, the one that the verdict is about first.
 
     Attributes:
         agents: chosen and last checkpoint of every seed, behind their ensemble if there is one.
         chosen: names of the chosen checkpoints, one a seed.
-        step: of the judged one; None of an ensemble.
+        step: of the judged one; None of an ensemble or a baseline.
         unfinished: seeds that are left out.
     """
 
     agents: tuple[Agent, ...]
-    chosen: tuple[str, ...]
-    step: int | None
+    chosen: tuple[str, ...] = ()
+    step: int | None = None
     unfinished: tuple[int, ...] = ()
 
 
@@ -123,6 +124,7 @@ def judge_run(
     judging: Judging,
     config: Mapping[str, Any],
     ensemble: Rule | None = None,
+    baseline: str | None = None,
     abstain_above: float | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> tuple[ReportInput, Path]:
@@ -135,6 +137,7 @@ def judge_run(
         judging: draws and seed.
         config: resolved config, for the report's banner.
         ensemble: how the seeds decide together, which is then judged before them; None for each by itself.
+        baseline: name of a rule that is judged instead of the run's agents; None for these.
         abstain_above: uncertainty beyond which the ensemble, or without one each seed, holds its position.
         progress: see :func:`perpgym.evaluation.comparison.compare`.
 
@@ -143,7 +146,12 @@ def judge_run(
     """
     facts = folder.read_provenance()
     warn_of_fallback(facts)
-    if ensemble is None:
+    if baseline is not None:
+        if ensemble is not None or abstain_above is not None:
+            raise ValueError(f"baseline={baseline} is judged by itself: leave out ensemble and abstain_above")
+        rule = make_baseline(baseline, settings.env, n_contracts=len(market.tape.contracts))
+        candidates = Candidates(agents=(rule,))
+    elif ensemble is None:
         candidates = load_candidates(folder, settings, market.tape, abstain_above=abstain_above)
     else:
         candidates = load_candidates(folder, settings, market.tape)
@@ -166,7 +174,7 @@ def judge_run(
     context = RunContext(
         title=f"{settings.name}, {', '.join(contract.symbol for contract in market.tape.contracts)}",
         folds=_folds(market),
-        seeds=settings.seeds,
+        seeds=settings.seeds if baseline is None else (),
         config=config,
         commit=facts.get("commit"),
         fallback_reason=market.fallback_reason or facts.get("fallback_reason"),
@@ -184,12 +192,13 @@ def judge_run(
         config=market.env_config,
         limits=market.limits,
         context=context,
-        trials=TrialLog(folder.trials).read(),
+        # nobody chose a rule by trying it
+        trials=TrialLog(folder.trials).read() if baseline is None else (),
         bootstrap_draws=judging.bootstrap_draws,
         seed=judging.seed,
     )
-    name = "report" if period == "test" else f"report_{period}"
-    return report, write_report(folder.path / name, report)
+    parts = ("report", ensemble, baseline, None if period == "test" else period)
+    return report, write_report(folder.path / "_".join(part for part in parts if part), report)
 
 
 def _alarms(

@@ -21,7 +21,7 @@ from perpgym.agents.checkpoint import write_atomically
 FORMAT = 1
 _LIBRARIES = ("torch", "numpy", "numba", "gymnasium", "stable_baselines3")
 # all that a run may write into its folder
-_OWN = re.compile(r"config\.yaml|run\.json|trials\.jsonl|tensorboard|report(_valid|_train)?|seed_\d+")
+_OWN = re.compile(r"config\.yaml|run\.json|trials\.jsonl|tensorboard|report(_\w+)?|seed_\d+")
 
 
 class RunError(ValueError):

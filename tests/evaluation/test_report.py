@@ -211,7 +211,7 @@ def test_seeds_are_listed_with_their_spread(edged: tuple[Comparison, Tape]) -> N
 
 def test_two_agents_of_one_name_are_refused(make_tape: TapeFactory) -> None:
     tape = make_tape(bars=400)
-    twins = [Flat(CONFIG)]
+    twins = [Flat(CONFIG), Flat(CONFIG)]
     with pytest.raises(ValueError, match="distinct names"):
         compare(twins, tape, start_bar=100, end_bar=400, config=CONFIG, limits=LIMITS)
     with pytest.raises(ValueError, match="at least one agent"):

@@ -1,0 +1,89 @@
+"""One finished run is judged seed by seed, as an ensemble, or with a rule in its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perpgym.agents.ppo import PPOConfig
+from perpgym.data.load import DataConfig
+from perpgym.data.splits import Splits
+from perpgym.envs.config import EnvConfig
+from perpgym.evaluation.judge import ReportInput
+from perpgym.experiments.judging import judge_run
+from perpgym.experiments.market import Market, open_market
+from perpgym.experiments.run_folder import RunFolder
+from perpgym.experiments.settings import Judging, Settings, Training
+from perpgym.experiments.training import train_seed
+from perpgym.policies.config import PolicyConfig
+
+SETTINGS = Settings(
+    seeds=(0, 1),
+    data=DataConfig(source="simulated", start="2022-01-01", end="2022-11-30"),
+    split=Splits(train_end="2022-09-30", valid_end="2022-10-31", test_end="2022-11-30"),
+    env=EnvConfig(action="ladder"),
+    policy=PolicyConfig(encoder="mlp", d_model=8, risk_hidden=0, policy_hidden=(8,), value_hidden=(8,)),
+    agent=PPOConfig(n_steps=16, batch_size=64, learning_rate=0.01),
+    training=Training(total_steps=128, n_paths=2, accounts_per_path=2, checkpoints=1),
+)
+FEW = Judging(random_draws=2, bootstrap_draws=10)
+
+
+@pytest.fixture(scope="module")
+def market() -> Market:
+    return open_market(SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def folder(market: Market, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    folder = RunFolder(tmp_path_factory.mktemp("runs") / "run")
+    folder.create({"name": "run"}, {"data_hash": market.tape.data_hash, "notes": []}, overwrite=False)
+    for seed in SETTINGS.seeds:
+        train_seed(market, SETTINGS, seed, folder, "hash")
+    return folder
+
+
+def judged(folder: RunFolder, market: Market, **how: Any) -> tuple[ReportInput, Path]:
+    return judge_run(folder, SETTINGS, market, judging=FEW, config={"name": "run"}, **how)
+
+
+def test_the_ensemble_of_all_seeds_is_judged_beside_them(folder: RunFolder, market: Market) -> None:
+    report, page = judged(folder, market, ensemble="vote", abstain_above=-1.0)
+    # an ensemble that is never sure enough trades nothing; the limit is not that of the seeds beside it
+    trades = {name: card.trades for name, card in report.scorecards.items()}
+    assert trades["vote of 2 seeds"] == 0
+    assert trades["seed 0, best checkpoint"] + trades["seed 1, best checkpoint"] > 0
+    assert report.comparison.headline == "vote of 2 seeds"
+    assert {"seed 0, best checkpoint", "seed 1, best checkpoint", "Buy and hold"} <= set(report.scorecards)
+    assert report.evidence.seeds == 2
+    # the choice of its members is what trials are counted for
+    assert report.evidence.trials == 2
+    assert page.parent.name == "report_vote"
+
+
+def test_a_rule_is_judged_in_place_of_the_agents_and_answers_for_no_trials(
+    folder: RunFolder, market: Market
+) -> None:
+    report, page = judged(folder, market, baseline="momentum")
+    assert report.comparison.headline == "Time-series momentum"
+    assert report.comparison.roles["Time-series momentum"] == "agent"
+    assert report.comparison.roles["Flat"] == "baseline"
+    assert not any("seed" in name for name in report.scorecards)
+    assert report.evidence.trials == 0
+    assert page.parent.name == "report_momentum"
+    # the run can be replaced with everything that was written about it
+    folder.check_room(overwrite=True)
+    alone, _ = judged(folder, market, baseline="buy_and_hold", period="valid")
+    assert alone.comparison.headline == "Buy and hold"
+    assert (folder.path / "report_buy_and_hold_valid").is_dir()
+
+
+def test_a_rule_has_no_ensemble_and_a_band_no_votes(folder: RunFolder, market: Market) -> None:
+    with pytest.raises(ValueError, match="leave out ensemble and abstain_above"):
+        judged(folder, market, baseline="flat", ensemble="mean")
+    with pytest.raises(ValueError, match="ensemble must be one of mean, vote, disagreement, was 'median'"):
+        judged(folder, market, ensemble="median")
+    with pytest.raises(ValueError, match="or ask an ensemble"):
+        judged(folder, market, abstain_above=0.1)
