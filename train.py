@@ -73,7 +73,7 @@ def announce(settings: Settings, folder: RunFolder) -> None:
     data, algorithm = settings.data, type(settings.agent).__name__.removesuffix("Config")
     _LOG.info(
         "%s: %s on %s %s (data=%s), %s steps for each of seeds %s, written to %s",
-        settings.name, algorithm, data.symbol, data.timeframe, data.source,
+        settings.name, algorithm, ", ".join(data.symbols), data.timeframe, data.source,
         f"{settings.training.total_steps:,}", ", ".join(map(str, settings.seeds)), folder.path,
     )  # fmt: skip
     if settings.name == UNNAMED:
@@ -109,7 +109,7 @@ def _facts(settings: Settings, market: Market) -> dict[str, Any]:
     return {
         "name": settings.name,
         "seeds": list(settings.seeds),
-        "symbol": settings.data.symbol,
+        "symbol": ", ".join(contract.symbol for contract in market.tape.contracts),
         "data": market.tape.source,
         "data_hash": market.tape.data_hash,
         "mark_rules": list(market.tape.mark_rules),

@@ -299,8 +299,10 @@ def _both_faces(body: dict[str, Any], window: int) -> spaces.Dict:
     def unbounded(*shape: int) -> gym.Space[Any]:
         return spaces.Box(-np.inf, np.inf, shape, np.float32)
 
+    several: dict[str, gym.Space[Any]] = {"valid": unbounded(window, assets)} if assets > 1 else {}
     return spaces.Dict(
         {
+            **several,
             "account": unbounded(assets, len(ACCOUNT_COLUMNS)),
             "portfolio": unbounded(len(PORTFOLIO_COLUMNS)),
             "market": unbounded(window, assets, len(body["feature_names"])),

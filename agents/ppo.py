@@ -203,9 +203,7 @@ class PerpPPO(PPO):
                 f"n_steps={self.n_steps} bars, the policy's forecast_bars are {list(horizons)}: "
                 "give it one, e.g. [8], or set forecast_coef=0"
             )
-        period = native.tape.mark[native.first_bar : native.end_bar, 0, CLOSE]
-        deviation = float(np.diff(np.log(period)).std())
-        return ForecastTask(native.tape, horizons, 1.0 / max(deviation, 1e-12), self.device)
+        return ForecastTask(native.tape, horizons, 1.0 / _deviations(native), self.device)
 
     @property
     def native(self) -> PerpVecEnv:
@@ -432,6 +430,18 @@ class PerpPPO(PPO):
         self.native.load_state_dict(state)
         self.native.observe_into(self.env.buffers)
         self._last_obs = self.native.observation(self.env.buffers)
+
+
+def _deviations(env: PerpVecEnv) -> NDArray[np.float64]:
+    """(A,) deviation of each contract's log return per bar over the env's period, where it is valid."""
+    returns = np.diff(np.log(env.tape.mark[env.first_bar : env.end_bar, :, CLOSE]), axis=0)  # n A
+    is_valid = env.tape.is_valid[env.first_bar + 1 : env.end_bar]
+    out = np.ones(returns.shape[1])
+    for asset in range(out.size):
+        # a contract that the period does not know has no target either
+        if is_valid[:, asset].any():
+            out[asset] = max(float(returns[is_valid[:, asset], asset].std()), 1e-12)
+    return out
 
 
 class _Annealed:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from perpgym.data.align import MARK_POLICIES, Aligned, inspect
 from perpgym.data.clock import iso, timeframe_name
+from perpgym.data.config import DataConfig
 from perpgym.data.contract import Contract
 from perpgym.data.errors import DataError
 from perpgym.data.frames import RawFrames, times
 from perpgym.data.importing import import_frames
-from perpgym.data.load import DataConfig, contract_of, read_frames
+from perpgym.data.load import contract_of, read_frames
 from perpgym.data.quality import check_repairs, describe_repairs
 from perpgym.data.sources import binance_vision, freqtrade
 from perpgym.data.store import KINDS, Store

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib import resources
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -55,7 +57,10 @@ class Contract:
         clearance_rate: fraction of liquidated notional taken by the insurance fund.
         funding_interval_ms: usual time between settlements; the data's stamps are what counts.
         funding_cap: largest absolute rate per settlement.
-        brackets: ascending, contiguous, the first floor 0.
+        brackets: ascending, contiguous, the first floor 0; their rates never fall.
+
+    Raises:
+        ValueError: a rule is impossible; names the field, or the bracket by its number.
     """
 
     symbol: str
@@ -78,10 +83,31 @@ class Contract:
     )
 
     def __post_init__(self) -> None:
-        for name in ("contract_size", "tick_size", "lot_size", "min_quantity", "max_quantity"):
+        if self.kind not in ("linear", "inverse"):
+            raise ValueError(f"{self.symbol}: kind must be linear or inverse, was {self.kind!r}")
+        for name in ("contract_size", "tick_size", "lot_size", "min_quantity"):
             value = getattr(self, name)
-            if not value > 0:
-                raise ValueError(f"{self.symbol}: {name} must be positive, was {value}")
+            if not 0 < value < math.inf:
+                raise ValueError(f"{self.symbol}: {name} must be positive and finite, was {value}")
+        if not self.max_quantity >= self.min_quantity:
+            raise ValueError(
+                f"{self.symbol}: max_quantity must be at least min_quantity, {self.min_quantity} (base), was "
+                f"{self.max_quantity}"
+            )
+        if not 0 <= self.min_notional < math.inf:
+            raise ValueError(
+                f"{self.symbol}: min_notional must be finite and not negative (quote), "
+                f"was {self.min_notional}"
+            )
+        if not 0 <= self.clearance_rate < 1:
+            raise ValueError(
+                f"{self.symbol}: clearance_rate must lie between 0 and 1 (a fraction of notional), "
+                f"was {self.clearance_rate}"
+            )
+        for name in ("funding_interval_ms", "funding_cap"):
+            value = getattr(self, name)
+            if not 0 < value < math.inf:
+                raise ValueError(f"{self.symbol}: {name} must be positive and finite, was {value}")
         for name in ("maker_rate", "taker_rate"):
             value = getattr(self, name)
             if not -0.01 <= value <= 0.01:
@@ -89,14 +115,7 @@ class Contract:
                     f"{self.symbol}: {name} must lie between -0.01 and 0.01 (a fraction of notional), "
                     f"was {value}; if you meant {value:g} bp, write {value / 1e4:g}"
                 )
-        if not self.brackets or self.brackets[0].floor != 0:
-            raise ValueError(f"{self.symbol}: brackets must start at a notional of 0")
-        for below, above in zip(self.brackets, self.brackets[1:], strict=False):
-            if below.cap != above.floor:
-                raise ValueError(
-                    f"{self.symbol}: brackets must be contiguous, but one ends at {below.cap} "
-                    f"and the next starts at {above.floor}"
-                )
+        _check_brackets(self.symbol, self.brackets)
 
     def bracket_table(self) -> NDArray[np.float64]:
         """(B, 5) float64: floor, cap, maintenance margin rate, cum, maximum leverage."""
@@ -132,6 +151,38 @@ class Contract:
             for row in raw["brackets"]
         )
         return cls(**raw)
+
+
+def _check_brackets(symbol: str, brackets: tuple[Bracket, ...]) -> None:
+    if not brackets or brackets[0].floor != 0:
+        raise ValueError(f"{symbol}: brackets must start at a notional of 0")
+    for number, bracket in enumerate(brackets, start=1):
+        title = f"{symbol}: bracket {number}, from {bracket.floor:g},"
+        if not bracket.floor < bracket.cap:
+            raise ValueError(f"{title} must end above its floor, ended at {bracket.cap:g}")
+        if not 0 <= bracket.maintenance_margin_rate < 1:
+            raise ValueError(
+                f"{title} must have a maintenance_margin_rate between 0 and 1 (a fraction of notional), was "
+                f"{bracket.maintenance_margin_rate:g}"
+            )
+        if not 0 <= bracket.cum < math.inf:
+            raise ValueError(
+                f"{title} must have a cum that is finite and not negative (quote), was {bracket.cum:g}"
+            )
+        if not 1 <= bracket.max_leverage < math.inf:
+            raise ValueError(f"{title} must admit a leverage of at least 1, was {bracket.max_leverage:g}")
+    for number, (below, above) in enumerate(pairwise(brackets), start=2):
+        if below.cap != above.floor:
+            fault = "overlap" if below.cap > above.floor else "leave a gap"
+            raise ValueError(
+                f"{symbol}: brackets must be contiguous, but {number - 1} ends at {below.cap:g} and {number} "
+                f"starts at {above.floor:g}: they {fault}"
+            )
+        if above.maintenance_margin_rate < below.maintenance_margin_rate:
+            raise ValueError(
+                f"{symbol}: maintenance_margin_rate must not fall with the notional, but bracket {number} "
+                f"has {above.maintenance_margin_rate:g} after {below.maintenance_margin_rate:g}"
+            )
 
 
 @cache

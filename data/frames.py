@@ -140,6 +140,15 @@ def funding_frame(
     return pd.DataFrame({"time_ms": named.time_ms(), "rate": named.numbers("rate", _RATE_NAMES)})
 
 
+def frame_times(frame: pd.DataFrame, origin: str) -> NDArray[np.int64]:
+    """(N,) UTC milliseconds of the rows of any table of bars: its index if that holds dates, else its column.
+
+    Raises:
+        DataError: there is no such column, or it holds no times.
+    """
+    return _Columns(frame, origin, {}).time_ms()
+
+
 class _Columns:
     """Finds a table's columns by any of their usual names, in any case."""
 

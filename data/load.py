@@ -1,23 +1,23 @@
-"""From a few settings to checked bars: which source is used, and what is said about it."""
+"""From settings to the checked bars of a contract: which source is used, and what is said about it."""
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from perpgym.data.align import MARK_POLICIES, MarkPolicy, align
+from perpgym.data.align import align
 from perpgym.data.bars import Bars
-from perpgym.data.clock import iso, parse_end_ms, parse_start_ms, timeframe_ms
+from perpgym.data.clock import iso, timeframe_ms
+from perpgym.data.config import DataConfig
 from perpgym.data.contract import Contract, load_contract, shipped_contracts
 from perpgym.data.errors import DataError
 from perpgym.data.frames import RawFrames, times
-from perpgym.data.quality import Finding, check_repairs
+from perpgym.data.quality import Finding
 from perpgym.data.sources.binance_vision import read_binance_vision
 from perpgym.data.sources.freqtrade import read_freqtrade
 from perpgym.data.sources.table import read_table
@@ -25,90 +25,9 @@ from perpgym.data.store import SeriesKey, Store
 
 if TYPE_CHECKING:
     from perpgym.data.sources.ccxt_download import ExchangeFactory, Sleep
+    from perpgym.data.synthetic import SimulatedMarketConfig
 
 _LOG = logging.getLogger(__name__)
-
-Source = Literal["auto", "freqtrade", "binance_vision", "table", "store", "download", "simulated"]
-SOURCES: tuple[Source, ...] = (
-    "auto",
-    "freqtrade",
-    "binance_vision",
-    "table",
-    "store",
-    "download",
-    "simulated",
-)
-_NEED_PATH = ("freqtrade", "binance_vision", "table")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Where one contract's bars come from and what may be assumed about them.
-
-    Attributes:
-        source: ``freqtrade``, ``binance_vision`` or ``table`` read ``path`` (hyphens count as underscores);
-            ``store`` reads what was imported or downloaded; ``download`` fills the store first;
-            ``simulated`` needs nothing; ``auto`` takes the store if it has the dates, else downloads exactly
-            them, else, loudly, the simulated market.
-        path: of the folder, archive or table.
-        symbol: ccxt's unified symbol.
-        timeframe: of the bars.
-        exchange: ccxt's exchange id.
-        start, end: UTC, ISO 8601; a bare ``end`` date includes its day; None means all there is (``auto`` and
-            ``download`` need both).
-        repair: named rules of ``quality.REPAIRS`` by which faults may be repaired.
-        mark: ``require`` the exchange's mark series, ``last`` to copy traded prices, ``auto`` for the mark
-            if there is one and else ``last``.
-        store: the store's root; None for ``$PERPGYM_DATA`` or the user's cache.
-        funding_path, mark_path: further tables of ``source=table``.
-        columns: of ``source=table``: by our name, the table's.
-        simulated: settings of the simulated market (``SimulatedMarketConfig``) beside symbol, dates and bar.
-        download_timeout_s: how long to wait for an exchange's first answer.
-    """
-
-    source: Source = "auto"
-    path: str | None = None
-    symbol: str = "BTC/USDT:USDT"
-    timeframe: str = "1h"
-    exchange: str = "binance"
-    start: str | None = None
-    end: str | None = None
-    repair: tuple[str, ...] = ()
-    mark: MarkPolicy = "auto"
-    store: str | None = None
-    funding_path: str | None = None
-    mark_path: str | None = None
-    columns: Mapping[str, str] = field(default_factory=dict)
-    simulated: Mapping[str, Any] = field(default_factory=dict)
-    download_timeout_s: float = 10.0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "source", self.source.replace("-", "_"))
-        # a config file gives lists, and None for an empty section
-        object.__setattr__(self, "repair", check_repairs(self.repair or ()))
-        object.__setattr__(self, "columns", dict(self.columns or {}))
-        object.__setattr__(self, "simulated", dict(self.simulated or {}))
-        timeframe_ms(self.timeframe)
-        for name, allowed in (("source", SOURCES), ("mark", MARK_POLICIES)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, was {getattr(self, name)!r}")
-        if self.source in _NEED_PATH and not self.path:
-            raise ValueError(f"source={self.source} needs a path")
-        if self.source in ("auto", "download") and (self.start is None or self.end is None):
-            raise ValueError(f"source={self.source} needs start and end: it downloads exactly those dates")
-        start, end = self.span_ms
-        if start is not None and end is not None and start >= end:
-            raise ValueError(f"start must lie before end, was {self.start} to {self.end}")
-        if not self.download_timeout_s > 0:
-            raise ValueError(f"download_timeout_s must be positive (seconds), was {self.download_timeout_s}")
-
-    @property
-    def span_ms(self) -> tuple[int | None, int | None]:
-        """UTC milliseconds [start, end); None where open."""
-        return (
-            None if self.start is None else parse_start_ms(self.start),
-            None if self.end is None else parse_end_ms(self.end),
-        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -142,14 +61,19 @@ def load_bars(
     """Load and check one contract's bars.
 
     Args:
-        config: what to load.
+        config: what to load; ``portfolio.load_contracts`` reads several.
         contract: its rules; None takes the shipped snapshot or what was kept at the download.
         exchange_factory, sleep: of the download, see ``ccxt_download.download``.
 
     Raises:
         DataError: the data are not there, or have faults that no named rule repairs; the message names the
             file and says what to do.
+        ValueError: the config names several contracts.
     """
+    if config.contracts:
+        raise ValueError(
+            "load_bars loads one contract: call perpgym.data.portfolio.load_contracts for several"
+        )
     if config.source == "simulated":
         return _simulate(config)
     if config.source == "auto":
@@ -325,8 +249,13 @@ def _fall_back(config: DataConfig, reason: str) -> LoadedData:
     )
 
 
-def _simulate(config: DataConfig) -> LoadedData:
-    from perpgym.data.synthetic import SimulatedMarketConfig, simulate_market
+def simulation_of(config: DataConfig) -> SimulatedMarketConfig:
+    """The simulated market that the config describes.
+
+    Raises:
+        ValueError: a setting of ``simulated`` is unknown or of the wrong type.
+    """
+    from perpgym.data.synthetic import SimulatedMarketConfig
 
     settings: dict[str, Any] = {"symbol": config.symbol, "bar_ms": timeframe_ms(config.timeframe)}
     settings |= {
@@ -334,12 +263,18 @@ def _simulate(config: DataConfig) -> LoadedData:
     }
     settings |= config.simulated
     try:
-        market_config = SimulatedMarketConfig(**settings)
+        return SimulatedMarketConfig(**settings)
     except TypeError as error:
         known = ", ".join(SimulatedMarketConfig.__dataclass_fields__)
         raise ValueError(
             f"data.simulated: a setting is unknown or of the wrong type ({error}); known are {known}"
         ) from None
+
+
+def _simulate(config: DataConfig) -> LoadedData:
+    from perpgym.data.synthetic import simulate_market
+
+    market_config = simulation_of(config)
     try:
         market = simulate_market(market_config)
     except KeyError as error:

@@ -18,6 +18,7 @@ Calibration and how it was measured: ``data/stylised_facts.py`` and ``docs/simul
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,10 +32,11 @@ Floats = NDArray[np.float64]
 
 _STREAMS = (
     "signal", "shock", "fast", "slow", "regime", "tail",
-    "jump", "wick", "basis", "funding", "volume", "spread",
+    "jump", "wick", "basis", "funding", "volume", "spread", "company",
 )  # fmt: skip
-# drawn jointly for all markets in part: returns and volatility move together
-_COMMON_STREAMS = ("shock", "fast", "slow", "tail")
+# drawn for all markets jointly, in part: returns and volatility move together
+_COMMON_STREAMS = ("shock", "fast", "slow", "tail", "jump", "regime")
+_COMMON_NORMALS = ("shock", "fast", "slow", "tail")
 _FUNDING_MS = 8 * HOUR_MS
 # a finer tick and lot than the exchange's, see simulated_contract
 _RULE_SCALE = 1e-2
@@ -150,15 +152,17 @@ def simulate_market(config: SimulatedMarketConfig) -> SimulatedMarket:
 
 
 def simulate_markets(
-    configs: tuple[SimulatedMarketConfig, ...], *, correlation: float = 0.7, seed: int = 0
+    configs: tuple[SimulatedMarketConfig, ...], *, correlation: float = 0.6, seed: int = 0
 ) -> tuple[SimulatedMarket, ...]:
-    """Simulate several contracts whose shocks and volatilities move together.
+    """Simulate several contracts with a common factor in returns, volatility and jumps.
+
+    Signals, funding, basis and noise are each contract's own: what one plants says nothing about another.
 
     Args:
         configs: one clock (start, end and bar_ms); different seeds.
-        correlation: of the contracts' return shocks and of their log volatilities within a regime, [0, 1];
-            returns correlate somewhat less, because jumps and regimes are each contract's own.
-        seed: of the common shocks.
+        correlation: of any two contracts' returns, [0, 1]; the shocks, the log volatilities and the jumps
+            share a little more. The regime of volatility is one for all.
+        seed: of the common part.
 
     Raises:
         ValueError: clocks differ, seeds repeat, or the correlation is impossible.
@@ -181,7 +185,7 @@ def _simulate(config: SimulatedMarketConfig, common_seed: int | None, correlatio
     open_time_ms = _clock(config)
     bars = open_time_ms.shape[0]
     rng = _streams(0, config.seed, _STREAMS)
-    shared = _shared_normals(bars, rng, common_seed, correlation)
+    shared = _shared(bars, config.bar_ms, rng, common_seed, correlation)
 
     rho = series.persistence(config.signal_half_life_hours, config.bar_ms)
     signal = series.autoregression(rng["signal"].standard_normal(bars + 1), rho)
@@ -196,12 +200,11 @@ def _simulate(config: SimulatedMarketConfig, common_seed: int | None, correlatio
     compensation = np.zeros(bars)
     compensation[owners] = stamp_rate
 
-    regime = series.regimes(bars, config.bar_ms, rng["regime"])
     core, excess = series.sigma_core(
-        open_time_ms, config.bar_ms, config.sigma_per_hour, regime, shared["slow"], shared["fast"]
+        open_time_ms, config.bar_ms, config.sigma_per_hour, shared.regime, shared.slow, shared.fast
     )
-    sigma, tail = series.sigma_of_bars(core, config.bar_ms, shared["tail"], rng["jump"])
-    log_return = series.log_returns(planted[:-1] + compensation, sigma, shared["shock"])
+    sigma, tail = series.sigma_of_bars(core, config.bar_ms, shared.tail, shared.jump)
+    log_return = series.log_returns(planted[:-1] + compensation, sigma, shared.shock)
 
     close = config.start_price * np.exp(np.concatenate([[0.0], np.cumsum(log_return)]))
     noise = rng["basis"].standard_normal(bars + 1)
@@ -226,7 +229,7 @@ def _simulate(config: SimulatedMarketConfig, common_seed: int | None, correlatio
         signal=signal[1:],
         persistence=rho,
         planted_sd=abs(planted_sd),
-        regime=regime,
+        regime=shared.regime,
         half_spread_bps=series.half_spreads(open_time_ms, config.half_spread_bps, excess, rng["spread"]),
     )
 
@@ -243,19 +246,35 @@ def _streams(kind: int, seed: int, names: tuple[str, ...]) -> dict[str, np.rando
     return {name: np.random.default_rng(child) for name, child in zip(names, children, strict=True)}
 
 
-def _shared_normals(
-    bars: int, own: dict[str, np.random.Generator], common_seed: int | None, correlation: float
-) -> dict[str, Floats]:
-    """(T,) standard normals by mechanism, correlated with every market of the same common seed."""
-    normals = {name: own[name].standard_normal(bars) for name in _COMMON_STREAMS}
+class _Shared(NamedTuple):
+    """What a market has in common with others, (T,) each: normals, uniforms of the jumps, regime."""
+
+    shock: Floats
+    fast: Floats
+    slow: Floats
+    tail: Floats
+    jump: Floats
+    regime: NDArray[np.int64]
+
+
+def _shared(
+    bars: int, bar_ms: int, own: dict[str, np.random.Generator], common_seed: int | None, correlation: float
+) -> _Shared:
+    """Draws that correlate with those of every market of the same common seed."""
+    normals = {name: own[name].standard_normal(bars) for name in _COMMON_NORMALS}
+    jump = own["jump"].random(bars)
     if common_seed is None:
-        return normals
+        return _Shared(jump=jump, regime=series.regimes(bars, bar_ms, own["regime"]), **normals)
     common = _streams(1, common_seed, _COMMON_STREAMS)
-    return {
-        name: np.sqrt(correlation) * common[name].standard_normal(bars)
-        + np.sqrt(1.0 - correlation) * normals[name]
-        for name in _COMMON_STREAMS
+    share = series.shock_correlation(correlation)
+    mixed = {
+        name: np.sqrt(share) * common[name].standard_normal(bars) + np.sqrt(1.0 - share) * mine
+        for name, mine in normals.items()
     }
+    # two markets that both take the common draw jump together
+    is_common = own["company"].random(bars) < np.sqrt(share)
+    jump = np.where(is_common, common["jump"].random(bars), jump)
+    return _Shared(jump=jump, regime=series.regimes(bars, bar_ms, common["regime"]), **mixed)
 
 
 def _trailing_mean(signal: Floats, bar_ms: int) -> Floats:

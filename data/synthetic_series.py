@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import brentq
 from scipy.signal import lfilter
 
 from perpgym.data.bars import CLOSE, HIGH, LOW, OPEN
@@ -115,12 +116,29 @@ def sigma_core(
     return core, excess
 
 
+def shock_correlation(correlation: float) -> float:
+    """Correlation of the shocks, and of the log volatilities, whose returns correlate as asked.
+
+    Of two returns sigma N with lognormal sigmas that correlate as their shocks do, g: the correlation of the
+    returns is g exp(-(1 - g) s^2), s the deviation of log sigma beside the regime that they share.
+    """
+    variance = _SLOW_VOL[1] ** 2 + _FAST_VOL[1] ** 2 + _TAIL_LOG_SD**2
+    root = brentq(lambda g: g * np.exp(-(1.0 - g) * variance) - correlation, 0.0, 1.0)
+    return float(root)
+
+
 def sigma_of_bars(
-    core: Floats, bar_ms: int, tail_normals: Floats, jump_rng: Generator
+    core: Floats, bar_ms: int, tail_normals: Floats, jump_uniforms: Floats
 ) -> tuple[Floats, Floats]:
     """The deviation from which each bar's normal return is drawn: fat tails as a mixture.
 
     A jump is a normal shock of its own, so it adds to the variance.
+
+    Args:
+        core: (T,) deviation of each bar's return before its own tail and jumps.
+        bar_ms: length of a bar.
+        tail_normals: (T,) standard normals, of each bar's own deviation.
+        jump_uniforms: (T,) in [0, 1): a small one is a jump.
 
     Returns:
         (T,) sigma, and (T,) log of its excess over the core.
@@ -128,7 +146,7 @@ def sigma_of_bars(
     hours = bar_ms / HOUR_MS
     own = np.exp(_TAIL_LOG_SD * tail_normals)
     # a jump's size is of the hour, whatever the bar
-    jumps = (jump_rng.random(core.shape[0]) < _JUMPS_PER_HOUR * hours) * _JUMP_SIGMAS / np.sqrt(hours)
+    jumps = (jump_uniforms < _JUMPS_PER_HOUR * hours) * _JUMP_SIGMAS / np.sqrt(hours)
     sigma = np.minimum(core * np.sqrt(own**2 + jumps**2), _MAX_SIGMA * np.sqrt(hours))
     return sigma, np.log(sigma / core)
 

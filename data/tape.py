@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from perpgym.data.clock import iso
 from perpgym.data.contract import Contract
+from perpgym.data.soundness import check_clock, check_prices, check_stamps, check_volume
 
 # float32 counts bars exactly up to 2**24; grids of encoders must divide this period
 CLOCK_PERIOD = 2**20
@@ -26,6 +28,7 @@ _ARRAYS = (
     "stamp_rate",
     "features",
     "risk",
+    "is_valid",
 )
 
 
@@ -33,13 +36,17 @@ _ARRAYS = (
 class Tape:
     """T bars of A contracts; shared by every account, process and batch; never written to.
 
+    A tape is checked when it is made, also when it is loaded: no account meets an impossible price.
+
     Attributes:
         contracts: A contracts.
         bar_ms: length of a bar, milliseconds.
         open_time_ms: (T,) int64 UTC.
-        last: (T, A, 4) float64 quote, open high low close of traded prices.
-        mark: (T, A, 4) float64 quote, open high low close of the mark price.
-        volume: (T, A) float64 base.
+        last: (T, A, 4) float64 quote, open high low close of traded prices; flat at the last known price
+            where a bar is missing, at the first open before the contract is listed.
+        mark: (T, A, 4) float64 quote, open high low close of the mark price; the same.
+        volume: (T, A) float64 base; 0 where the account can trade nothing: where a bar is missing, and before
+            the contract is valid.
         sigma_per_bar: (T, A) float64, volatility of a bar's log return as known at the close of that bar.
         stamp_start: (A, T + 1) int64: bar t of contract a owns the funding stamps
             ``stamp_start[a, t]:stamp_start[a, t + 1]`` of the two arrays below.
@@ -48,12 +55,17 @@ class Tape:
         features: (T, A, F) float32, raw (unscaled) market features.
         risk: (T, A, K) float32, raw exogenous risk features.
         feature_names, risk_names: column names.
-        first_valid_bar: the first bar at which every column has its whole look-back.
+        first_valid_bar: the first bar at which any contract is valid.
+        is_valid: (T, A) bool, whether every column of the contract has its whole look-back since its listing;
+            left out, every contract is from ``first_valid_bar`` on.
         mark_rules: by contract, ``mark`` or ``last`` (see ``Bars.mark_rule``).
         source: where the data came from, in words for people.
         planted: (T, A) float64 or None: on simulated markets, the expected simple return of a long over
             bar t + 1, net of its funding, given everything hidden at the close of t. For the oracle only:
             no feature may read it.
+
+    Raises:
+        ValueError: an array has another shape, or holds what no market may; names the bar and the contract.
     """
 
     contracts: tuple[Contract, ...]
@@ -74,10 +86,14 @@ class Tape:
     mark_rules: tuple[str, ...]
     source: str
     planted: NDArray[np.float64] | None = None
+    is_valid: NDArray[np.bool_] = field(default_factory=lambda: np.zeros((0, 0), np.bool_))
     _cache: dict[str, str] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         bars, assets = len(self), len(self.contracts)
+        if self.is_valid.size == 0:
+            rows = np.arange(bars)[:, None] >= self.first_valid_bar
+            object.__setattr__(self, "is_valid", np.repeat(rows, assets, axis=1))
         expected = {
             "last": (bars, assets, 4),
             "mark": (bars, assets, 4),
@@ -86,10 +102,48 @@ class Tape:
             "stamp_start": (assets, bars + 1),
             "features": (bars, assets, len(self.feature_names)),
             "risk": (bars, assets, len(self.risk_names)),
+            "is_valid": (bars, assets),
         }
         for name, shape in expected.items():
             if getattr(self, name).shape != shape:
                 raise ValueError(f"tape: {name} must have shape {shape}, was {getattr(self, name).shape}")
+        if not 0 <= self.first_valid_bar < max(bars, 1):
+            raise ValueError(
+                f"tape: first_valid_bar must lie between 0 and {bars - 1} (a bar), was {self.first_valid_bar}"
+            )
+        for asset, contract in enumerate(self.contracts):
+            self._check_contract(asset, contract.symbol)
+        for name in ("sigma_per_bar", "features", "risk"):
+            self._check_columns(name)
+
+    def _check_contract(self, asset: int, symbol: str) -> None:
+        check_clock(symbol, self.open_time_ms, self.bar_ms)
+        check_prices(symbol, "last", self.open_time_ms, self.last[:, asset])
+        check_prices(symbol, "mark", self.open_time_ms, self.mark[:, asset])
+        check_volume(symbol, self.open_time_ms, self.volume[:, asset])
+        start = self.stamp_start[asset]
+        if start[0] < 0 or start[-1] > self.stamp_time_ms.size or (np.diff(start) < 0).any():
+            raise ValueError(
+                f"{symbol}: stamp_start must ascend within the tape's {self.stamp_time_ms.size} settlements"
+            )
+        owned = slice(int(start[0]), int(start[-1]))
+        times = self.stamp_time_ms[owned]
+        span = int(self.open_time_ms[0]), int(self.open_time_ms[-1]) + self.bar_ms
+        check_stamps(symbol, times, self.stamp_rate[owned], *span)
+        opens = np.repeat(self.open_time_ms, np.diff(start))
+        is_inside = (times > opens) & (times <= opens + self.bar_ms)
+        if not is_inside.all():
+            first = int(np.argmin(is_inside))
+            raise ValueError(
+                f"{symbol}: the settlement at {iso(int(times[first]))} is not in the bar that opens at "
+                f"{iso(int(opens[first]))}, which is said to own it: a bar owns the stamps in (open, close]"
+            )
+
+    def _check_columns(self, name: str) -> None:
+        is_finite = np.isfinite(getattr(self, name)).reshape(len(self), -1).all(axis=1)
+        if not is_finite.all():
+            at = iso(int(self.open_time_ms[int(np.argmin(is_finite))]))
+            raise ValueError(f"tape: {name} must be finite, but is not at the bar that opens at {at}")
 
     def __len__(self) -> int:
         return int(self.open_time_ms.shape[0])

@@ -8,6 +8,11 @@ from perpgym.envs.risk.limits import RiskLimits
 from perpgym.envs.vector import PerpVecEnv
 
 if "perpgym/Perp-v0" not in gym.registry:
-    gym.register(id="perpgym/Perp-v0", entry_point="perpgym.envs.perp:PerpEnv", disable_env_checker=True)
+    gym.register(
+        id="perpgym/Perp-v0",
+        entry_point="perpgym.envs.perp:PerpEnv",
+        vector_entry_point="perpgym.envs.perp:make_vector_env",
+        disable_env_checker=True,
+    )
 
 __all__ = ["EnvConfig", "PerpEnv", "PerpVecEnv", "RiskLimits"]

@@ -15,12 +15,21 @@ from perpgym.envs.margin import maintenance_margin, price_of, worth
 WALLET, EQUITY, PEAK_EQUITY, DAY_EQUITY, DAY_LOW_EQUITY, INITIAL_WALLET, ACCRUED_FUNDING, RECENT_COSTS = (
     range(8)
 )
-# running moments of the account's log return, and of its square
-RETURN_MEAN, RETURN_SQUARE = 8, 9
-WALLET_COLUMNS = 10
+# log of equity over the initial wallet; running moments of the account's log return, and of its square
+LOG_EQUITY, RETURN_MEAN, RETURN_SQUARE = 8, 9, 10
+WALLET_COLUMNS = 11
 # columns of a position row, one row a contract of an account; prices are nan where there is none
 QUANTITY, ENTRY_PRICE, ISOLATED_WALLET, STOP_PRICE, TARGET_PRICE, BARS_HELD, STOP_DISTANCE = range(7)
 POSITION_COLUMNS = 7
+
+# columns of an order row, one row a contract: what is left to fill (signed), what was held when it was
+# decided or last filled, why it was cut, the limit price (quote), what is carried on from bar to bar,
+# whether it filled inside the bar, so that no target of this bar may count on it, how it reaches the book,
+# its stop in volatilities of a bar (0: the account's), the ladder level that stands (nan: none), and four
+# columns of the push that earlier fills left in the book
+ORDER_QUANTITY, ORDER_HELD, ORDER_REASON, ORDER_LIMIT, ORDER_WORKING, ORDER_FRESH = range(6)
+ORDER_STYLE, ORDER_STOP, ORDER_ASKED, ORDER_PUSH = range(6, 10)
+ORDER_COLUMNS = 13
 
 # of the margin groups: every cross position together; an isolated position is a group named by its contract
 CROSS = -1

@@ -23,6 +23,8 @@ class Market(NamedTuple):
         sigma_per_bar: (T, A) float64, known at the close of its bar.
         stamp_start: (A, T + 1) int64, which settlements a bar owns.
         stamp_time_ms, stamp_rate: (S,) int64 and float64.
+        root_illiquidity: (T, A) float64, square root of a bar's volatility over its usual turnover, known at
+            the close of its bar; 0 where the account leaves no trace.
         planted: (T, A) float64, expected simple return over the bar after; (0, A) where unknown.
         bar_ms: int, length of a bar.
         fine_last, fine_mark: (T * n + …, A, 4) float64, bars of ``fine_ms``.
@@ -42,6 +44,7 @@ class Market(NamedTuple):
     stamp_start: Any
     stamp_time_ms: Any
     stamp_rate: Any
+    root_illiquidity: Any
     planted: Any
     bar_ms: Any
     fine_last: Any
@@ -82,8 +85,10 @@ class AccountRules(NamedTuple):
 
     ``is_unlimited``: no margin, liquidation, ruin nor limits. ``is_fixed_size``: exposures are measured over
     the initial wallet. ``quadratic_cost``: what trading an exposure of 1 moves the price of its own fill by,
-    doubled. ``stop_at_last``: a stop or target that the mark triggers fills where the last price stands, a
-    target only if it trades there. ``liquidates_at_bankruptcy``: a liquidation takes the whole margin.
+    doubled. ``push_*``: how much of a fill each component of its trace takes; ``keep_*``: what a finer bar
+    leaves of it. ``stop_at_last``: a stop or target that the mark triggers fills where the last price
+    stands, a target only if it trades there. ``liquidates_at_bankruptcy``: a liquidation takes the whole
+    margin.
     """
 
     action: float
@@ -93,6 +98,14 @@ class AccountRules(NamedTuple):
     is_unlimited: float
     is_sold_at_end: float
     quadratic_cost: float
+    leaves_trace: float
+    push_0: float
+    push_1: float
+    push_2: float
+    push_permanent: float
+    keep_0: float
+    keep_1: float
+    keep_2: float
     half_spread: float
     impact_coefficient: float
     max_participation: float
@@ -108,6 +121,8 @@ class AccountRules(NamedTuple):
     take_profit: float
     stop_on_mark: float
     stop_at_last: float
+    discount_factor: float
+    traded_before: float
     funding_multiplier: float
     liquidates_by_bracket: float
     liquidates_at_bankruptcy: float
@@ -146,6 +161,7 @@ class Choices(NamedTuple):
     counts: Any
 
 
+_NO_TIERS = np.zeros((0, 3))
 _NO_CHOICES = Choices(np.zeros(1), np.zeros(1), np.zeros(1), np.zeros(0))
 
 
@@ -158,6 +174,7 @@ class World(NamedTuple):
         brackets: (A, B, 5) float64.
         rules: ``AccountRules``.
         choices: ``Choices``.
+        fee_tiers: (N, 3) float64, ``FeeSchedule.tier_table()``; empty without tiers.
     """
 
     market: Market
@@ -165,6 +182,7 @@ class World(NamedTuple):
     brackets: Any
     rules: AccountRules
     choices: Choices = _NO_CHOICES
+    fee_tiers: Any = _NO_TIERS
 
 
 class Account(NamedTuple):
@@ -177,6 +195,7 @@ class Account(NamedTuple):
         holdings: (A, len(CONTRACT_LEDGER_COLUMNS)) float64, the same by contract.
         orders: (A, ORDER_COLUMNS) float64, between decision and fill.
         fills: (F, FILL_COLUMNS) float64, the first F fills of the step; F = 0 keeps none.
+        traded: (TRADED_COLUMNS,) float64, what it traded in 30 days and pays for it; empty without tiers.
     """
 
     wallet: Any
@@ -185,6 +204,7 @@ class Account(NamedTuple):
     holdings: Any
     orders: Any
     fills: Any
+    traded: Any
 
 
 class BatchState(NamedTuple):
@@ -194,6 +214,8 @@ class BatchState(NamedTuple):
         wallets: (N, WALLET_COLUMNS) float64.
         positions: (N, A, POSITION_COLUMNS) float64.
         orders: (N, A, ORDER_COLUMNS) float64.
+        traded: (N, TRADED_COLUMNS) float64, or (N, 0) without fee tiers.
+        totals: (N, len(TOTAL_COLUMNS)) float64, the ledger's parts since the episode began.
         path_bar, path_end: (P,) int64, the newest closed bar and the last one of the episode.
         next_start, next_end: (P,) int64, the episode that follows; start -1 once it is used.
         restart_wallet: (N,) float64, restart_exposure: (N, A) float64, of the next restart.
@@ -202,6 +224,8 @@ class BatchState(NamedTuple):
     wallets: Any
     positions: Any
     orders: Any
+    traded: Any
+    totals: Any
     path_bar: Any
     path_end: Any
     next_start: Any
@@ -221,6 +245,7 @@ class StepArrays(NamedTuple):
     truncated: Any
     ledger: Any
     holdings: Any
+    final_totals: Any
     final_bar: Any
     final_account: Any
     final_portfolio: Any
@@ -248,6 +273,7 @@ class Bar(NamedTuple):
     mark_close: float
     volume: float
     sigma_per_bar: float
+    root_illiquidity: float = 0.0
 
 
 @kernel
@@ -266,4 +292,5 @@ def read_bar(market, now, fine, asset, is_inverse):  # type: ignore[no-untyped-d
         market.fine_mark[fine, asset, CLOSE],
         volume * last_open if is_inverse > 0.0 else volume,
         market.sigma_per_bar[now - 1, asset] * market.fine_sigma_scale,
+        market.root_illiquidity[now - 1, asset],
     )

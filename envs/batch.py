@@ -11,8 +11,10 @@ from perpgym.envs.account import (
     DAY_EQUITY,
     ENTRY_PRICE,
     EQUITY,
-    INITIAL_WALLET,
     ISOLATED_WALLET,
+    LOG_EQUITY,
+    ORDER_ASKED,
+    ORDER_WORKING,
     PEAK_EQUITY,
     QUANTITY,
     RECENT_COSTS,
@@ -30,10 +32,15 @@ from perpgym.envs.account import (
 from perpgym.envs.arrays import Account, contract_rules
 from perpgym.envs.compile import kernel
 from perpgym.envs.decision import LADDER, exposure_caps, exposure_of, exposure_of_quantity
-from perpgym.envs.kernel import step_account
+from perpgym.envs.fees import open_traded
+from perpgym.envs.impact import standing_shift
+from perpgym.envs.kernel import DAY_MS, step_account
 from perpgym.envs.margin import liquidation_price, maintenance_margin
-from perpgym.envs.orders import ORDER_ASKED, ORDER_WORKING
-from perpgym.envs.payoff import open_moments, return_deviation
+from perpgym.envs.payoff import has_moments, open_moments, return_deviation
+from perpgym.envs.spaces import FIRST_PART, TOTAL_COLUMNS
+
+# a constant length becomes a few vector moves
+TOTALS = len(TOTAL_COLUMNS)
 
 
 @kernel
@@ -103,19 +110,25 @@ def observe_account(wallet, positions, orders, world, now, account_out, portfoli
             coming = position[QUANTITY] + orders[asset, ORDER_WORKING]
             asked = exposure_of_quantity(coming, mark, base, contract)
         out[6] = _clip(asked, -10.0, 10.0)
+        out[8] = 0.0
+        if rules.leaves_trace > 0.0:
+            shift = standing_shift(orders[asset], world.market.root_illiquidity[now, asset])
+            out[8] = _clip(100.0 * shift, -10.0, 10.0)
         out[7] = 1.0 if world.market.volume[now, asset] > 0.0 else 0.0
     cap, _bit, single = exposure_caps(wallet, rules)
     cap = min(cap, positions.shape[0] * single)
-    portfolio_out[0] = _clip(math.log(equity / wallet[INITIAL_WALLET]), -5.0, 5.0)
+    portfolio_out[0] = _clip(wallet[LOG_EQUITY], -5.0, 5.0)
     portfolio_out[1] = _clip(margin_ratio, 0.0, 1.0)
     portfolio_out[2] = _clip(1.0 - equity / wallet[PEAK_EQUITY], 0.0, 1.0)
     portfolio_out[3] = _clip(equity / wallet[DAY_EQUITY] - 1.0, -1.0, 1.0)
     portfolio_out[4] = min(1.0, cap / rules.max_exposure)
     portfolio_out[5] = _clip(100.0 * wallet[ACCRUED_FUNDING] / equity, -10.0, 10.0)
     portfolio_out[6] = _clip(100.0 * wallet[RECENT_COSTS], 0.0, 10.0)
-    deviation = return_deviation(wallet, rules)
-    portfolio_out[7] = _clip(wallet[RETURN_MEAN] / deviation, -5.0, 5.0)
-    portfolio_out[8] = _clip(100.0 * deviation, 0.0, 10.0)
+    portfolio_out[7], portfolio_out[8] = 0.0, 0.0
+    if has_moments(rules):
+        deviation = return_deviation(wallet, rules)
+        portfolio_out[7] = _clip(wallet[RETURN_MEAN] / deviation, -5.0, 5.0)
+        portfolio_out[8] = _clip(100.0 * deviation, 0.0, 10.0)
 
 
 @kernel
@@ -139,16 +152,29 @@ def first_bad_action(actions, counts):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def restart(wallet, positions, orders, world, now, initial_wallet, exposure):  # type: ignore[no-untyped-def]
-    """Open the account anew, flat or with positions entered at the mark; ``exposure`` is (A,)."""
-    open_account(wallet, positions, initial_wallet)
-    open_moments(wallet, world.market.sigma_per_bar[now, 0], world.rules)
+def restart(state, i, world, now):  # type: ignore[no-untyped-def]
+    """Open account ``i`` anew at bar ``now``, flat or with positions entered at the mark."""
+    wallet, positions, orders = state.wallets[i], state.positions[i], state.orders[i]
+    exposure = state.restart_exposure[i]
+    open_account(wallet, positions, state.restart_wallet[i])
+    state.totals[i, :] = 0.0
+    if state.traded.shape[1] > 0:
+        day = world.market.open_time_ms[now] // DAY_MS
+        open_traded(
+            state.traded[i], day, world.rules.traded_before, world.fee_tiers, world.rules.discount_factor
+        )
+    largest = 0.0
+    for asset in range(positions.shape[0]):
+        # a contract that is not listed yet has the least there is
+        largest = max(largest, world.market.sigma_per_bar[now, asset])
+    open_moments(wallet, largest, world.rules)
     orders[:] = 0.0
     for asset in range(positions.shape[0]):
         mark = world.market.mark[now, asset, CLOSE]
         contract = contract_rules(world.contracts[asset])
         sigma = world.market.sigma_per_bar[now, asset]
-        give_position(wallet, positions, asset, exposure[asset], mark, sigma, contract, world.rules)
+        if world.market.volume[now, asset] > 0.0:
+            give_position(wallet, positions, asset, exposure[asset], mark, sigma, contract, world.rules)
         if positions[asset, QUANTITY] != 0.0:
             orders[asset, ORDER_ASKED] = math.nan
 
@@ -193,24 +219,31 @@ def step_batch(world, state, actions, scratch, out, accounts_per_path):  # type:
         for i in range(path * accounts_per_path, (path + 1) * accounts_per_path):
             wallet, positions = state.wallets[i], state.positions[i]
             account = Account(
-                wallet, positions, out.ledger[i], out.holdings[i], state.orders[i], scratch.fills
+                wallet,
+                positions,
+                out.ledger[i],
+                out.holdings[i],
+                state.orders[i],
+                scratch.fills,
+                state.traded[i],
             )
             out.reward[i], is_terminated = step_account(account, world, actions[i], now, is_last, scratch)
+            for part in range(TOTALS):
+                state.totals[i, part] += out.ledger[i, FIRST_PART + part]
             out.terminated[i] = is_terminated
             out.truncated[i] = is_last and not is_terminated
             shown = now
             if is_last or is_terminated:
                 ended += 1
                 out.final_bar[i] = now
+                for part in range(TOTALS):
+                    out.final_totals[i, part] = state.totals[i, part]
                 observe_account(
                     wallet, positions, state.orders[i], world, now, out.final_account[i],
                     out.final_portfolio[i],
                 )  # fmt: skip
                 shown = state.next_start[path] if is_last else now
-                restart(
-                    wallet, positions, state.orders[i], world, shown, state.restart_wallet[i],
-                    state.restart_exposure[i],
-                )  # fmt: skip
+                restart(state, i, world, shown)
             out.bar[i] = shown
             observe_account(
                 wallet, positions, state.orders[i], world, shown, out.account[i], out.portfolio[i]
@@ -237,15 +270,7 @@ def observe_batch(world, state, bars, account_out, portfolio_out):  # type: igno
 def restart_batch(world, state, bars):  # type: ignore[no-untyped-def]
     """Open every account at its bar."""
     for i in range(bars.shape[0]):
-        restart(
-            state.wallets[i],
-            state.positions[i],
-            state.orders[i],
-            world,
-            bars[i],
-            state.restart_wallet[i],
-            state.restart_exposure[i],
-        )
+        restart(state, i, world, bars[i])
 
 
 @kernel

@@ -8,15 +8,16 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from perpgym.envs.account import POSITION_COLUMNS, WALLET_COLUMNS
+from perpgym.envs.account import ORDER_COLUMNS, POSITION_COLUMNS, WALLET_COLUMNS
 from perpgym.envs.arrays import Account, StepArrays
+from perpgym.envs.fees import TRADED_COLUMNS
 from perpgym.envs.fills import FILL_COLUMNS
-from perpgym.envs.orders import ORDER_COLUMNS
 from perpgym.envs.spaces import (
     ACCOUNT_COLUMNS,
     CONTRACT_LEDGER_COLUMNS,
     LEDGER_COLUMNS,
     PORTFOLIO_COLUMNS,
+    TOTAL_COLUMNS,
 )
 
 Float32 = NDArray[np.float32]
@@ -36,8 +37,9 @@ class StepBuffers:
         truncated: (N,) bool, end of the episode or of the data.
         ledger: (N, L) float64, columns ``LEDGER_COLUMNS``, of the step just booked.
         holdings: (N, A, H) float64, columns ``CONTRACT_LEDGER_COLUMNS``, of the same step.
-        final_bar, final_account, final_portfolio: the observation before an automatic restart; valid where
-            terminated or truncated.
+        final_totals: (N, 8) float64, columns ``TOTAL_COLUMNS``, of the whole episode.
+        final_bar, final_account, final_portfolio: the observation before an automatic restart; these and
+            the totals are valid where terminated or truncated.
         market, risk: (N, R, A, F) and (N, R, A, K) float32 windows, newest bar last; None without windows.
         final_market, final_risk: windows at ``final_bar``; valid where done.
     """
@@ -50,6 +52,7 @@ class StepBuffers:
     truncated: NDArray[np.bool_]
     ledger: Float64
     holdings: Float64
+    final_totals: Float64
     final_bar: NDArray[np.int64]
     final_account: Float32
     final_portfolio: Float32
@@ -83,6 +86,7 @@ class StepBuffers:
             truncated=np.zeros(n, np.bool_),
             ledger=np.zeros((n, len(LEDGER_COLUMNS)), np.float64),
             holdings=np.zeros((n, a, len(CONTRACT_LEDGER_COLUMNS)), np.float64),
+            final_totals=np.zeros((n, len(TOTAL_COLUMNS)), np.float64),
             final_bar=np.zeros(n, np.int64),
             final_account=np.zeros((n, a, len(ACCOUNT_COLUMNS)), np.float32),
             final_portfolio=np.zeros((n, len(PORTFOLIO_COLUMNS)), np.float32),
@@ -90,8 +94,8 @@ class StepBuffers:
         )
 
 
-def make_account(n_contracts: int, n_fills: int = 0) -> Account:
-    """Zeroed rows of one account, with room for the first ``n_fills`` fills of a step."""
+def make_account(n_contracts: int, n_fills: int = 0, *, has_tiers: bool = False) -> Account:
+    """Zeroed rows of one account, with room for the first ``n_fills`` fills of a step, and for fee tiers."""
     return Account(
         wallet=np.zeros(WALLET_COLUMNS),
         positions=np.zeros((n_contracts, POSITION_COLUMNS)),
@@ -99,4 +103,5 @@ def make_account(n_contracts: int, n_fills: int = 0) -> Account:
         holdings=np.zeros((n_contracts, len(CONTRACT_LEDGER_COLUMNS))),
         orders=np.zeros((n_contracts, ORDER_COLUMNS)),
         fills=np.zeros((n_fills, FILL_COLUMNS)),
+        traded=np.zeros(TRADED_COLUMNS if has_tiers else 0),
     )

@@ -16,6 +16,8 @@ _HERE = Path(__file__).parent
 KERNEL_FILES = (
     "compile.py",
     "execution.py",
+    "fees.py",
+    "impact.py",
     "margin.py",
     "arrays.py",
     "account.py",

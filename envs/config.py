@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
 from perpgym.envs.actions import ACTION_KINDS, ActionKind, choices_per_contract
+from perpgym.envs.fees import FeeSchedule
+from perpgym.envs.impact_model import ImpactModel
 
 ExecutionStyle = Literal["market", "twap", "vwap", "limit", "iceberg"]
 RewardKind = Literal["log_return", "differential_sharpe", "differential_sortino", "mean_variance"]
@@ -55,6 +58,7 @@ class EnvConfig:
             (``liquidate``).
         half_spread_bps: distance from the last price to the touch.
         impact_coefficient: Y of the square-root law, impact = Y * sigma * sqrt(quantity / bar volume).
+        impact: the trace that the account's own fills leave, see ``ImpactModel``; none by default.
         max_participation: largest share of a bar's volume that one order may take.
         execution: how orders reach the book: ``market`` at the open; ``twap`` in equal slices and ``vwap``
             by the past volume profile along the bar; ``limit``, post-only at ``limit_offset_bps`` behind the
@@ -65,6 +69,7 @@ class EnvConfig:
         remainder: what the volume left of an order is ``drop``-ped, or ``carry``-ied on until it is filled or
             another decision replaces it.
         taker_rate, maker_rate: fraction of notional; None takes the contract's.
+        fees: tiers by traded volume, discount and rebates instead of the two rates; see ``FeeSchedule``.
         stop_loss, take_profit: fraction of the entry price, None for none.
         stop_volatility: a stop-loss this many times the volatility of a bar away, as known when the position
             is opened or enlarged; with ``stop_loss`` too, the tighter one counts.
@@ -112,6 +117,7 @@ class EnvConfig:
     terminal: Literal["hold", "liquidate"] = "hold"
     half_spread_bps: float = 1.0
     impact_coefficient: float = 1.0
+    impact: ImpactModel = field(default_factory=ImpactModel)
     max_participation: float = 0.10
     execution: ExecutionStyle = "market"
     limit_offset_bps: float = 1.0
@@ -120,6 +126,7 @@ class EnvConfig:
     remainder: Literal["drop", "carry"] = "drop"
     taker_rate: float | None = 0.0004
     maker_rate: float | None = None
+    fees: FeeSchedule | None = None
     stop_loss: float | None = None
     stop_volatility: float | None = None
     trailing_stop: bool = False
@@ -146,6 +153,13 @@ class EnvConfig:
     window_bars: int = 63
 
     def __post_init__(self) -> None:
+        # a file gives mappings
+        impact: object = self.impact
+        fees: object = self.fees
+        if isinstance(impact, Mapping):
+            object.__setattr__(self, "impact", ImpactModel(**impact))
+        if isinstance(fees, Mapping):
+            object.__setattr__(self, "fees", FeeSchedule.from_mapping(fees))
         for name in ("ladder", "head_sizes", "head_stops", "head_styles"):
             # a file gives lists
             object.__setattr__(self, name, tuple(getattr(self, name)))

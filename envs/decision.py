@@ -10,16 +10,6 @@ from perpgym.envs.account import (
     DAY_EQUITY,
     DAY_LOW_EQUITY,
     EQUITY,
-    PEAK_EQUITY,
-    QUANTITY,
-    sizing_base,
-)
-from perpgym.envs.arrays import contract_rules
-from perpgym.envs.compile import kernel
-from perpgym.envs.execution import to_lots, to_tick
-from perpgym.envs.margin import worth
-from perpgym.envs.orders import (
-    LIMIT,
     ORDER_ASKED,
     ORDER_HELD,
     ORDER_LIMIT,
@@ -28,7 +18,15 @@ from perpgym.envs.orders import (
     ORDER_STOP,
     ORDER_STYLE,
     ORDER_WORKING,
+    PEAK_EQUITY,
+    QUANTITY,
+    sizing_base,
 )
+from perpgym.envs.arrays import contract_rules
+from perpgym.envs.compile import kernel
+from perpgym.envs.execution import to_lots, to_tick
+from perpgym.envs.margin import worth
+from perpgym.envs.orders import LIMIT
 from perpgym.envs.risk.overlay import NOTIONAL, TIME_STOP, admitted_exposure
 
 # kinds of action, in the order of envs.actions.ACTION_KINDS
@@ -154,7 +152,10 @@ def decide(account, world, action, now):  # type: ignore[no-untyped-def]
         # what is still being worked counts as held, so that repeating a target stacks nothing
         coming = account.positions[asset, QUANTITY] + account.orders[asset, ORDER_WORKING]
         exposure = exposure_of_quantity(coming, mark, base, contract)
-        wish = wanted_exposure(account, world, action, asset, exposure)
+        wish = exposure
+        # what does not trade, or is not listed yet, is kept: its action must not shrink the others'
+        if world.market.volume[now - 1, asset] > 0.0:
+            wish = wanted_exposure(account, world, action, asset, exposure)
         if account.positions[asset, BARS_HELD] >= world.rules.max_bars_held:
             changed |= TIME_STOP
             wish = 0.0

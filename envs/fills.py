@@ -14,6 +14,8 @@ from perpgym.envs.account import (
 )
 from perpgym.envs.compile import kernel
 from perpgym.envs.execution import square_root_impact
+from perpgym.envs.fees import add_traded, taker_rate
+from perpgym.envs.impact import leave_push
 from perpgym.envs.margin import bankruptcy_worth, price_of, worth
 from perpgym.envs.orders import market_fill_price
 from perpgym.envs.spaces import CONTRACT_LEDGER, LEDGER
@@ -48,7 +50,10 @@ def _record_fill(  # type: ignore[no-untyped-def]
         row[FILL_REASON] = reason
     profit = quantity * (worth(mark_close, contract.is_inverse) - worth(reference, contract.is_inverse))
     account.ledger[_PRICE_PNL] += profit
-    account.ledger[_TRADED] += abs(quantity * worth(price, contract.is_inverse))
+    traded = abs(quantity * worth(price, contract.is_inverse))
+    account.ledger[_TRADED] += traded
+    if account.traded.shape[0] > 0:
+        add_traded(account.traded, traded)
     account.ledger[_FILLS] += 1.0
     account.holdings[asset, _FILLED] += quantity
     account.holdings[asset, _PROFIT] += profit - costs
@@ -57,21 +62,28 @@ def _record_fill(  # type: ignore[no-untyped-def]
 @kernel
 def take(account, asset, quantity, reference, bar, mark_close, reason, contract, rules):  # type: ignore[no-untyped-def]
     """A taker fill at half spread and impact from ``reference``; returns the fill price."""
-    touch, price = market_fill_price(account, reference, quantity, bar, contract, rules)
-    take_priced(account, asset, quantity, reference, touch, price, mark_close, reason, contract, rules)
+    touch, price = market_fill_price(account, asset, reference, quantity, bar, contract, rules)
+    take_priced(account, asset, quantity, reference, touch, price, bar, mark_close, reason, contract, rules)
     return price
 
 
 @kernel
-def take_priced(account, asset, quantity, reference, touch, price, mark_close, reason, contract, rules):  # type: ignore[no-untyped-def]
+def take_priced(  # type: ignore[no-untyped-def]
+    account, asset, quantity, reference, touch, price, bar, mark_close, reason, contract, rules
+):
     """A taker fill from ``reference`` over ``touch`` to ``price``, all quote."""
     wallet = account.wallet[WALLET]
     fee = apply_fill(
-        account.wallet, account.positions, asset, quantity, price, contract.taker_rate, contract, rules
-    )
+        account.wallet, account.positions, asset, quantity, price, taker_rate(account.traded, contract),
+        contract, rules,
+    )  # fmt: skip
     touch_worth = worth(touch, contract.is_inverse)
     spread = abs(quantity * (touch_worth - worth(reference, contract.is_inverse)))
-    impact = abs(quantity * (worth(price, contract.is_inverse) - touch_worth))
+    # the trace of earlier fills may give back
+    impact = quantity * (worth(price, contract.is_inverse) - touch_worth)
+    if rules.leaves_trace > 0.0:
+        value = quantity * abs(worth(reference, contract.is_inverse))
+        leave_push(account.orders[asset], value, bar.root_illiquidity, rules)
     account.ledger[_FEES] += fee
     account.ledger[_SPREAD] += spread
     account.ledger[_IMPACT] += impact

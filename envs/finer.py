@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perpgym.data.bars import Bars
+from perpgym.data.soundness import check_clock, check_prices, check_volume
 from perpgym.data.tape import Tape
+from perpgym.data.union import before_listing, listing_bar, union_clock, until
 
 DAY_MS = 86_400_000
 # a slot's expected share of volume is its mean over as many days before
@@ -53,11 +55,12 @@ class Finer:
 
         Args:
             tape: the market.
-            finer: one contract's bars or one for each contract of the tape, in its order, on one clock.
+            finer: one contract's bars or one for each contract of the tape, in its order. What is covered is
+                covered for every contract, from the bar on from which that one is valid.
 
         Raises:
-            ValueError: another contract, clocks that differ, a length that does not divide the tape's, or no
-                bar of the tape covered.
+            ValueError: another contract, bars that lie on no one grid, a length that does not divide the
+                tape's, no bar of the tape covered, or bars that hold what no market may.
         """
         series = [finer] if isinstance(finer, Bars) else list(finer)
         symbols = [b.contract.symbol for b in series]
@@ -66,32 +69,47 @@ class Finer:
                 f"finer bars are of {symbols}, the tape has {[c.symbol for c in tape.contracts]}: give one "
                 "series for each contract, in the tape's order"
             )
-        fine_ms, opens = series[0].bar_ms, series[0].open_time_ms
-        if any(b.bar_ms != fine_ms or not np.array_equal(b.open_time_ms, opens) for b in series):
-            raise ValueError(
-                "finer bars of several contracts must share one clock: cut them to a common span"
-            )
+        fine_ms, opens = series[0].bar_ms, union_clock(series)
         if tape.bar_ms % fine_ms or (opens[0] - tape.open_time_ms[0]) % fine_ms:
             raise ValueError(f"finer bars of {fine_ms} ms do not divide the tape's bars of {tape.bar_ms} ms")
-        if not (np.diff(opens) == fine_ms).all():
-            raise ValueError("finer bars must follow one another without gaps; fill or repair them first")
+        for bars in series:
+            symbol = bars.contract.symbol
+            check_clock(symbol, bars.open_time_ms, fine_ms)
+            check_prices(symbol, "last", bars.open_time_ms, bars.last)
+            check_prices(symbol, "mark", bars.open_time_ms, bars.mark)
+            check_volume(symbol, bars.open_time_ms, bars.volume)
         per_bar = tape.bar_ms // fine_ms
         first = int(tape.open_time_ms[0] - opens[0]) // fine_ms
-        start = max(0, -(first // per_bar))
-        end = min(len(tape), (len(opens) - first) // per_bar)
+        start, end = 0, len(tape)
+        for asset, bars in enumerate(series):
+            from_bar = -(-int(bars.open_time_ms[0] - tape.open_time_ms[0]) // tape.bar_ms)
+            if from_bar > np.argmax(tape.is_valid[:, asset]):
+                start = max(start, from_bar)
+            end = min(end, int(bars.open_time_ms[-1] + fine_ms - tape.open_time_ms[0]) // tape.bar_ms)
         if end - start < 2:
             raise ValueError("finer bars cover no two bars of the tape: load both for one period")
-        volume = np.stack([b.volume for b in series], axis=1)
+        listings = [listing_bar(b, opens) for b in series]
+        series = [until(b, opens) for b in series]
+        placed = list(zip(series, listings, strict=True))
+        volume = np.stack([np.concatenate([np.zeros(n), b.volume]) for b, n in placed], axis=1)
         return cls(
-            last=np.stack([b.last for b in series], axis=1),
-            mark=np.stack([b.mark for b in series], axis=1),
-            volume=volume,
+            last=np.stack([before_listing(b.last, n) for b, n in placed], axis=1),
+            mark=np.stack([before_listing(b.mark, n) for b, n in placed], axis=1),
+            # where the tape's bar trades nothing, nor does anything inside it
+            volume=volume * _inside(tape.volume > 0.0, len(opens), first, per_bar),
             share=_expected_share(volume, first % per_bar, per_bar, DAY_MS // fine_ms),
             first=first,
             per_bar=per_bar,
             start_bar=start,
             end_bar=end,
         )
+
+
+def _inside(of_bars: NDArray[np.bool_], fine_bars: int, first: int, per_bar: int) -> NDArray[np.bool_]:
+    """(T, A) of the tape's bars -> (fine_bars, A) of the finer ones inside them; True outside the tape."""
+    bar = (np.arange(fine_bars) - first) // per_bar
+    is_on_tape = (bar >= 0) & (bar < len(of_bars))
+    return np.where(is_on_tape[:, None], of_bars[np.clip(bar, 0, len(of_bars) - 1)], True)
 
 
 def _expected_share(

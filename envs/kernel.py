@@ -16,6 +16,8 @@ from perpgym.envs.account import (
     DAY_EQUITY,
     DAY_LOW_EQUITY,
     EQUITY,
+    ORDER_ASKED,
+    ORDER_REASON,
     PEAK_EQUITY,
     QUANTITY,
     RECENT_COSTS,
@@ -26,7 +28,9 @@ from perpgym.envs.account import (
 from perpgym.envs.arrays import contract_rules, read_bar
 from perpgym.envs.compile import cold_kernel, kernel
 from perpgym.envs.decision import LADDER, decide, exposure_of
+from perpgym.envs.fees import roll_day
 from perpgym.envs.fills import ORDER, STOP, settle_funding, take
+from perpgym.envs.impact import decay_push
 from perpgym.envs.liquidation import STRAIGHT, is_short_at, liquidate_if_short, mark_on_way
 from perpgym.envs.margin import worth
 from perpgym.envs.matching import (
@@ -37,7 +41,6 @@ from perpgym.envs.matching import (
     may_rest,
     send_orders,
 )
-from perpgym.envs.orders import ORDER_ASKED, ORDER_REASON
 from perpgym.envs.path import live_through, nothing_happens, opens_beyond_stop
 from perpgym.envs.payoff import pay
 from perpgym.envs.spaces import CONTRACT_LEDGER, LEDGER
@@ -77,6 +80,14 @@ def step_account(account, world, action, now, is_last, scratch):  # type: ignore
     """
     account.ledger[:] = 0.0
     equity_before = account.wallet[EQUITY]
+    if account.traded.shape[0] > 0:
+        # the tier of a day is fixed at its midnight
+        roll_day(
+            account.traded,
+            world.market.open_time_ms[now] // DAY_MS,
+            world.fee_tiers,
+            world.rules.discount_factor,
+        )
     account.ledger[_OVERLAY] = decide(account, world, action, now)
     for asset in range(account.positions.shape[0]):
         row = account.holdings[asset]
@@ -112,6 +123,9 @@ def _fine_bar(account, world, now, fine, open_ms, number, scratch):  # type: ign
     Returns:
         Whether the cross positions were liquidated whole.
     """
+    if world.rules.leaves_trace > 0.0:
+        for asset in range(account.positions.shape[0]):
+            decay_push(account.orders[asset], world.rules)
     if has_orders(account):
         if is_short_at(account, world, fine, OPEN) and liquidate_if_short(
             account, world, now, fine, STRAIGHT, 0, 0.0

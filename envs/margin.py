@@ -16,7 +16,7 @@ import math
 from perpgym.envs.compile import kernel
 
 # columns of Contract.bracket_table()
-_CAP, _MMR, _CUM = 1, 2, 3
+_FLOOR, _CAP, _MMR, _CUM = range(4)
 
 
 @kernel
@@ -81,11 +81,19 @@ def liquidation_price(balance, quantity, entry_price, brackets, is_inverse):  # 
     sign = -1.0 if is_inverse > 0.0 else 1.0
     entry = worth(entry_price, is_inverse)
     last = brackets.shape[0] - 1
+    # the bracket of the entry is near; each line lies above the concave excess, so a root beyond its bracket
+    # says on which side the true one lies
+    row = bracket_row(abs(quantity * entry), brackets)
     value = math.nan
-    for row in range(last + 1):
+    for _step in range(last + 1):
         slope = size * sign * brackets[row, _MMR] - quantity
         value = (balance + brackets[row, _CUM] - quantity * entry) / slope
-        if size * sign * value <= brackets[row, _CAP]:
+        at_value = size * sign * value
+        if at_value > brackets[row, _CAP] and row < last:
+            row += 1
+        elif at_value < brackets[row, _FLOOR] and row > 0:
+            row -= 1
+        else:
             break
     if sign * value > 0.0:
         return price_of(value, is_inverse)

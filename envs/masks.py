@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from perpgym.data.bars import CLOSE
-from perpgym.envs.account import CROSS, EQUITY, ISOLATED_WALLET, QUANTITY, margin_balance, sizing_base
+from perpgym.envs.account import (
+    CROSS,
+    EQUITY,
+    ISOLATED_WALLET,
+    ORDER_ASKED,
+    QUANTITY,
+    margin_balance,
+    sizing_base,
+)
 from perpgym.envs.arrays import Account, contract_rules
 from perpgym.envs.compile import kernel
 from perpgym.envs.decision import FLAT, HEADS, HOLD, LONG, SHORT, exposure_caps, exposure_of
-from perpgym.envs.orders import ORDER_ASKED
 
 # a choice at the very limit is allowed
 _SLACK = 1.0 + 1e-9
@@ -109,6 +116,6 @@ def mask_batch(world, state, scratch, bars, out):  # type: ignore[no-untyped-def
     for i in range(bars.shape[0]):
         account = Account(
             state.wallets[i], state.positions[i], scratch.ledger, scratch.holdings, state.orders[i],
-            scratch.fills,
+            scratch.fills, scratch.traded,
         )  # fmt: skip
         mask_account(account, world, bars[i], out[i])

@@ -5,19 +5,7 @@ from __future__ import annotations
 import math
 
 from perpgym.data.bars import CLOSE
-from perpgym.envs.account import QUANTITY, give_stop_distance, on_lot_grid
-from perpgym.envs.arrays import contract_rules, read_bar
-from perpgym.envs.compile import cold_kernel, kernel
-from perpgym.envs.decision import HEADS
-from perpgym.envs.execution import quote, to_lots
-from perpgym.envs.fills import ORDER, take_at, take_priced
-from perpgym.envs.orders import (
-    BRACKET,
-    ICEBERG,
-    LIMIT,
-    MARGIN,
-    MARKET,
-    NOT_REACHED,
+from perpgym.envs.account import (
     ORDER_FRESH,
     ORDER_HELD,
     ORDER_LIMIT,
@@ -26,6 +14,23 @@ from perpgym.envs.orders import (
     ORDER_STOP,
     ORDER_STYLE,
     ORDER_WORKING,
+    QUANTITY,
+    give_stop_distance,
+    on_lot_grid,
+)
+from perpgym.envs.arrays import contract_rules, read_bar
+from perpgym.envs.compile import cold_kernel, kernel
+from perpgym.envs.decision import HEADS
+from perpgym.envs.execution import quote, to_lots
+from perpgym.envs.fees import maker_rate
+from perpgym.envs.fills import ORDER, take_at, take_priced
+from perpgym.envs.orders import (
+    BRACKET,
+    ICEBERG,
+    LIMIT,
+    MARGIN,
+    MARKET,
+    NOT_REACHED,
     TOO_SMALL,
     TWAP,
     VWAP,
@@ -125,10 +130,10 @@ def _take_at_open(account, world, asset, now, fine, number):  # type: ignore[no-
             share = 1.0 / (market.fine_per_bar - number)
         due = to_lots(wanted * share, contract)
     most, reason = admitted_by_volume(due, bar.volume, bar, contract, rules)
-    touch, price = market_fill_price(account, bar.last_open, most, bar, contract, rules)
+    touch, price = market_fill_price(account, asset, bar.last_open, most, bar, contract, rules)
     quantity, cut = admitted_by_margin(account, world, fine, asset, most, price, bar, contract)
     if quantity != most:
-        touch, price = market_fill_price(account, bar.last_open, quantity, bar, contract, rules)
+        touch, price = market_fill_price(account, asset, bar.last_open, quantity, bar, contract, rules)
     left = on_lot_grid(wanted - quantity, wanted, contract)
     is_refused = (cut & (MARGIN | BRACKET)) != 0
     is_last_try = is_market and (rules.carries_remainder == 0.0 or (cut & TOO_SMALL) != 0)
@@ -137,7 +142,9 @@ def _take_at_open(account, world, asset, now, fine, number):  # type: ignore[no-
     if quantity != 0.0:
         _prepare_stop(account, world, asset, now, quantity)
         mark_close = market.mark[now, asset, CLOSE]
-        take_priced(account, asset, quantity, bar.last_open, touch, price, mark_close, ORDER, contract, rules)
+        take_priced(
+            account, asset, quantity, bar.last_open, touch, price, bar, mark_close, ORDER, contract, rules
+        )
         account.holdings[asset, _FILL_PRICE] = price
         order[ORDER_HELD] = account.positions[asset, QUANTITY]
 
@@ -175,10 +182,10 @@ def _fill_slices(account, world, asset, now, fine):  # type: ignore[no-untyped-d
     bar = read_bar(world.market, now, fine, asset, contract.is_inverse)
     wanted = order[ORDER_QUANTITY]
     most, reason = admitted_by_volume(wanted, bar.volume, bar, contract, world.rules)
-    reference, touch, price = sliced_fill_price(account, most, bar, contract, world.rules)
+    reference, touch, price = sliced_fill_price(account, asset, most, bar, contract, world.rules)
     quantity, cut = admitted_by_margin(account, world, fine, asset, most, price, bar, contract)
     if quantity != most:
-        reference, touch, price = sliced_fill_price(account, quantity, bar, contract, world.rules)
+        reference, touch, price = sliced_fill_price(account, asset, quantity, bar, contract, world.rules)
     order[ORDER_REASON] = int(order[ORDER_REASON]) | reason | cut
     order[ORDER_QUANTITY] = 0.0 if cut != 0 else on_lot_grid(wanted - quantity, wanted, contract)
     if quantity != 0.0:
@@ -186,7 +193,7 @@ def _fill_slices(account, world, asset, now, fine):  # type: ignore[no-untyped-d
         order[ORDER_FRESH] = 1.0
         mark_close = world.market.mark[now, asset, CLOSE]
         take_priced(
-            account, asset, quantity, reference, touch, price, mark_close, ORDER, contract, world.rules
+            account, asset, quantity, reference, touch, price, bar, mark_close, ORDER, contract, world.rules
         )
         account.holdings[asset, _FILL_PRICE] = price
 
@@ -222,7 +229,15 @@ def _fill_resting(account, world, asset, now, fine, number):  # type: ignore[no-
         order[ORDER_FRESH] = 1.0
         mark_close = world.market.mark[now, asset, CLOSE]
         take_at(
-            account, asset, quantity, limit, contract.maker_rate, mark_close, ORDER, contract, world.rules
+            account,
+            asset,
+            quantity,
+            limit,
+            maker_rate(account.traded, contract),
+            mark_close,
+            ORDER,
+            contract,
+            world.rules,
         )
         account.holdings[asset, _FILL_PRICE] = limit
 

@@ -17,6 +17,8 @@ from perpgym.envs.account import (
 from perpgym.envs.arrays import contract_rules
 from perpgym.envs.compile import kernel
 from perpgym.envs.execution import quote, square_root_impact, to_lots, to_tick
+from perpgym.envs.fees import taker_rate
+from perpgym.envs.impact import fill_shift
 from perpgym.envs.margin import worth
 
 # why an order was cut or dropped: bits of the ``reason`` column
@@ -28,22 +30,25 @@ MARKET, TWAP, VWAP, LIMIT, ICEBERG = range(5)
 # of a sliced order, mean over peak of the square-root law: the integral of sqrt(x) from 0 to 1
 SLICED_IMPACT = 2.0 / 3.0
 
-# columns of the orders of one account, one row a contract: what is left to fill (signed), what was held when
-# it was decided or last filled, why it was cut, the limit price (quote), what is carried on from bar to bar,
-# whether it filled inside the bar, so that no target of this bar may count on it, how it reaches the book,
-# its stop in volatilities of a bar (0: the account's), and the ladder level that stands (nan: none)
-ORDER_QUANTITY, ORDER_HELD, ORDER_REASON, ORDER_LIMIT, ORDER_WORKING, ORDER_FRESH = range(6)
-ORDER_STYLE, ORDER_STOP, ORDER_ASKED = 6, 7, 8
-ORDER_COLUMNS = 9
-
 
 @kernel
-def market_fill_price(account, reference, quantity, bar, contract, rules):  # type: ignore[no-untyped-def]
+def market_fill_price(account, asset, reference, quantity, bar, contract, rules):  # type: ignore[no-untyped-def]
     """Touch and fill price of a taker order against ``reference``, the last price at that moment."""
     side = 1.0 if quantity > 0.0 else -1.0
     touch = quote(reference, rules.half_spread, contract, side)
-    share = own_impact(account, quantity, reference, bar, contract, rules)
-    return touch, to_tick(touch + side * reference * share, contract, side)
+    move = side * reference * own_impact(account, quantity, reference, bar, contract, rules)
+    if rules.leaves_trace > 0.0:
+        move += trace_shift(account, asset, quantity, reference, bar, contract, rules)
+    return touch, to_tick(touch + move, contract, side)
+
+
+@kernel
+def trace_shift(account, asset, quantity, reference, bar, contract, rules):  # type: ignore[no-untyped-def]
+    """Quote by which the account's earlier fills, and half of this one's own push, move its price."""
+    value = quantity * abs(worth(reference, contract.is_inverse))
+    shift = fill_shift(account.orders[asset], value, bar.root_illiquidity, rules)
+    # a share of the worth: of the price itself, or of one over it
+    return reference * (shift / (1.0 - shift) if contract.is_inverse > 0.0 else shift)
 
 
 @kernel
@@ -73,7 +78,7 @@ def free_margin(account, world, fine, asset):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def affordable_quantity(position, free, quantity, price, mark_price, contract):  # type: ignore[no-untyped-def]
+def affordable_quantity(position, free, quantity, price, mark_price, fee_rate, contract):  # type: ignore[no-untyped-def]
     """Cut the opening part of an order to what the account can pay when the order reaches the book.
 
     Each unit opened needs its initial margin, its fee, and its loss from the fill to the mark. Cross pays
@@ -87,6 +92,7 @@ def affordable_quantity(position, free, quantity, price, mark_price, contract): 
         quantity: signed.
         price: quote, the fill price of the whole order.
         mark_price: quote, at the same instant.
+        fee_rate: fraction of notional.
 
     Returns:
         (quantity, reason): signed, in whole lots, and the bit of the rule that cut it, or 0.
@@ -97,7 +103,7 @@ def affordable_quantity(position, free, quantity, price, mark_price, contract): 
     kept = abs(held) - closed
     value, mark = worth(price, contract.is_inverse), worth(mark_price, contract.is_inverse)
     unit_notional = abs(value)
-    fee = unit_notional * max(contract.taker_rate, 0.0)
+    fee = unit_notional * max(fee_rate, 0.0)
     if contract.is_isolated > 0.0:
         if held != 0.0:
             free += position[ISOLATED_WALLET] * closed / abs(held)
@@ -123,7 +129,7 @@ def is_reduce_only(held, quantity):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def sliced_fill_price(account, quantity, bar, contract, rules):  # type: ignore[no-untyped-def]
+def sliced_fill_price(account, asset, quantity, bar, contract, rules):  # type: ignore[no-untyped-def]
     """Reference, touch and mean fill price of an order in slices along a bar that nothing finer resolves.
 
     The price is taken to go straight from open to close; impact builds up along the order, two thirds of a
@@ -132,11 +138,13 @@ def sliced_fill_price(account, quantity, bar, contract, rules):  # type: ignore[
     side = 1.0 if quantity > 0.0 else -1.0
     reference = 0.5 * (bar.last_open + bar.last_close)
     touch = quote(reference, rules.half_spread, contract, side)
-    impact = SLICED_IMPACT * own_impact(account, quantity, reference, bar, contract, rules)
+    move = side * reference * SLICED_IMPACT * own_impact(account, quantity, reference, bar, contract, rules)
+    if rules.leaves_trace > 0.0:
+        move += trace_shift(account, asset, quantity, reference, bar, contract, rules)
     return (
         reference,
         touch,
-        to_tick(touch + side * reference * impact, contract, side),
+        to_tick(touch + move, contract, side),
     )
 
 
@@ -184,7 +192,13 @@ def admitted_by_margin(account, world, fine, asset, quantity, price, bar, contra
         return quantity, 0
     free = free_margin(account, world, fine, asset)
     quantity, reason = affordable_quantity(
-        account.positions[asset], free, quantity, price, bar.mark_open, contract
+        account.positions[asset],
+        free,
+        quantity,
+        price,
+        bar.mark_open,
+        taker_rate(account.traded, contract),
+        contract,
     )
     size = abs(quantity)
     in_quote = size if contract.is_inverse > 0.0 else size * bar.last_open

@@ -12,6 +12,7 @@ from perpgym.data.bars import CLOSE, HIGH, LOW
 from perpgym.envs.account import (
     CROSS,
     ISOLATED_WALLET,
+    ORDER_FRESH,
     QUANTITY,
     STOP_PRICE,
     TARGET_PRICE,
@@ -25,6 +26,7 @@ from perpgym.envs.account import (
 from perpgym.envs.arrays import contract_rules, read_bar
 from perpgym.envs.compile import cold_kernel, kernel
 from perpgym.envs.execution import to_tick
+from perpgym.envs.fees import taker_rate
 from perpgym.envs.fills import STOP, TARGET, take, take_at
 from perpgym.envs.liquidation import (
     ADVERSE_FIRST,
@@ -38,7 +40,6 @@ from perpgym.envs.liquidation import (
     point,
     side_of,
 )
-from perpgym.envs.orders import ORDER_FRESH
 from perpgym.envs.spaces import LEDGER
 
 _STOPPED = LEDGER["stopped"]
@@ -189,7 +190,7 @@ def _take_profits(account, world, group, now, fine, way, leg):  # type: ignore[n
                 asset,
                 -position[QUANTITY],
                 target,
-                contract.taker_rate,
+                taker_rate(account.traded, contract),
                 world.market.mark[now, asset, CLOSE],
                 TARGET,
                 contract,
@@ -273,6 +274,8 @@ def _copy_account(source, target):  # type: ignore[no-untyped-def]
             target.holdings[asset, i] = source.holdings[asset, i]
         for i in range(source.orders.shape[1]):
             target.orders[asset, i] = source.orders[asset, i]
+    for i in range(source.traded.shape[0]):
+        target.traded[i] = source.traded[i]
     for fill in range(min(source.fills.shape[0], target.fills.shape[0])):
         for i in range(source.fills.shape[1]):
             target.fills[fill, i] = source.fills[fill, i]

@@ -11,12 +11,13 @@ from perpgym.data.bars import CLOSE
 from perpgym.envs.account import (
     EQUITY,
     INITIAL_WALLET,
+    LOG_EQUITY,
+    ORDER_HELD,
     RETURN_MEAN,
     RETURN_SQUARE,
 )
 from perpgym.envs.compile import kernel
 from perpgym.envs.margin import worth
-from perpgym.envs.orders import ORDER_HELD
 from perpgym.envs.spaces import LEDGER
 
 # in the order of envs.config.REWARD_KINDS
@@ -42,11 +43,7 @@ def pay(account, world, equity_before, peak_before, now):  # type: ignore[no-unt
         now: the bar that was booked.
     """
     rules = world.rules
-    growth = account.wallet[EQUITY] / equity_before if equity_before > 0.0 else 0.0
-    if growth < rules.reward_equity_floor:
-        growth = rules.reward_equity_floor
-        account.ledger[_FLOORED] = 1.0
-    log_return = math.log(growth)
+    log_return = _log_return(account, rules, equity_before)
     if rules.reward == MEAN_VARIANCE:
         worthwhile = _mean_variance(account, world, equity_before, now)
     elif rules.reward == LOG_RETURN:
@@ -54,13 +51,32 @@ def pay(account, world, equity_before, peak_before, now):  # type: ignore[no-unt
         worthwhile = log_return - 0.5 * (rules.reward_risk_aversion - 1.0) * log_return * log_return
     else:
         worthwhile = _differential_ratio(account.wallet, log_return, rules)
-    _remember(account.wallet, log_return, rules)
+    if has_moments(rules):
+        _remember(account.wallet, log_return, rules)
     if rules.reward_drawdown > 0.0:
         drawdown_before = 1.0 - equity_before / peak_before
         worthwhile -= rules.reward_drawdown * max(account.ledger[_DRAWDOWN] - drawdown_before, 0.0)
     if rules.reward_turnover > 0.0:
         worthwhile -= rules.reward_turnover * account.ledger[_TRADED] / max(equity_before, 1e-9)
     return rules.reward_scale * (worthwhile - rules.reward_liquidation * account.ledger[_LIQUIDATED])
+
+
+@kernel
+def has_moments(rules):  # type: ignore[no-untyped-def]
+    """Whether the reward remembers running moments."""
+    return rules.reward == DIFFERENTIAL_SHARPE or rules.reward == DIFFERENTIAL_SORTINO
+
+
+@kernel
+def _log_return(account, rules, equity_before):  # type: ignore[no-untyped-def]
+    """Floored log return of the step; the account's log equity, which is observed, moves on."""
+    wallet = account.wallet
+    before = wallet[LOG_EQUITY]
+    wallet[LOG_EQUITY] = math.log(max(wallet[EQUITY], 1e-9) / wallet[INITIAL_WALLET])
+    if wallet[EQUITY] < rules.reward_equity_floor * equity_before or equity_before <= 0.0:
+        account.ledger[_FLOORED] = 1.0
+        return math.log(rules.reward_equity_floor)
+    return wallet[LOG_EQUITY] - before
 
 
 @kernel

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
@@ -12,9 +14,11 @@ from numpy.typing import NDArray
 from perpgym.data.bars import Bars
 from perpgym.data.contract import Contract
 from perpgym.data.tape import Tape
+from perpgym.envs.account import EQUITY, STOP_PRICE
 from perpgym.envs.config import EnvConfig
+from perpgym.envs.render import EpisodeRecord, Step, draw
 from perpgym.envs.risk.limits import RiskLimits
-from perpgym.envs.spaces import LEDGER_COLUMNS, observation_table
+from perpgym.envs.spaces import LEDGER_COLUMNS, TOTAL_COLUMNS, observation_table
 from perpgym.envs.vector import PerpVecEnv
 
 if TYPE_CHECKING:
@@ -34,6 +38,7 @@ class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
     market     (R, A, F)          float32   raw market features of the last R closed bars, newest last
     risk       (R, A, K)          float32   raw market-risk features of the same bars
     clock      (1,)               int64     bars since the epoch of the newest bar, modulo 2**20
+    valid      (R, A)             float32   with several contracts: 1 where a contract's features are whole
     account    (A, Ca)            float32   see the table below
     portfolio  (Cp,)              float32   see the table below
     ========== ================== ========= ==========================================================
@@ -57,17 +62,21 @@ class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
     of the episode or of the data.
 
     ``info`` holds the ledger of the step (``envs.spaces.LEDGER_COLUMNS``), which adds up to the change of
-    equity, and ``time_ms``, the close of the newest bar.
+    equity, the same parts summed since the episode began (``total_…``), and ``time_ms``, the close of the
+    newest bar.
 
     Args:
         tape: the market; None makes a small simulated one.
         config, limits, start_bar, end_bar, finer: as in :class:`PerpVecEnv`.
         contract: only with ``tape=None``: the symbol to simulate.
+        render_mode: ``rgb_array`` keeps the last ``render_bars`` bars for :meth:`render`; None keeps nothing.
+        render_bars: how many bars a picture shows.
 
     Version history: v0, first version.
     """
 
-    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 - Gymnasium declares it so
+    # a day of hourly bars a second
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 24}  # noqa: RUF012 - Gymnasium's
 
     def __init__(
         self,
@@ -79,7 +88,14 @@ class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
         end_bar: int | None = None,
         finer: Bars | Sequence[Bars] | None = None,
         contract: str = "BTC/USDT:USDT",
+        render_mode: str | None = None,
+        render_bars: int = 200,
     ) -> None:
+        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
+            raise ValueError(f"render_mode must be 'rgb_array' or None, was {render_mode!r}")
+        if render_bars < 1:
+            raise ValueError(f"render_bars must be at least 1, was {render_bars}")
+        self.render_mode = render_mode
         self.batch = PerpVecEnv(
             _small_tape(contract) if tape is None else tape,
             n_paths=1,
@@ -95,6 +111,7 @@ class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
         self.action_space = self.batch.single_action_space
         self._buffers = self.batch.make_buffers()
         self._is_running = False
+        self._record = None if render_mode is None else EpisodeRecord(self.tape, render_bars)
 
     @classmethod
     def from_frame(
@@ -108,8 +125,11 @@ class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
     ) -> PerpEnv:
         """An env from a frame of bars with columns ``date, open, high, low, close, volume``.
 
+        Columns with ``feature`` in their name take the place of perpgym's own, as other environments do it;
+        :func:`perpgym.data.tape_from_frame` has more choices.
+
         Args:
-            df: last prices, hourly or any equal spacing; ``date`` is the opening time (UTC).
+            df: last prices, hourly or any equal spacing; ``date``, or the index, is the opening time (UTC).
             funding: ``date, rate`` of settlements; None means that the contract never settles, and says so.
             mark: mark prices with the columns of ``df``; None is the named rule ``mark=last``.
             contract: a shipped symbol or a Contract of your own.
@@ -119,11 +139,10 @@ class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
         Raises:
             perpgym.data.DataError: the frames are not usable; says what to do.
         """
-        from perpgym.data.features.build import build_tape
-        from perpgym.data.sources.table import bars_from_frames
+        from perpgym.data.prepared import tape_from_frame
 
-        bars = bars_from_frames(df, funding=funding, mark=mark, contract=contract, repair=repair)
-        return cls(build_tape(bars, source="frame"), **kwargs)
+        tape = tape_from_frame(df, funding=funding, mark=mark, contract=contract, repair=repair)
+        return cls(tape, **kwargs)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -132,6 +151,9 @@ class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
         super().reset(seed=seed)
         self.batch.reset_into(self._buffers, int(self.np_random.integers(2**31)))
         self._is_running = True
+        if self._record is not None:
+            equity = float(self.batch.state_dict()["wallets"][0, EQUITY])
+            self._record.restart(int(self._buffers.bar[0]), equity)
         return _first(self.batch.observation(self._buffers)), {"time_ms": self._time_ms(self._buffers.bar)}
 
     def step(self, action: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
@@ -139,11 +161,19 @@ class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
         if not self._is_running:
             raise gym.error.ResetNeeded("the episode has ended or never began: call reset() first")
         out = self._buffers
+        stop = math.nan
+        if self._record is not None:
+            stop = float(self.batch.state_dict()["positions"][0, 0, STOP_PRICE])
         self.batch.step_into(np.asarray(action, np.float32).reshape(1, -1), out)
         info: dict[str, Any] = dict(zip(LEDGER_COLUMNS, out.ledger[0].tolist(), strict=True))
+        totals = self.batch.totals(out)[0].tolist()
+        info |= zip((f"total_{name}" for name in TOTAL_COLUMNS), totals, strict=True)
         is_over = bool(out.terminated[0] or out.truncated[0])
         self._is_running = not is_over
-        info["time_ms"] = self._time_ms(out.final_bar if is_over else out.bar)
+        bar = out.final_bar if is_over else out.bar
+        info["time_ms"] = self._time_ms(bar)
+        if self._record is not None:
+            self._record.add(Step(int(bar[0]), out.ledger[0].copy(), out.holdings[0].copy(), stop))
         observation = self.batch.final_observation(out) if is_over else self.batch.observation(out)
         return (
             _first(observation),
@@ -152,6 +182,24 @@ class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
             bool(out.truncated[0]),
             info,
         )
+
+    def render(self) -> NDArray[np.uint8] | None:
+        """The last ``render_bars`` bars: price with fills, stops and liquidations, exposure, equity, costs.
+
+        Returns:
+            (800, 1280, 3) uint8, RGB; None, with a warning, without ``render_mode``.
+
+        Raises:
+            ResetNeeded: no episode has begun.
+        """
+        if self._record is None:
+            gym.logger.warn(
+                "render() shows nothing without a mode: make the env with render_mode='rgb_array'"
+            )
+            return None
+        if not self._record.start_equity:
+            raise gym.error.ResetNeeded("no episode has begun: call reset() first")
+        return draw(self._record)
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Which choices are allowed now, (A * sum(choices),) bool; see ``PerpVecEnv.action_masks``."""
@@ -171,8 +219,26 @@ def _first(observation: Observation) -> Observation:
     return {name: column[0] for name, column in observation.items()}
 
 
+def make_vector_env(
+    num_envs: int = 1, tape: Tape | None = None, *, contract: str = "BTC/USDT:USDT", **kwargs: Any
+) -> PerpVecEnv:
+    """What ``gymnasium.make_vec("perpgym/Perp-v0", num_envs)`` makes: one account a path, with windows.
+
+    Args:
+        num_envs: N.
+        tape, contract: as in :class:`PerpEnv`.
+        **kwargs: of :class:`PerpVecEnv`.
+    """
+    market = _small_tape(contract) if tape is None else tape
+    return PerpVecEnv(market, n_paths=num_envs, with_windows=True, **kwargs)
+
+
+@cache
 def _small_tape(symbol: str) -> Tape:
-    """Half a year of simulated market, so that ``gymnasium.make("perpgym/Perp-v0")`` works with no data."""
+    """Half a year of simulated market, so that ``gymnasium.make("perpgym/Perp-v0")`` works with no data.
+
+    A tape is never written to, so every env of a process shares it.
+    """
     from perpgym.data.features.build import build_tape
     from perpgym.data.synthetic import SimulatedMarketConfig, simulate_market
 

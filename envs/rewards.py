@@ -52,8 +52,9 @@ class Reward:
 
     def own_scale(self, tape: Tape, start_bar: int, end_bar: int) -> float:
         """One over the deviation of the mark's log return: a unit exposure earns rewards of unit size."""
-        returns = np.diff(np.log(tape.mark[start_bar:end_bar, 0, CLOSE]))
-        deviation = float(returns.std())
+        returns = np.diff(np.log(tape.mark[start_bar:end_bar, :, CLOSE]), axis=0)
+        # of every contract since it is there
+        deviation = float(returns[tape.is_valid[start_bar + 1 : end_bar]].std())
         return 1.0 / deviation if deviation > 0 else 1.0
 
 

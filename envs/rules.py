@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from perpgym.data.contract import Contract
+from perpgym.data.contract import HOUR_MS, Contract
 from perpgym.data.tape import Tape
 from perpgym.envs.actions import ACTION_KINDS
 from perpgym.envs.arrays import AccountRules, Choices, ContractRules, Market, World
@@ -51,8 +51,12 @@ def make_contract_rules(contract: Contract, config: EnvConfig) -> ContractRules:
     )
 
 
-def make_account_rules(config: EnvConfig, limits: RiskLimits) -> AccountRules:
-    """The kernel's rules for the account."""
+def make_account_rules(
+    config: EnvConfig, limits: RiskLimits, *, bar_ms: int = HOUR_MS, fine_ms: int = HOUR_MS
+) -> AccountRules:
+    """The kernel's rules for the account, on bars of ``bar_ms`` that ``fine_ms`` bars resolve."""
+    push, keep = config.impact.kernel_numbers(bar_ms, fine_ms)
+    fees = config.fees
     is_exchange, is_limited = config.cost == "exchange", config.limits == "on"
     return AccountRules(
         action=float(ACTION_KINDS.index(config.action)),
@@ -62,6 +66,9 @@ def make_account_rules(config: EnvConfig, limits: RiskLimits) -> AccountRules:
         is_unlimited=float(not is_limited),
         is_sold_at_end=float(config.terminal == "liquidate"),
         quadratic_cost=config.quadratic_cost_rate if config.cost == "quadratic" else 0.0,
+        leaves_trace=float(config.impact.kind != "none"),
+        **dict(zip(("push_0", "push_1", "push_2", "push_permanent"), push, strict=True)),
+        **dict(zip(("keep_0", "keep_1", "keep_2"), keep, strict=True)),
         half_spread=config.half_spread_bps * 1e-4 if is_exchange else 0.0,
         impact_coefficient=config.impact_coefficient if is_exchange else 0.0,
         max_participation=config.max_participation,
@@ -77,6 +84,8 @@ def make_account_rules(config: EnvConfig, limits: RiskLimits) -> AccountRules:
         take_profit=config.take_profit or 0.0,
         stop_on_mark=float(config.stop_trigger == "mark"),
         stop_at_last=1.0,
+        discount_factor=1.0 if fees is None else fees.discount_factor,
+        traded_before=0.0 if fees is None else fees.traded_before,
         funding_multiplier=config.funding_multiplier,
         liquidates_by_bracket=float(config.liquidation == "brackets"),
         liquidates_at_bankruptcy=0.0,
@@ -132,12 +141,16 @@ def make_world(tape: Tape, config: EnvConfig, limits: RiskLimits, finer: Finer |
             "and the problems of benchmarks/optima do); set it to false for real data"
         )
     market = market_arrays(tape, finer)
+    if config.impact.kind != "none":
+        market = market._replace(root_illiquidity=config.impact.root_illiquidity(tape))
     if config.latency_ms > 0.0 and config.latency_ms > (market.fine_per_bar - 1) * market.fine_ms:
         raise ValueError(
             f"latency_ms={config.latency_ms:g} needs finer bars that resolve it: pass finer= bars of at most "
             f"that length to the env (its bars have {market.fine_ms} ms), or set latency_ms to 0"
         )
-    return World(market, rules, brackets, make_account_rules(config, limits), make_choices(config))
+    account_rules = make_account_rules(config, limits, bar_ms=tape.bar_ms, fine_ms=market.fine_ms)
+    tiers = np.zeros((0, 3)) if config.fees is None else config.fees.tier_table()
+    return World(market, rules, brackets, account_rules, make_choices(config), tiers)
 
 
 def make_choices(config: EnvConfig) -> Choices:
@@ -163,6 +176,7 @@ def market_arrays(tape: Tape, finer: Finer | None = None) -> Market:
         stamp_start=tape.stamp_start,
         stamp_time_ms=tape.stamp_time_ms,
         stamp_rate=tape.stamp_rate,
+        root_illiquidity=np.zeros_like(tape.volume),
         planted=np.empty((0, len(tape.contracts))) if tape.planted is None else tape.planted,
         bar_ms=tape.bar_ms,
         fine_last=finer.last,
@@ -186,8 +200,9 @@ def one_bar_market(
     open_ms: int = 0,
     bar_ms: int = 3_600_000,
     stamps: Sequence[Sequence[tuple[int, float]]] = (),
+    root: Float64 | None = None,
 ) -> Market:
-    """A market of one bar, number 1, after a bar of which only the mark close is known.
+    """A market of one bar, number 1, after a bar of which only is known that it traded and its mark close.
 
     Args:
         mark_before: (A,) quote.
@@ -195,6 +210,7 @@ def one_bar_market(
         volume: (A,) base.
         sigma_per_bar: (A,) volatility of the bar's log return as known before it.
         open_ms, bar_ms: when the bar opens, how long it is.
+        root: (A,) ``Market.root_illiquidity`` as known before it; None for 0.
         stamps: by contract, (time in ms, rate) of the settlements that the bar owns, ascending.
     """
     owned = list(stamps) or [()] * last.shape[0]
@@ -203,7 +219,7 @@ def one_bar_market(
     flat = [stamp for rows in owned for stamp in rows]
     before = np.repeat(mark_before[:, None], 4, axis=1)
     both_last, both_mark = np.stack([before, last]), np.stack([before, mark])
-    both_volume = np.stack([volume, volume])
+    both_volume = np.stack([np.ones_like(volume), volume])
     return Market(
         open_time_ms=np.array([open_ms - bar_ms, open_ms], np.int64),
         last=both_last,
@@ -213,6 +229,7 @@ def one_bar_market(
         stamp_start=np.stack([starts, starts, ends], axis=1).astype(np.int64),
         stamp_time_ms=np.array([time for time, _rate in flat], np.int64),
         stamp_rate=np.array([rate for _time, rate in flat], np.float64),
+        root_illiquidity=np.zeros_like(both_volume) if root is None else np.stack([root, root]),
         planted=np.empty((0, last.shape[0])),
         bar_ms=bar_ms,
         fine_last=both_last,

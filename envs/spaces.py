@@ -41,6 +41,7 @@ ACCOUNT_COLUMNS: tuple[Column, ...] = (
         "asked", "equity", -10.0, 10.0, "ladder level that stands, else exposure with what is being worked"
     ),
     Column("tradable", "0 or 1", 0.0, 1.0, "whether the contract traded in the newest bar"),
+    Column("impact", "1 % of price", -10.0, 10.0, "what its own earlier fills still add to its price"),
 )
 
 PORTFOLIO_COLUMNS: tuple[Column, ...] = (
@@ -57,8 +58,9 @@ PORTFOLIO_COLUMNS: tuple[Column, ...] = (
         10.0,
         "fees, spread and impact, decaying with a half-life of 24 bars",
     ),
-    Column("return_mean", "deviations", -5.0, 5.0, "running mean of the account's log return per bar"),
-    Column("return_deviation", "1 % equity", 0.0, 10.0, "running deviation of it; of its losses for Sortino"),
+    # 0 with other rewards, which remember nothing
+    Column("return_mean", "deviations", -5.0, 5.0, "differential ratios: running mean of the log return"),
+    Column("return_deviation", "1 % equity", 0.0, 10.0, "differential ratios: its running deviation"),
 )
 
 ACCOUNT_NAMES = tuple(c.name for c in ACCOUNT_COLUMNS)
@@ -74,7 +76,7 @@ LEDGER_COLUMNS: tuple[str, ...] = (
     "fees",  # paid > 0
     "clearance",  # paid > 0
     "spread",  # paid > 0
-    "impact",  # paid > 0
+    "impact",  # paid > 0; the trace of earlier fills may give back
     "insurance",  # received from the insurance fund
     "traded_notional",  # sum of |fill notional|
     "exposure",  # signed notional over equity at the mark close, after the step, all contracts
@@ -88,6 +90,9 @@ LEDGER_COLUMNS: tuple[str, ...] = (
     "overlay",  # bits of envs.risk.overlay that changed the action; 0 = none
     "drawdown",  # fraction, after the step
 )
+# the parts that add up to the equity change, and what was traded: these are summed over an episode
+TOTAL_COLUMNS: tuple[str, ...] = LEDGER_COLUMNS[2:10]
+FIRST_PART = 2
 LEDGER = {name: i for i, name in enumerate(LEDGER_COLUMNS)}
 
 # of one step, by account and contract
@@ -124,6 +129,8 @@ def observation_space(tape: Tape, window: int, with_windows: bool) -> gym.spaces
         for name, width in (("market", tape.features.shape[2]), ("risk", tape.risk.shape[2])):
             spaces[name] = gym.spaces.Box(-FEATURE_BOUND, FEATURE_BOUND, (window, assets, width), np.float32)
         spaces["clock"] = gym.spaces.Box(0, CLOCK_PERIOD - 1, (1,), np.int64)
+        if assets > 1:
+            spaces["valid"] = gym.spaces.Box(0.0, 1.0, (window, assets), np.float32)
     else:
         spaces["bar"] = gym.spaces.Box(0, MAX_BAR, (1,), np.int64)
     return gym.spaces.Dict(spaces)

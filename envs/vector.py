@@ -12,13 +12,15 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from perpgym.data.bars import Bars
+from perpgym.data.clock import iso
 from perpgym.data.tape import Tape
-from perpgym.envs.account import POSITION_COLUMNS, WALLET_COLUMNS
+from perpgym.envs.account import ORDER_COLUMNS, POSITION_COLUMNS, WALLET_COLUMNS
 from perpgym.envs.actions import ACTION_DIM, action_space
 from perpgym.envs.arrays import BatchState
 from perpgym.envs.batch import (
     copy_final_windows,
     copy_windows,
+    first_bad_action,
     observe_batch,
     restart_batch,
     step_batch,
@@ -26,14 +28,15 @@ from perpgym.envs.batch import (
 from perpgym.envs.buffers import StepBuffers, make_account
 from perpgym.envs.compile import bind
 from perpgym.envs.config import EnvConfig
+from perpgym.envs.fees import TRADED_COLUMNS
 from perpgym.envs.finer import Finer
 from perpgym.envs.masks import mask_batch
-from perpgym.envs.orders import ORDER_COLUMNS
 from perpgym.envs.risk.limits import RiskLimits
 from perpgym.envs.rules import make_world
 from perpgym.envs.spaces import (
     CONTRACT_LEDGER_COLUMNS,
     LEDGER_COLUMNS,
+    TOTAL_COLUMNS,
     observation_space,
 )
 
@@ -133,6 +136,8 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
             wallets=np.zeros((n, WALLET_COLUMNS)),
             positions=np.zeros((n, a, POSITION_COLUMNS)),
             orders=np.zeros((n, a, ORDER_COLUMNS)),
+            traded=np.zeros((n, 0 if self.config.fees is None else TRADED_COLUMNS)),
+            totals=np.zeros((n, len(TOTAL_COLUMNS))),
             path_bar=np.zeros(p, np.int64),
             path_end=np.zeros(p, np.int64),
             next_start=np.zeros(p, np.int64),
@@ -141,7 +146,7 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
             restart_exposure=np.zeros((n, a)),
         )
         # one account at a time is in work
-        self._scratch = make_account(a)
+        self._scratch = make_account(a, has_tiers=self.config.fees is not None)
 
     # --- native face ---
 
@@ -205,14 +210,22 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
             self._step = bind(step_batch, *arguments)
         ended = self._step(*arguments)
         if ended < 0:
-            account = -1 - ended
-            raise ValueError(
-                f"the action of account {account} is not finite or not in {self.single_action_space}: "
-                f"{actions[account]}; nothing was booked"
-            )
+            raise ValueError(self._no_action(-1 - ended, actions[-1 - ended]))
         self._copy_windows(out)
         if ended > 0:
             self._after_restarts(out)
+
+    def _no_action(self, account: int, action: NDArray[np.float32]) -> str:
+        """Which number of an action is none, for which contract and when."""
+        by_contract = action.reshape(len(self.tape.contracts), 1, -1)
+        counts = self._world.choices.counts
+        (first, *_more) = [i for i, part in enumerate(by_contract) if first_bad_action(part, counts) >= 0]
+        close_ms = int(self.tape.open_time_ms[self._state.path_bar[account // self.accounts_per_path]])
+        return (
+            f"the action of account {account} is not finite or not in {self.single_action_space}: {action}, "
+            f"for {self.tape.contracts[first].symbol} at the close of {iso(close_ms + self.tape.bar_ms)}; "
+            "nothing was booked"
+        )
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Which choices are allowed now, as sb3-contrib's MaskablePPO asks for them.
@@ -278,6 +291,11 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
         # machine code does not travel
         return {**self.__dict__, "_step": None, "_copy": None}
 
+    def totals(self, out: StepBuffers) -> NDArray[np.float64]:
+        """(N, 8) the ledger's parts summed since the episode began; of an episode that just ended, whole."""
+        done = (out.terminated | out.truncated)[:, None]
+        return np.where(done, out.final_totals, self._state.totals)
+
     # --- resuming ---
 
     def state_dict(self) -> dict[str, Any]:
@@ -325,6 +343,8 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
         info |= {
             f"contract_{name}": out.holdings[:, :, i].copy() for i, name in enumerate(CONTRACT_LEDGER_COLUMNS)
         }
+        totals = self.totals(out)
+        info |= {f"total_{name}": totals[:, i] for i, name in enumerate(TOTAL_COLUMNS)}
         done = out.terminated | out.truncated
         if done.any():
             final = self.final_observation(out)
@@ -371,4 +391,7 @@ def _as_dict(
     else:
         observation["market"], observation["risk"] = market.copy(), risk.copy()
         observation["clock"] = tape.clock(bar)[:, None]
+        if len(tape.contracts) > 1:
+            window = np.arange(1 - market.shape[1], 1)
+            observation["valid"] = tape.is_valid[bar[:, None] + window].astype(np.float32)  # N R A
     return observation

@@ -134,7 +134,7 @@ def judge_run(
         progress=progress,
     )
     context = RunContext(
-        title=f"{settings.name}, {settings.data.symbol}",
+        title=f"{settings.name}, {', '.join(contract.symbol for contract in market.tape.contracts)}",
         folds=_folds(market),
         seeds=settings.seeds,
         config=config,

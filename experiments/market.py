@@ -5,17 +5,19 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from perpgym.data.features.build import build_tape
 from perpgym.data.features.scaler import Scaler, fit_scaler
-from perpgym.data.load import load_bars
+from perpgym.data.portfolio import load_contracts
 from perpgym.data.splits import SplitBars
 from perpgym.data.tape import Tape
 from perpgym.envs.config import EnvConfig
 from perpgym.envs.risk.limits import RiskLimits
 from perpgym.envs.vector import PerpVecEnv
-from perpgym.experiments.settings import Settings
+from perpgym.experiments.settings import FeatureSet, Settings
 
 _LOG = logging.getLogger(__name__)
 
@@ -51,19 +53,20 @@ def open_market(settings: Settings) -> Market:
         perpgym.data.DataError: the data cannot be used; says what to do.
         ValueError: a period is too short.
     """
-    _LOG.info("loading %s, source=%s ...", settings.data.symbol, settings.data.source)
-    loaded = load_bars(settings.data)
+    _LOG.info("loading %s, source=%s ...", ", ".join(settings.data.symbols), settings.data.source)
+    loaded = load_contracts(settings.data)
+    planted = [one.planted for one in loaded if one.planted is not None]
     features = settings.features
     tape = build_tape(
-        loaded.bars,
+        [one.bars for one in loaded],
         features=features.market,
         risk=features.risk,
-        planted=loaded.planted,
-        source=loaded.source,
+        planted=planted or None,
+        source="; ".join(dict.fromkeys(one.source for one in loaded)),
     )
     split = settings.split.resolve(tape)
-    rule = tape.mark_rules[0]
-    _LOG.info("data    %s, %s bars, mark=%s", loaded.source, f"{len(tape):,}", rule)
+    rules = " ".join(dict.fromkeys(f"mark={rule}" for rule in tape.mark_rules))
+    _LOG.info("data    %s, %s bars, %s", tape.source, f"{len(tape):,}", rules)
     _LOG.info("periods %s", split.describe(tape))
     env_config = replace(
         settings.env,
@@ -75,11 +78,16 @@ def open_market(settings: Settings) -> Market:
         split=split,
         env_config=env_config,
         limits=settings.risk,
-        market_scaler=fit_scaler(tape.features, split.train.start, split.train.stop, clip=features.clip),
-        risk_scaler=fit_scaler(tape.risk, split.train.start, split.train.stop, clip=features.clip),
-        notes=loaded.notes,
-        fallback_reason=loaded.fallback_reason,
+        market_scaler=_fit(tape.features, tape, split, features),
+        risk_scaler=_fit(tape.risk, tape, split, features),
+        notes=tuple(dict.fromkeys(note for one in loaded for note in one.notes)),
+        fallback_reason=loaded[0].fallback_reason,
     )
+
+
+def _fit(columns: NDArray[np.float32], tape: Tape, split: SplitBars, features: FeatureSet) -> Scaler:
+    train = split.train
+    return fit_scaler(columns, train.start, train.stop, is_valid=tape.is_valid, clip=features.clip)
 
 
 def training_env(market: Market, settings: Settings, seed: int) -> PerpVecEnv:

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 import torch
 
 from perpgym.agents.ppo import PPOConfig
-from perpgym.data.load import DataConfig
+from perpgym.data.config import DataConfig
 from perpgym.data.splits import Splits
 from perpgym.envs.config import EnvConfig
 from perpgym.envs.rewards import LogReturn, Reward
@@ -227,6 +227,9 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(_fits(value, one) for one in inner)
     if origin is Literal:
         return isinstance(value, str)  # the class itself names what is allowed
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        # a part of a component may come as plain types and checks its own settings
+        return isinstance(value, (dict, hint))
     if origin is tuple:
         return isinstance(value, tuple) and all(_fits(one, inner[0]) for one in value)
     if isinstance(value, bool) or hint is bool:

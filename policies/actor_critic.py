@@ -82,21 +82,25 @@ class PerpActorCriticPolicy(ActorCriticPolicy):
 
     def _build_mlp_extractor(self) -> None:
         super()._build_mlp_extractor()
-        if n_forecasts := len(self.config.forecast_bars):
+        if n_forecasts := self.features_extractor.n_assets * len(self.config.forecast_bars):
             self.mlp_extractor.policy_net = WithForecasts(self.mlp_extractor.policy_net, n_forecasts)  # type: ignore[assignment]
             self.mlp_extractor.latent_dim_pi += n_forecasts
 
     def _start_from_forecasts(self) -> None:
-        """The first action, signed exposure in either action space, follows the mean forecast; see config."""
-        config, n_forecasts = self.config, len(self.config.forecast_bars)
+        """Each contract's first action, signed exposure in either action space, follows its mean forecast."""
+        config, horizons = self.config, len(self.config.forecast_bars)
+        n_assets = self.features_extractor.n_assets
         layer = self.action_net
         assert isinstance(layer, nn.Linear)
+        actions = layer.out_features // n_assets
         with torch.no_grad():
-            if n_forecasts:
-                layer.weight[:, -n_forecasts:].zero_()
-                layer.weight[0, -n_forecasts:].fill_(config.forecast_response / n_forecasts)
-            if layer.out_features == 2:
-                layer.bias[1].fill_(config.band_width_init)
+            if horizons:
+                layer.weight[:, -n_assets * horizons :].zero_()
+                direct = layer.weight[:, -n_assets * horizons :].view(-1, n_assets, horizons)
+                for asset in range(n_assets):
+                    direct[asset * actions, asset].fill_(config.forecast_response / horizons)
+            if actions == 2:
+                layer.bias[1::2].fill_(config.band_width_init)
 
     @property
     def receptive_field(self) -> int:

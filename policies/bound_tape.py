@@ -21,12 +21,15 @@ class BoundTape:
         market: (T, A * F) float32, raw.
         risk: (T, A * K) float32, raw.
         first_clock: bars since the epoch of bar 0.
+        is_valid: (T, A) bool, where a contract's columns are whole; None where there is one contract, which
+            nobody looks at before.
     """
 
     tape: Tape
     market: torch.Tensor
     risk: torch.Tensor
     first_clock: int
+    is_valid: torch.Tensor | None = None
 
     @classmethod
     def of(cls, tape: Tape, device: torch.device) -> BoundTape:
@@ -36,6 +39,7 @@ class BoundTape:
             market=_columns(tape.features, device),
             risk=_columns(tape.risk, device),
             first_clock=int(tape.epoch_bar(np.array(0))),
+            is_valid=torch.tensor(tape.is_valid, device=device) if len(tape.contracts) > 1 else None,
         )
 
     def stretches(
@@ -49,11 +53,22 @@ class BoundTape:
                 embedding that depends on them.
 
         Returns:
-            market (S, L, A * F), risk (S, L, A * K), clock (S,) int64: bars since the epoch of the first bar.
+            market (S, L, A * F), risk (S, L, A * K), both NaN where one of several contracts is not valid;
+            clock (S,) int64: bars since the epoch of the first bar.
         """
         bars = first_bar.unsqueeze(1) + torch.arange(length, device=first_bar.device)  # S L
         bars = bars.clamp_(0, self.market.shape[0] - 1)
-        return self.market[bars], self.risk[bars], first_bar + self.first_clock
+        market, risk = self.market[bars], self.risk[bars]
+        if self.is_valid is not None:
+            is_valid = self.is_valid[bars]
+            market, risk = without_invalid(market, is_valid), without_invalid(risk, is_valid)
+        return market, risk, first_bar + self.first_clock
+
+
+def without_invalid(columns: torch.Tensor, is_valid: torch.Tensor) -> torch.Tensor:
+    """Columns (..., A * F) with NaN, the encoders' sign, where a contract, (..., A) bool, is not valid."""
+    by_contract = columns.reshape(*is_valid.shape, -1)  # ... A F
+    return by_contract.masked_fill(~is_valid.unsqueeze(-1), torch.nan).flatten(-2)
 
 
 def _columns(columns: NDArray[np.float32], device: torch.device) -> torch.Tensor:

@@ -8,7 +8,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
 from perpgym.data.features.scaler import Scaler
 from perpgym.data.tape import Tape
-from perpgym.policies.bound_tape import BoundTape
+from perpgym.policies.bound_tape import BoundTape, without_invalid
 from perpgym.policies.config import PolicyConfig
 from perpgym.policies.encoders import AcrossContracts, Explanation, TemporalFusion
 from perpgym.policies.forecast import ForecastHead
@@ -20,15 +20,23 @@ from perpgym.policies.state import STATE_CLIP, state_divisors
 Observation = dict[str, torch.Tensor]
 
 
+def count_contracts(observation_space: spaces.Dict) -> int:
+    """A, the contracts of an account's observation."""
+    shape = observation_space["account"].shape
+    assert shape is not None
+    return int(shape[0])
+
+
 class PerpFeatures(BaseFeaturesExtractor):
     """Scalers, encoders, forecasts and fusion.
 
     A bar's *context* is all that is blind to the account: C columns, 2D of the fusion, then one forecast
-    for each horizon.
+    for each contract and horizon. With several contracts, one that is not valid at a bar says nothing there.
 
     Two faces of one function. An *index* observation holds ``bar``, ``account`` and ``portfolio``, and the
     bound tape supplies the market. A *window* observation carries its own ``market`` (N, R, A, F), ``risk``
-    (N, R, A, K) and ``clock`` (N, 1): bars since the epoch of the newest bar, modulo 2**20.
+    (N, R, A, K) and ``clock`` (N, 1): bars since the epoch of the newest bar, modulo 2**20; with several
+    contracts also ``valid`` (N, R, A).
     """
 
     inverse_divisors: torch.Tensor
@@ -40,9 +48,10 @@ class PerpFeatures(BaseFeaturesExtractor):
         market_scaler: Scaler,
         risk_scaler: Scaler,
     ) -> None:
-        super().__init__(observation_space, features_dim=config.d_model + len(config.forecast_bars))
+        n_assets = self.n_assets = count_contracts(observation_space)
+        n_forecasts = n_assets * len(config.forecast_bars)
+        super().__init__(observation_space, features_dim=config.d_model + n_forecasts)
         self.receptive_field = config.receptive_field
-        n_assets = observation_space["account"].shape[0]  # type: ignore[index]
         self.market_scaler = FrozenScaler(market_scaler, n_assets)
         self.risk_scaler = FrozenScaler(risk_scaler, n_assets)
         self.market_encoder = build_market_encoder(config, len(market_scaler.center), n_assets)
@@ -52,7 +61,9 @@ class PerpFeatures(BaseFeaturesExtractor):
         embedding_size = self.market_encoder.out_features
         if self.risk_encoder is not None:
             embedding_size += self.risk_encoder.out_features
-        self.forecast = ForecastHead(embedding_size, config.forecast_bars) if config.forecast_bars else None
+        # one head for all contracts, which reads what is said of each
+        width = embedding_size // n_assets
+        self.forecast = ForecastHead(width, config.forecast_bars) if config.forecast_bars else None
         self.fusion = GatedFusion(
             market_features=embedding_size,
             state_features=len(divisors),
@@ -116,10 +127,28 @@ class PerpFeatures(BaseFeaturesExtractor):
             return self.fusion.context(embedding)  # B L-R+1 2D
         # encoders that forecast learn from that alone (Stooke et al. 2021): a policy gradient is mostly noise
         context = self.fusion.context(embedding.detach())  # B L-R+1 2D
-        return torch.cat((context, self.forecast(embedding)), dim=-1)  # B L-R+1 C
+        return torch.cat((context, self._forecast(self.forecast, embedding, market)), dim=-1)  # B L-R+1 C
+
+    def _forecast(self, head: ForecastHead, embedding: torch.Tensor, market: torch.Tensor) -> torch.Tensor:
+        """(B, n, A * H) forecasts, contract by contract; none of a contract that is not valid.
+
+        Args:
+            head: of one contract.
+            embedding: (B, n, A * D), of the risk columns behind all of the market's.
+            market: (B, L, A * F) raw.
+        """
+        width, lead = self.market_encoder.out_features, (*embedding.shape[:2], self.n_assets)
+        parts = [embedding[..., :width].reshape(*lead, -1)]  # B n A D
+        if self.risk_encoder is not None:
+            parts.append(embedding[..., width:].reshape(*lead, -1))
+        forecast: torch.Tensor = head(torch.cat(parts, dim=-1))  # B n A H
+        if self.n_assets > 1:
+            newest = market[:, -embedding.shape[1] :].reshape(*lead, -1)  # B n A F
+            forecast = forecast.masked_fill(newest.isnan().any(dim=-1, keepdim=True), 0.0)
+        return forecast.flatten(-2)
 
     def forecasts(self, context: torch.Tensor) -> torch.Tensor:
-        """(..., C) contexts -> (..., H) forecasts, in deviations of the return over each horizon."""
+        """(..., C) contexts -> (..., A * H) forecasts, in deviations of the return over each horizon."""
         return context[..., 2 * self.fusion.out_features :]
 
     def fuse(self, context: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
@@ -130,15 +159,15 @@ class PerpFeatures(BaseFeaturesExtractor):
             state: (..., S) raw account columns, then portfolio columns.
 
         Returns:
-            (..., D + H).
+            (..., D + A * H).
         """
         fused: torch.Tensor = self.fusion(
             context[..., : 2 * self.fusion.out_features], self.scale_state(state)
         )  # ... D
         if self.forecast is None:
             return fused
-        forecasts = self.forecast.for_heads(self.forecasts(context))  # ... H
-        return torch.cat((fused, forecasts.expand(*fused.shape[:-1], -1)), dim=-1)  # ... D+H
+        forecasts = self.forecast.for_heads(self.forecasts(context))  # ... A*H
+        return torch.cat((fused, forecasts.expand(*fused.shape[:-1], -1)), dim=-1)  # ... D+A*H
 
     def stretch_context(
         self, first_bar: torch.Tensor, n_bars: int, bound: BoundTape | None = None
@@ -192,7 +221,7 @@ class PerpFeatures(BaseFeaturesExtractor):
         return (raw * self.inverse_divisors).clamp_(-STATE_CLIP, STATE_CLIP)
 
     def forward(self, observation: Observation) -> torch.Tensor:
-        """(N, D + H) features of either face of an observation."""
+        """(N, D + A * H) features of either face of an observation."""
         if "market" in observation:
             context = self._window_context(observation)
         else:
@@ -200,7 +229,7 @@ class PerpFeatures(BaseFeaturesExtractor):
             bars, inverse = torch.unique(observation["bar"].reshape(-1), return_inverse=True)
             context = self.stretch_context(bars, 1)[:, 0][inverse]  # N C
         state = torch.cat((observation["account"].flatten(1), observation["portfolio"].flatten(1)), dim=1)
-        return self.fuse(context, state)  # N D+H
+        return self.fuse(context, state)  # N D+A*H
 
     def _window_context(self, observation: Observation) -> torch.Tensor:
         market = observation["market"].flatten(2)  # N W A*F
@@ -214,4 +243,8 @@ class PerpFeatures(BaseFeaturesExtractor):
         clock = observation["clock"].reshape(-1).long()  # N; SB3's buffers make it a float, exact below 2**24
         first_bar = clock - (self.receptive_field - 1)
         newest = slice(window - self.receptive_field, None)
-        return self.context(market[:, newest], risk[:, newest], first_bar)[:, 0]  # N C
+        market, risk = market[:, newest], risk[:, newest]
+        if "valid" in observation:
+            is_valid = observation["valid"][:, newest] > 0.0  # N R A
+            market, risk = without_invalid(market, is_valid), without_invalid(risk, is_valid)
+        return self.context(market, risk, first_bar)[:, 0]  # N C

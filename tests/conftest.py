@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,8 @@ from perpgym.data.tape import Tape
 HOUR_MS = 3_600_000
 # 2020-01-01 00:00 UTC
 START_MS = 1_577_836_800_000
+# columns of a tape that stand by contract
+SIDE_BY_SIDE = ("last", "mark", "volume", "sigma_per_bar", "features", "risk", "is_valid")
 
 
 @pytest.fixture(scope="session")
@@ -110,5 +114,44 @@ def make_tape(contract: Contract) -> TapeFactory:
             mark_rules=("mark",),
             source="test",
         )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def merge_tapes() -> Callable[[list[Tape]], Tape]:
+    """Put several one-contract tapes on one clock side by side."""
+
+    def merge(tapes: list[Tape]) -> Tape:
+        offsets = np.cumsum([0, *(t.stamp_time_ms.size for t in tapes)])[:-1]
+
+        def side_by_side(name: str) -> np.ndarray:
+            return np.concatenate([getattr(t, name) for t in tapes], axis=1)
+
+        return replace(
+            tapes[0],
+            contracts=tuple(replace(t.contracts[0], symbol=f"C{i}/USDT:USDT") for i, t in enumerate(tapes)),
+            stamp_start=np.concatenate([t.stamp_start + o for t, o in zip(tapes, offsets, strict=True)]),
+            stamp_time_ms=np.concatenate([t.stamp_time_ms for t in tapes]),
+            stamp_rate=np.concatenate([t.stamp_rate for t in tapes]),
+            mark_rules=tuple(t.mark_rules[0] for t in tapes),
+            _cache={},
+            **{n: side_by_side(n) for n in SIDE_BY_SIDE},
+        )
+
+    return merge
+
+
+@pytest.fixture(scope="session")
+def make_portfolio(make_tape: TapeFactory, merge_tapes: Callable[[list[Tape]], Tape]) -> TapeFactory:
+    """Independent contracts on one clock, each valid from its own bar on; settings as of ``make_tape``."""
+
+    def make(valid_from: tuple[int, ...] = (0, 0), *, seed: int = 0, **settings: Any) -> Tape:
+        tape = merge_tapes([make_tape(seed=100 * seed + i, **settings) for i in range(len(valid_from))])
+        is_valid = np.arange(len(tape))[:, None] >= np.array(valid_from)
+        columns = {name: getattr(tape, name).copy() for name in ("volume", "features", "risk")}
+        for column in columns.values():
+            column[~is_valid] = 0.0
+        return replace(tape, first_valid_bar=min(valid_from), is_valid=is_valid, _cache={}, **columns)
 
     return make

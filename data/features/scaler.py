@@ -66,16 +66,23 @@ class Scaler:
 
 
 def fit_scaler(
-    features: NDArray[np.floating], start: int, stop: int, *, winsor: float = 0.005, clip: float = 5.0
+    features: NDArray[np.floating],
+    start: int,
+    stop: int,
+    *,
+    is_valid: NDArray[np.bool_] | None = None,
+    winsor: float = 0.005,
+    clip: float = 5.0,
 ) -> Scaler:
     """Mean and deviation of each column over bars ``start:stop``, its extreme tails pulled in first.
 
     Quartiles would fail on columns that rest at one value most of the time (BTC funding is exactly 1 bp for
-    weeks); plain moments on days such as 2020-03-12. All contracts are pooled.
+    weeks); plain moments on days such as 2020-03-12. All contracts are pooled, each where it is valid.
 
     Args:
         features: (T, A, F) raw columns.
         start, stop: bars of the training period; start at the tape's ``first_valid_bar`` or later.
+        is_valid: (T, A) bool, ``Tape.is_valid``; None takes every row.
         winsor: fraction of each tail that is pulled in to its quantile.
         clip: scales at which ``transform`` clips.
 
@@ -91,7 +98,10 @@ def fit_scaler(
         )
     if not 0 <= winsor < 0.5:
         raise ValueError(f"winsor must lie between 0 and 0.5 (a fraction of each tail), was {winsor}")
-    rows = np.asarray(features[start:stop], dtype=np.float64).reshape(-1, features.shape[-1])
+    rows = np.asarray(features[start:stop], dtype=np.float64)
+    rows = rows.reshape(-1, rows.shape[-1]) if is_valid is None else rows[is_valid[start:stop]]
+    if len(rows) == 0:
+        raise ValueError(f"a scaler needs valid rows, there are none in bars {start}:{stop}")
     if not np.isfinite(rows).all():
         columns = np.flatnonzero(~np.isfinite(rows).all(axis=0)).tolist()
         raise ValueError(

@@ -19,6 +19,7 @@ from perpgym.data.bars import CLOSE
 from perpgym.data.features.scaler import fit_scaler
 from perpgym.data.tape import Tape
 from perpgym.envs import EnvConfig, PerpVecEnv
+from perpgym.envs.spaces import ACCOUNT_NAMES, PORTFOLIO_NAMES
 from perpgym.policies import PerpActorCriticPolicy, PolicyConfig
 
 SMALL = PolicyConfig(
@@ -139,7 +140,7 @@ def test_policy_starts_by_following_its_forecast_within_a_narrow_band(tape: Tape
     policy = make_model(tape).policy
     extractor = policy.features_extractor
     context = policy.stretch_context(torch.tensor([100]), 1)[0]
-    state = torch.zeros(1, 13)
+    state = torch.zeros(1, len(ACCOUNT_NAMES) + len(PORTFOLIO_NAMES))
     with torch.no_grad():
         flat = policy.action_mean(context, state)
         context[:, -2:] = 0.1  # both forecasts explain 1 % of their variance
@@ -163,7 +164,8 @@ def test_an_artifact_brings_the_forecasts_back(tape: Tape, tmp_path: Path) -> No
     )
     loaded = load_artifact(tmp_path)
     assert loaded.parity_error < 1e-5
-    account, portfolio = np.zeros((2, 1, 6), np.float32), np.zeros((2, 7), np.float32)
+    account = np.zeros((2, 1, len(ACCOUNT_NAMES)), np.float32)
+    portfolio = np.zeros((2, len(PORTFOLIO_NAMES)), np.float32)
     mine, other = (TrainedAgent(p).act(tape, 450, account, portfolio) for p in (model.policy, loaded.policy))
     np.testing.assert_array_equal(mine, other)
 

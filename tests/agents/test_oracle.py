@@ -20,7 +20,8 @@ from perpgym.data.bars import CLOSE, OPEN
 from perpgym.data.synthetic import SimulatedMarket, SimulatedMarketConfig, simulate_market
 from perpgym.data.synthetic_series import autoregression
 from perpgym.data.tape import Tape
-from perpgym.envs.spaces import ACCOUNT_NAMES, PORTFOLIO_NAMES, ActionKind
+from perpgym.envs.actions import ActionKind
+from perpgym.envs.spaces import ACCOUNT_NAMES, PORTFOLIO_NAMES
 
 Floats = NDArray[np.float64]
 
@@ -396,7 +397,8 @@ def test_the_oracle_forecasts_volatility_from_the_past_alone(small: Tape) -> Non
 
 def test_the_oracle_refuses_several_contracts(small: Tape) -> None:
     twice = {name: np.concatenate([getattr(small, name)] * 2, axis=1) for name in ("last", "mark", "volume")}
-    more = {name: np.concatenate([getattr(small, name)] * 2, axis=1) for name in ("sigma_per_bar", "planted")}
+    also = ("sigma_per_bar", "planted", "is_valid")
+    more = {name: np.concatenate([getattr(small, name)] * 2, axis=1) for name in also}
     empty = np.zeros((len(small), 2, 0), dtype=np.float32)
     stamps = np.concatenate([small.stamp_start] * 2)
     with pytest.raises(ValueError, match="one contract at a time"):

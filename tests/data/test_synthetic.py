@@ -339,28 +339,77 @@ def test_tick_and_lot_stay_small_wherever_the_price_wanders() -> None:
 # ---------------------------------------------------------------- several markets
 
 
-@pytest.mark.parametrize("correlation", [0.0, 0.7])
-def test_markets_move_together_as_asked_and_keep_their_own_edges(correlation: float) -> None:
-    base = SimulatedMarketConfig(start="2020-01-01", seed=1)
+@cache
+def company(correlation: float) -> tuple[SimulatedMarket, ...]:
+    configs = tuple(SimulatedMarketConfig(seed=seed) for seed in SEEDS[:3])
+    return simulate_markets(configs, correlation=correlation, seed=5)
+
+
+def pairwise_correlations(series: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+    return np.asarray(np.corrcoef(series)[np.triu_indices(len(series), 1)])
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.3, 0.6, 0.85])
+def test_returns_of_markets_in_company_correlate_as_asked(correlation: float) -> None:
+    returns = [price_returns(market.bars) for market in company(correlation)]
+    np.testing.assert_allclose(pairwise_correlations(returns), correlation, atol=0.02)
+
+
+def test_their_volatility_and_their_jumps_come_together_as_those_of_real_contracts_do() -> None:
+    large = {}
+    for correlation in (0.0, 0.6):
+        returns = [price_returns(market.bars) for market in company(correlation)]
+        large[correlation] = pairwise_correlations([(np.abs(r) > 8 * r.std()).astype(float) for r in returns])
+    np.testing.assert_allclose(pairwise_correlations([daily_size(r) for r in returns]), 0.77, atol=0.03)
+    assert large[0.6].min() > 0.05
+    assert large[0.0].max() < 0.04
+
+
+def daily_size(returns: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean of log |return| by day."""
+    size = np.log(np.abs(returns) + 1e-5)
+    return np.asarray(size[: size.shape[0] // 24 * 24].reshape(-1, 24).mean(axis=1))
+
+
+def test_real_contracts_move_together_as_the_page_says(shared_data: Path) -> None:
+    folder = shared_data / "freqtrade" / "binance" / "futures"
+    closes = {
+        coin: pd.read_feather(folder / f"{coin}_USDT_USDT-1h-futures.feather").set_index("date")["close"]
+        for coin in ("BTC", "ETH", "XRP", "BNB", "DOGE", "SOL", "AVAX")
+    }
+    returns = np.log(pd.DataFrame(closes)).diff().dropna().to_numpy().T
+    found = pairwise_correlations(list(returns)), pairwise_correlations([daily_size(r) for r in returns])
+    text = (
+        "correlate {:.2f} to {:.2f}, {:.2f} in the median, and their daily means of log |return| {:.2f} to "
+        "{:.2f}, {:.2f} in the median"
+    ).format(*(f(c) for c in found for f in (np.min, np.max, np.median)))
+    page = Path(__file__).resolve().parents[2] / "docs" / "simulated_market.md"
+    assert text in " ".join(page.read_text("utf-8").split()), f"docs/simulated_market.md must say: {text}"
+
+
+def test_every_market_in_company_keeps_its_own_signal_funding_and_facts() -> None:
+    markets = company(0.6)
+    signals = [market.signal for market in markets]
+    assert (np.abs(pairwise_correlations(signals)) < 0.15).all()
+    for market, seed in zip(markets, SEEDS[:3], strict=True):
+        alone = market_of(seed)
+        np.testing.assert_array_equal(market.signal, alone.signal)
+        np.testing.assert_array_equal(market.bars.stamp_rate, alone.bars.stamp_rate)
+        wrong = {
+            name: value
+            for name, value in stylised_facts(market.bars).items()
+            if not BTC_FACTS[name].low <= value <= BTC_FACTS[name].high
+        }
+        assert not wrong
+
+
+def test_the_same_seeds_are_the_same_company_and_another_common_seed_is_not() -> None:
+    base = SimulatedMarketConfig(start="2024-01-01", end="2024-03-31", seed=1)
     configs = (base, replace(base, seed=2, symbol="ETH/USDT:USDT", start_price=1_500.0))
-    one, two = simulate_markets(configs, correlation=correlation, seed=5)
-    signs = np.sign(price_returns(one.bars)) * np.sign(price_returns(two.bars))
-    # of two jointly normal shocks: E sign sign = 2 / pi asin(correlation), untouched by volatility
-    assert np.mean(signs) == pytest.approx(2 / np.pi * np.arcsin(correlation), abs=0.02)
-    assert abs(np.corrcoef(one.signal, two.signal)[0, 1]) < 0.15
-    alone = simulate_market(base)
-    np.testing.assert_array_equal(one.signal, alone.signal)
-    np.testing.assert_array_equal(one.bars.stamp_rate, alone.bars.stamp_rate)
-
-
-def test_correlated_markets_share_volatility_too() -> None:
-    base = SimulatedMarketConfig(start="2016-01-01", seed=1)
-    sizes = [
-        np.log(np.abs(price_returns(m.bars)) + 1e-5)
-        for m in simulate_markets((base, replace(base, seed=2)), correlation=0.9)
-    ]
-    daily = [size[: size.shape[0] // 24 * 24].reshape(-1, 24).mean(axis=1) for size in sizes]
-    assert np.corrcoef(*daily)[0, 1] > 0.3
+    one, again, other = (simulate_markets(configs, seed=seed) for seed in (5, 5, 6))
+    for mine, same, another in zip(one, again, other, strict=True):
+        np.testing.assert_array_equal(mine.bars.last, same.bars.last)
+        assert abs(np.corrcoef(price_returns(mine.bars), price_returns(another.bars))[0, 1]) < 0.9
 
 
 @pytest.mark.parametrize(

@@ -117,9 +117,17 @@ def test_too_few_bars_are_refused_with_the_number_that_is_needed() -> None:
         build_tape(walk(), source="test")
 
 
-def test_contracts_on_different_clocks_are_refused() -> None:
-    with pytest.raises(ValueError, match="same clock"):
-        build([walk(), walk("TWO/USDT:USDT").slice(1, 120)])
+def test_contracts_on_different_grids_are_refused() -> None:
+    shifted = walk("TWO/USDT:USDT")
+    later = {name: getattr(shifted, name) + 60_000 for name in ("open_time_ms", "stamp_time_ms")}
+    shifted = replace(shifted, **later)
+    with pytest.raises(ValueError, match="open at the same times of day"):
+        build([walk(), shifted])
+
+
+def test_a_contract_given_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match="on a tape once"):
+        build([walk(), walk()])
 
 
 @pytest.mark.parametrize(

@@ -20,25 +20,7 @@ from perpgym.envs.spaces import CONTRACT_LEDGER, LEDGER, LEDGER_COLUMNS
 
 FREE = RiskLimits(max_leverage=100.0, max_daily_loss=None)
 MakeTape = Callable[..., Tape]
-
-
-def merged(tapes: list[Tape]) -> Tape:
-    """Several one-contract tapes on one clock as one tape."""
-    offsets = np.cumsum([0, *(t.stamp_time_ms.size for t in tapes)])[:-1]
-
-    def side_by_side(name: str) -> np.ndarray:
-        return np.concatenate([getattr(t, name) for t in tapes], axis=1)
-
-    return replace(
-        tapes[0],
-        contracts=tuple(replace(t.contracts[0], symbol=f"C{i}/USDT:USDT") for i, t in enumerate(tapes)),
-        stamp_start=np.concatenate([t.stamp_start + o for t, o in zip(tapes, offsets, strict=True)]),
-        stamp_time_ms=np.concatenate([t.stamp_time_ms for t in tapes]),
-        stamp_rate=np.concatenate([t.stamp_rate for t in tapes]),
-        mark_rules=tuple(t.mark_rules[0] for t in tapes),
-        _cache={},
-        **{n: side_by_side(n) for n in ("last", "mark", "volume", "sigma_per_bar", "features", "risk")},
-    )
+MergeTapes = Callable[[list[Tape]], Tape]
 
 
 def three(make_tape: MakeTape, seed: int, **changes: Any) -> list[Tape]:
@@ -68,11 +50,11 @@ def play(tape: Tape, actions: np.ndarray, **settings: Any) -> tuple[np.ndarray, 
 @pytest.mark.parametrize("liquidation", ["full", "brackets"])
 @pytest.mark.parametrize("execution", ["market", "limit", "twap"])
 def test_the_books_add_up_to_the_cent_in_every_mode(
-    make_tape: MakeTape, margin_mode: str, liquidation: str, execution: str
+    make_tape: MakeTape, merge_tapes: MergeTapes, margin_mode: str, liquidation: str, execution: str
 ) -> None:
     seen = np.zeros(len(LEDGER_COLUMNS))
     for seed in range(4):
-        tape = merged(three(make_tape, seed, sigma=0.05, wick=0.05))
+        tape = merge_tapes(three(make_tape, seed, sigma=0.05, wick=0.05))
         actions = np.random.default_rng(seed).uniform(-1, 1, (150, 16, 3))
         ledger, holdings = play(
             tape, actions, max_exposure=12.0, margin_mode=margin_mode, liquidation=liquidation,
@@ -93,29 +75,35 @@ def test_the_books_add_up_to_the_cent_in_every_mode(
         assert seen[LEDGER[name]] > 0, name
 
 
-def test_the_order_of_contracts_does_not_matter_while_margin_is_plenty(make_tape: MakeTape) -> None:
+def test_the_order_of_contracts_does_not_matter_while_margin_is_plenty(
+    make_tape: MakeTape, merge_tapes: MergeTapes
+) -> None:
     tapes = three(make_tape, 1, sigma=0.005)
     actions = np.random.default_rng(0).uniform(-1, 1, (120, 4, 3))
-    one, _ = play(merged(tapes), actions, max_exposure=1.0, max_drawdown=1.0)
-    other, _ = play(merged(tapes[::-1]), actions[..., ::-1], max_exposure=1.0, max_drawdown=1.0)
+    one, _ = play(merge_tapes(tapes), actions, max_exposure=1.0, max_drawdown=1.0)
+    other, _ = play(merge_tapes(tapes[::-1]), actions[..., ::-1], max_exposure=1.0, max_drawdown=1.0)
     for name in ("equity", "fees", "funding", "impact"):
         np.testing.assert_allclose(one[..., LEDGER[name]], other[..., LEDGER[name]], rtol=1e-9, atol=1e-6)
 
 
-def test_a_contract_that_is_never_traded_changes_nothing(make_tape: MakeTape) -> None:
+def test_a_contract_that_is_never_traded_changes_nothing(
+    make_tape: MakeTape, merge_tapes: MergeTapes
+) -> None:
     first, second, _ = three(make_tape, 2)
     actions = np.random.default_rng(1).uniform(-1, 1, (120, 4, 1))
     alone, _ = play(first, actions, stop_loss=0.03)
     padded = np.concatenate([actions, np.zeros_like(actions)], axis=-1)
-    beside, holdings = play(merged([first, second]), padded, stop_loss=0.03)
+    beside, holdings = play(merge_tapes([first, second]), padded, stop_loss=0.03)
     np.testing.assert_allclose(alone, beside[: len(alone)], rtol=1e-12, atol=1e-6, equal_nan=True)
     assert not holdings[:, :, 1, CONTRACT_LEDGER["position"]].any()
 
 
-def test_joint_adverse_liquidates_whatever_the_worse_way_liquidates_and_more(make_tape: MakeTape) -> None:
+def test_joint_adverse_liquidates_whatever_the_worse_way_liquidates_and_more(
+    make_tape: MakeTape, merge_tapes: MergeTapes
+) -> None:
     more = 0
     for seed in range(12):
-        tape = merged(three(make_tape, seed, sigma=0.03, wick=0.05))
+        tape = merge_tapes(three(make_tape, seed, sigma=0.03, wick=0.05))
         # one decision, booked in the very bar that is compared
         actions = np.random.default_rng(seed).uniform(-1, 1, (1, 32, 3))
         worse, _ = play(tape, actions, max_drawdown=1.0)
@@ -126,8 +114,8 @@ def test_joint_adverse_liquidates_whatever_the_worse_way_liquidates_and_more(mak
     assert more > 0, "the market was meant to be wild enough to tell the two apart"
 
 
-def test_an_account_alone_equals_itself_in_a_batch(make_tape: MakeTape) -> None:
-    tape = merged(three(make_tape, 5))
+def test_an_account_alone_equals_itself_in_a_batch(make_tape: MakeTape, merge_tapes: MergeTapes) -> None:
+    tape = merge_tapes(three(make_tape, 5))
     actions = np.random.default_rng(3).uniform(-1, 1, (100, 5, 3))
     batch, holdings = play(tape, actions, max_drawdown=1.0)
     for account in range(5):
@@ -136,8 +124,8 @@ def test_an_account_alone_equals_itself_in_a_batch(make_tape: MakeTape) -> None:
         np.testing.assert_array_equal(rows[:, 0], holdings[: len(rows), account])
 
 
-def test_a_single_env_shows_every_contract(make_tape: MakeTape) -> None:
-    env = PerpEnv(merged(three(make_tape, 0)), config=EnvConfig(window_bars=4))
+def test_a_single_env_shows_every_contract(make_tape: MakeTape, merge_tapes: MergeTapes) -> None:
+    env = PerpEnv(merge_tapes(three(make_tape, 0)), config=EnvConfig(window_bars=4))
     observation, _ = env.reset(seed=0)
     assert env.action_space.shape == (6,)
     assert observation["account"].shape[0] == 3
@@ -172,11 +160,11 @@ np.save(sys.argv[2], np.array(rows))
 
 
 def test_compiled_kernels_equal_plain_python_on_several_contracts(
-    make_tape: MakeTape, contract: Contract, tmp_path: Path
+    make_tape: MakeTape, merge_tapes: MergeTapes, contract: Contract, tmp_path: Path
 ) -> None:
     # lots so small that the last bit of a number decides nothing
     rules = replace(contract, lot_size=1e-12, tick_size=1e-9)
-    merged(three(make_tape, 7, sigma=0.03, rules=rules)).save(tmp_path / "tape")
+    merge_tapes(three(make_tape, 7, sigma=0.03, rules=rules)).save(tmp_path / "tape")
     results = []
     for disabled in ("0", "1"):
         target = tmp_path / f"{disabled}.npy"

@@ -82,7 +82,7 @@ def test_differential_sortino_weighs_a_loss_by_the_deviation_of_losses(make_tape
     assert run.step(1.0) == pytest.approx(loss / below**1.5)
 
 
-@pytest.mark.parametrize("reward", ["log_return", "differential_sharpe", "differential_sortino"])
+@pytest.mark.parametrize("reward", ["differential_sharpe", "differential_sortino"])
 def test_the_moments_that_a_ratio_remembers_are_observed(make_tape: MakeTape, reward: Any) -> None:
     run = Run(rising(make_tape, 0.02, -0.01, 0.03, 0.0), reward=reward, reward_half_life_bars=2.0)
     keep = 0.5**0.5

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
+import pytest
 
 from perpgym.data.tape import Tape
-from perpgym.envs import EnvConfig, PerpEnv, PerpVecEnv
+from perpgym.envs import EnvConfig, PerpEnv, PerpVecEnv, RiskLimits
+from perpgym.envs.config import EXECUTION_STYLES, ExecutionStyle
 from perpgym.envs.spaces import LEDGER_COLUMNS
 
 MakeTape = Callable[..., Tape]
+MergeTapes = Callable[[list[Tape]], Tape]
+MarginMode = Literal["cross", "isolated"]
+LIMITS = RiskLimits(max_leverage=10.0, max_daily_loss=0.5)
 
 
 def test_an_account_alone_equals_itself_in_a_batch_column_by_column(make_tape: MakeTape) -> None:
@@ -34,24 +40,49 @@ def test_an_account_alone_equals_itself_in_a_batch_column_by_column(make_tape: M
             np.testing.assert_array_equal(single.ledger[0], ledgers[step][account])
 
 
-def test_perp_env_equals_the_batch_env(make_tape: MakeTape) -> None:
-    tape = make_tape(sigma=0.02)
-    config = EnvConfig(window_bars=8, episode_bars=10**6)
-    env = PerpEnv(tape, config=config)
+@pytest.mark.parametrize("margin_mode", ["cross", "isolated"])
+@pytest.mark.parametrize("contracts", [1, 3])
+@pytest.mark.parametrize("execution", EXECUTION_STYLES)
+def test_perp_env_equals_its_account_of_a_batch_column_by_column(
+    make_tape: MakeTape,
+    merge_tapes: MergeTapes,
+    execution: ExecutionStyle,
+    contracts: int,
+    margin_mode: MarginMode,
+) -> None:
+    tape = merge_tapes([make_tape(bars=150, seed=seed, sigma=0.02, wick=0.01) for seed in range(contracts)])
+    config = EnvConfig(
+        window_bars=8,
+        episode_bars=10**6,
+        execution=execution,
+        remainder="carry",
+        margin_mode=margin_mode,
+        max_exposure=5.0,
+        stop_loss=0.03,
+        take_profit=0.03,
+        max_drawdown=0.9,
+    )
+    batch = PerpVecEnv(tape, n_paths=1, accounts_per_path=3, config=config, limits=LIMITS, with_windows=True)
+    env = PerpEnv(tape, config=config, limits=LIMITS)
+    observations, _ = batch.reset(seed=9)
     observation, _ = env.reset(seed=0)
-    batch = PerpVecEnv(tape, n_paths=1, config=config, with_windows=True)
-    vector_observation, _ = batch.reset(seed=9)
     rng = np.random.default_rng(0)
-    for _ in range(200):
-        for key, value in observation.items():
-            np.testing.assert_array_equal(value, vector_observation[key][0])
-        action = rng.uniform(-1, 1, (1, 2)).astype(np.float32)
-        observation, reward, terminated, _truncated, info = env.step(action[0])
-        vector_observation, rewards, terminations, _, infos = batch.step(action)
-        assert reward == rewards[0]
-        assert terminated == terminations[0]
+    seen = dict.fromkeys(("fills", "stopped", "funding"), 0.0)
+    terminated = truncated = False
+    while not (terminated or truncated):
+        for name, column in observation.items():
+            np.testing.assert_array_equal(column, observations[name][1], name)
+        actions = rng.uniform(-1, 1, (3, 2 * contracts)).astype(np.float32)
+        observation, reward, terminated, truncated, info = env.step(actions[1])
+        observations, rewards, terminations, truncations, infos = batch.step(actions)
+        assert (reward, terminated, truncated) == (rewards[1], terminations[1], truncations[1])
         for name in LEDGER_COLUMNS:
-            np.testing.assert_array_equal(info[name], infos[name][0])
+            np.testing.assert_array_equal(info[name], infos[name][1], name)
+        for name in seen:
+            seen[name] += abs(info[name])
+    for name, column in observation.items():
+        np.testing.assert_array_equal(column, infos["final_obs"][1][name], name)
+    assert min(seen.values()) > 0.0, seen
 
 
 def test_changing_the_future_changes_nothing_seen_or_booked_before_it(make_tape: MakeTape) -> None:

@@ -55,7 +55,7 @@ def make_policy(
         **changes,
     )
     # fresh heads answer almost nothing to everything: make differences visible
-    torch.nn.init.normal_(policy.action_net.weight)
+    torch.nn.init.normal_(policy.action_net.weight, std=0.1)
     return policy
 
 
@@ -74,7 +74,7 @@ def test_index_and_window_observations_give_equal_actions_and_values(
         with torch.no_grad():
             value = policy.predict_values(policy.obs_to_tensor(observation)[0])
         faces[with_windows] = (action, value.numpy())
-    assert faces[True][0].std() > 0.01
+    assert 0.01 < np.abs(faces[True][0]).max() < 1.0
     for index, window in zip(faces[False], faces[True], strict=True):
         np.testing.assert_allclose(index, window, atol=1e-5)
 

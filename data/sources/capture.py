@@ -1,0 +1,60 @@
+"""Recorded websocket streams: one message a line, ``<local receive time> <json as the exchange sent it>``."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from perpgym.data.errors import DataError
+
+_TRADE_EVENTS = ("trade", "aggTrade")
+
+
+def messages(path: str | Path) -> Iterator[dict[str, Any]]:
+    """The messages of a capture in the order in which they arrived, plain or gzipped text.
+
+    Raises:
+        DataError: a line is no message; names file and line.
+    """
+    path = Path(path)
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            _received, _, text = line.partition(" ")
+            try:
+                message = json.loads(text)
+                # a combined stream wraps what the single one sends
+                yield message.get("data", message)
+            except (ValueError, AttributeError) as error:
+                raise DataError(
+                    f"{path}, line {number}: expected '<receive time> <json>', found {line[:80]!r}"
+                ) from error
+
+
+def read_trades(path: str | Path) -> pd.DataFrame:
+    """The trades of a capture.
+
+    Returns:
+        Columns ``time_ms`` (int64, UTC, the exchange's), ``price`` (quote) and ``quantity`` (base; > 0
+        where a buyer took, < 0 where a seller did), in the order of time, each trade once.
+
+    Raises:
+        DataError: the file is no capture, or has no trade.
+    """
+    rows = {
+        int(m.get("t", m.get("a", -1))): (
+            int(m["T"]), float(m["p"]), -float(m["q"]) if m["m"] else float(m["q"]),
+        )
+        for m in messages(path)
+        # the exchange sends settlements of its insurance fund as trades without a price
+        if m.get("e") in _TRADE_EVENTS and float(m["p"]) > 0.0
+    }  # fmt: skip
+    if not rows:
+        raise DataError(f"{path} holds no trade: record the exchange's trade or aggTrade stream")
+    frame = pd.DataFrame(list(rows.values()), columns=["time_ms", "price", "quantity"])
+    return frame.sort_values("time_ms", kind="stable", ignore_index=True)
