@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from play import Agent, Floats, Rule, Stretches, follow, play
+from play import Agent, Floats, Played, Rule, Stretches, follow, play
 from references import Liquidation, best_constant_exposure, growth
 from tapes import net_returns
 
@@ -103,7 +103,7 @@ class SideOfSwitch:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleShare:
-    """The least cost of selling a block over what an agent's schedule cost, as the env booked it.
+    """What the best schedule for selling a block costs over what an agent's does, as the env booked both.
 
     The value is that cost U, expected cost and lambda times its variance, in the paper's money.
     """
@@ -112,11 +112,27 @@ class ScheduleShare:
     block: Liquidation
 
     def __call__(self, agent: Agent, eyes: Eyes) -> Score:
-        rewards = play(_seen(self.stretches, eyes), agent).reward.sum(axis=0)
-        # half of what the permanent impact costs does not depend on the schedule, and is not traded
+        cost = self.booked_cost(play(_seen(self.stretches, eyes), agent))
+        return Score(self.least_cost / cost, cost)
+
+    @cached_property
+    def least_cost(self) -> float:
+        """U of the closed form, with the fee on what a sale brought: a little less than on the price."""
+        held = self.block.schedule()[::-1] / self.block.shares
+        steps_left = np.linspace(0.0, 1.0, self.block.steps)
+
+        def rule(features: Floats, exposure: Floats) -> Floats:
+            del exposure
+            # a decision with k of N - 1 bars to come leaves k steps of the schedule
+            return np.interp(features[:, 0], steps_left, held[:-1])
+
+        return self.booked_cost(play(self.stretches, follow(rule)))
+
+    def booked_cost(self, played: Played) -> float:
+        """U: half of what the permanent impact costs is the same for every schedule, and no trade pays it."""
         permanent = 0.5 * self.block.permanent_impact * self.block.shares**2
-        cost = permanent - float(rewards.mean()) * self.block.shares * self.block.price
-        return Score(self.block.utility_cost(self.block.schedule()) / cost, cost)
+        worth = self.block.shares * self.block.price
+        return permanent - float(played.reward.sum(axis=0).mean()) * worth
 
 
 def starts_of(pieces: int, bars: int, first: int = 0) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

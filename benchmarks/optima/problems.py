@@ -125,7 +125,7 @@ def gp_h() -> Problem:
 
 # --- Chaouki et al. ---
 
-# one of the paper's units is this share of a notional: so little that no account is spent on an episode's costs
+# one of the paper's units is this share of a notional: an episode's costs must not use up the account
 _CHAOUKI_UNIT = 1e-6
 
 
@@ -184,7 +184,7 @@ def chaouki_linear() -> Problem:
     """Linear costs and risk."""
     env = replace(
         SIGNAL,
-        max_exposure=5.0,
+        max_exposure=4.0,
         cost="linear",
         linear_cost_rate=CHAOUKI_LINEAR_COST * _CHAOUKI_UNIT,
         reward_variance=CHAOUKI_RISK * _CHAOUKI_UNIT,
@@ -231,7 +231,7 @@ def proportional() -> Problem:
     """The signal and risk of GP-H, costs of an exchange."""
     env = replace(
         SIGNAL,
-        max_exposure=5.0,
+        max_exposure=4.0,
         taker_rate=_TAKER_RATE,
         half_spread_bps=_HALF_SPREAD_BPS,
         reward_variance=GP_H.risk,
@@ -286,19 +286,19 @@ def kelly() -> Problem:
 
 
 def carry() -> Problem:
-    """A fair price and funding of 1 bp; and whether eight settlements pay for two fees."""
+    """A fair price and funding of 1 bp; and whether two settlements pay for two fees."""
     return _growth_problem(
         "carry",
         drift=0.0,
         funding_rate=1e-4,
-        limit=2.0,
+        limit=4.0,
         conditions=(_switch("carry_pays", 1.25), _switch("carry_does_not_pay", 0.8)),
     )
 
 
 def _switch(name: str, funding_over_fees: float) -> Problem:
-    """Risk-neutral, a price that stands still, eight settlements worth so many times two fees."""
-    settlements, funding_rate = 8, 1e-4
+    """Risk-neutral, a price that stands still, two settlements worth so many times two fees."""
+    settlements, funding_rate = 2, 4e-4
     fee_rate = settlements * funding_rate / (2.0 * funding_over_fees)
     env = replace(
         FREE,

@@ -1,4 +1,4 @@
-"""The best that can be done, by formula or by value iteration; ``docs/algorithms/known_optima.md`` has sources."""
+"""The best that can be done; formulas and sources are in ``docs/algorithms/known_optima.md``."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ class Liquidation:
 
     @property
     def impact(self) -> float:
-        """eta~ = eta - gamma tau / 2: what remains of temporary impact once the permanent one is set apart."""
+        """eta~ = eta - gamma tau / 2: what remains of temporary impact with the permanent one set apart."""
         return self.temporary_impact - 0.5 * self.permanent_impact * self.step_length
 
     @property

@@ -5,8 +5,9 @@
     python benchmarks/optima/run.py --quick                          # two seeds, a tenth of the steps
 
 The last line is JSON: the share by problem, each with the action chosen for it beforehand
-(``settings.OWN_ACTION``), and ``chaouki_linear_score``, the mean of the paper's ten test episodes. Seconds are
-processor time of one thread without what judging on the way took. ``docs/algorithms/known_optima.md`` explains.
+(``settings.OWN_ACTION``), and ``chaouki_linear_score``, the mean of the paper's ten test episodes. Seconds
+are processor time of one thread, less what judging on the way took. ``docs/algorithms/known_optima.md``
+explains.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from problems import PROBLEMS, Problem
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from settings import OWN_ACTION, settings_of
+from stock import STOCK_STEPS, train_stock
 from summary import HEADER, interquartile_mean, row
 from training import Run, train
 
-AgentName = Literal["target", "band"]
+AgentName = Literal["target", "band", "stock"]
 _AGENTS: tuple[AgentName, ...] = get_args(AgentName)
 _QUICK_SHARE, _QUICK_SEEDS = 0.1, 2
 
@@ -43,10 +45,16 @@ def train_agent(agent: AgentName, problem: Problem, *, seed: int, share: float, 
         share: of the usual steps.
         told: progress.
     """
-    settings = settings_of(problem.name, agent)
-    settings = replace(settings, steps=int(share * settings.steps))
-    env = replace(problem.env, action=settings.action)
-    run = train(problem.tape(seed), env, problem.judge, settings, seed=seed, progress=told)
+    tape = problem.tape(seed)
+    if agent == "stock":
+        env = replace(problem.env, action="target")
+        steps = int(share * STOCK_STEPS)
+        run = train_stock(tape, env, problem.judge, steps=steps, seed=seed, progress=told)
+    else:
+        settings = settings_of(problem.name, agent)
+        settings = replace(settings, steps=int(share * settings.steps))
+        env = replace(problem.env, action=settings.action)
+        run = train(tape, env, problem.judge, settings, seed=seed, progress=told)
     for condition in problem.conditions:
         passed = train_agent(agent, condition, seed=seed, share=share, told=told)
         run.score = run.score._replace(fraction=run.score.fraction * passed.score.fraction)
@@ -61,10 +69,8 @@ def main() -> None:
     own: dict[str, list[Run]] = {}
     lines: list[str] = []
     console = Console(stderr=True)
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[score]}"), TimeElapsedColumn(),
-        console=console, disable=not console.is_terminal,
-    ) as bar:  # fmt: skip
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[score]}"))
+    with Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal) as bar:
         for name in names:
             problem = PROBLEMS[name]()
             for agent in arguments.agents or (OWN_ACTION[name],):

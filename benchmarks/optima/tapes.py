@@ -85,8 +85,8 @@ def stationary_signal(bars: int, persistence: float, seed: int) -> Floats:
 
 
 def chaouki_signal(seed: int) -> Floats:
-    """(5000,) the signal of a test episode of Chaouki et al.: an AR(1) from 0, innovations of variance 0.2."""
-    normals = np.random.RandomState(seed).normal(0.0, 1.0, CHAOUKI_BARS)  # noqa: NPY002 - theirs
+    """(5000,) the signal of a test episode of Chaouki et al.: an AR(1) from 0, innovation variance 0.2."""
+    normals = np.random.RandomState(seed).normal(0.0, 1.0, CHAOUKI_BARS)
     signal = np.empty(CHAOUKI_BARS)
     state = 0.0
     for bar, normal in enumerate(normals.tolist()):

@@ -1,4 +1,4 @@
-"""Train an agent on a problem, judge it while it learns, and keep when it passed which share of the optimum."""
+"""Train an agent on a problem, judge it while it learns, keep when it passed which share of the optimum."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from judges import Eyes, Judge, Score
+from numpy.typing import NDArray
 from play import follow_mean
 from stable_baselines3.common.callbacks import BaseCallback
 
@@ -17,6 +18,7 @@ from perpgym.data.features.scaler import Scaler
 from perpgym.data.tape import Tape
 from perpgym.envs import EnvConfig, PerpVecEnv
 from perpgym.envs.actions import ActionKind
+from perpgym.envs.buffers import StepBuffers
 from perpgym.policies import PerpActorCriticPolicy, PolicyConfig
 
 THRESHOLDS = (0.90, 0.95, 0.98)
@@ -44,9 +46,18 @@ class Settings:
     ppo: PPOConfig
     policy: PolicyConfig
     n_paths: int = 32
-    accounts_per_path: int = 4
+    accounts_per_path: int = 8
     steps: int = 2_000_000
     is_spread: bool = False
+
+
+class FiniteHorizon(PerpVecEnv):
+    """Episodes end for good where they are cut off: what is sold there has no value after."""
+
+    def step_into(self, actions: NDArray[np.float32], out: StepBuffers) -> None:
+        super().step_into(actions, out)
+        out.terminated[:] |= out.truncated
+        out.truncated[:] = False
 
 
 @dataclass(kw_only=True)
@@ -60,7 +71,7 @@ class Run:
         reached: by threshold, (steps, seconds) when the mean action first scored so much.
     """
 
-    score: Score = Score(float("nan"), float("nan"))
+    score: Score = field(default=Score(float("nan"), float("nan")))
     steps: int = 0
     seconds: float = 0.0
     reached: dict[float, tuple[int, float]] = field(default_factory=dict)
@@ -134,7 +145,9 @@ def train(
         progress: told of every score.
     """
     torch.set_num_threads(1)
-    batch = PerpVecEnv(
+    # a value beyond the end would be a guess that training never corrects
+    kind = FiniteHorizon if env.terminal == "liquidate" else PerpVecEnv
+    batch = kind(
         tape, n_paths=settings.n_paths, accounts_per_path=settings.accounts_per_path, config=env, seed=seed
     )
     model = PerpPPO(

@@ -29,7 +29,7 @@ Trade = Callable[[float, float], float]
 
 
 def chaouki_total(trade: Trade, *, risk: float, linear: float = 0.0, quadratic: float = 0.0) -> float:
-    """Mean of the ten test episodes, in plain Python: decisions from the second signal to the last but one."""
+    """Mean of ten test episodes, in plain Python; decisions from the second signal to the last but one."""
     totals = []
     for seed in CHAOUKI_SEEDS:
         held, total = 0.0, 0.0
