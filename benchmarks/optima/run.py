@@ -23,12 +23,12 @@ from judges import Score
 from problems import PROBLEMS, Problem
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from settings import OWN_ACTION, settings_of
+from settings import OWN_ACTION, one_account_a_path, settings_of, without_baseline
 from stock import STOCK_STEPS, train_stock
 from summary import HEADER, interquartile_mean, row
 from training import Run, train
 
-AgentName = Literal["target", "band", "stock"]
+AgentName = Literal["target", "band", "stock", "no_baseline", "one_account", "windows"]
 _AGENTS: tuple[AgentName, ...] = get_args(AgentName)
 _QUICK_SHARE, _QUICK_SEEDS = 0.1, 2
 
@@ -45,20 +45,28 @@ def train_agent(agent: AgentName, problem: Problem, *, seed: int, share: float, 
         share: of the usual steps.
         told: progress.
     """
+    run = _train_one(agent, problem, seed=seed, share=share, told=told)
+    for condition in problem.conditions:
+        passed = _train_one(agent, condition, seed=seed, share=share, told=told)
+        run.score = run.score._replace(fraction=run.score.fraction * passed.score.fraction)
+    return run
+
+
+def _train_one(agent: AgentName, problem: Problem, *, seed: int, share: float, told: Told) -> Run:
     tape = problem.tape(seed)
     if agent == "stock":
         env = replace(problem.env, action="target")
         steps = int(share * STOCK_STEPS)
-        run = train_stock(tape, env, problem.judge, steps=steps, seed=seed, progress=told)
-    else:
-        settings = settings_of(problem.name, agent)
-        settings = replace(settings, steps=int(share * settings.steps))
-        env = replace(problem.env, action=settings.action)
-        run = train(tape, env, problem.judge, settings, seed=seed, progress=told)
-    for condition in problem.conditions:
-        passed = train_agent(agent, condition, seed=seed, share=share, told=told)
-        run.score = run.score._replace(fraction=run.score.fraction * passed.score.fraction)
-    return run
+        return train_stock(tape, env, problem.judge, steps=steps, seed=seed, progress=told)
+    action = agent if agent in ("target", "band") else OWN_ACTION.get(problem.name, "target")
+    settings = settings_of(problem.name, action)
+    if agent in ("no_baseline", "windows"):
+        settings = without_baseline(settings)
+    if agent == "one_account":
+        settings = one_account_a_path(settings)
+    settings = replace(settings, steps=int(share * settings.steps))
+    env, is_window = replace(problem.env, action=action), agent == "windows"
+    return train(tape, env, problem.judge, settings, seed=seed, progress=told, with_windows=is_window)
 
 
 def main() -> None:
@@ -73,7 +81,8 @@ def main() -> None:
     with Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal) as bar:
         for name in names:
             problem = PROBLEMS[name]()
-            for agent in arguments.agents or (OWN_ACTION[name],):
+            agents: Sequence[AgentName] = arguments.agents or (OWN_ACTION[name],)
+            for agent in agents:
                 runs = [_seed(bar, agent, problem, seed, share) for seed in range(seeds)]
                 lines.append(row(name, agent, runs))
                 console.print(lines[-1], soft_wrap=True, markup=False)

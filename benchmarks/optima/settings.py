@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 from training import Settings
 
@@ -56,7 +57,7 @@ _COUNTDOWN = Settings(
 )
 
 # what each problem's own number is measured with, chosen before the seeds were run
-OWN_ACTION: dict[str, ActionKind] = {
+OWN_ACTION: dict[str, Literal["target", "band"]] = {
     "gp_h": "target",
     "chaouki_quadratic": "target",
     "chaouki_linear": "band",
@@ -82,3 +83,14 @@ def settings_of(problem: str, action: ActionKind) -> Settings:
     if (problem, action) == ("chaouki_limited", "band"):
         usual = _LIMITED
     return replace(_SPECIAL.get(problem, usual), action=action)
+
+
+def without_baseline(settings: Settings) -> Settings:
+    """Ablation: advantages as they are."""
+    return replace(settings, ppo=replace(settings.ppo, path_baseline=False))
+
+
+def one_account_a_path(settings: Settings) -> Settings:
+    """Ablation: as many accounts, each alone on its path; then there is no baseline either."""
+    accounts = settings.n_paths * settings.accounts_per_path
+    return replace(without_baseline(settings), n_paths=accounts, accounts_per_path=1)

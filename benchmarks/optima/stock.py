@@ -26,8 +26,8 @@ class PlainColumns(gym.ObservationWrapper[NDArray[np.float32], NDArray[np.float3
 
     def __init__(self, env: PerpEnv) -> None:
         super().__init__(env)
-        size = sum(int(np.prod(env.observation_space[part].shape)) for part in ("account", "portfolio"))  # type: ignore[index]
-        size += env.tape.features.shape[2]
+        first, _ = env.reset(seed=0)
+        size = self.observation(first).size
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (size,), np.float32)
 
     def observation(self, observation: dict[str, Any]) -> NDArray[np.float32]:
