@@ -253,8 +253,9 @@ def _growth_problem(
     name: str, *, drift: float, funding_rate: float, limit: float, conditions: tuple[Problem, ...] = ()
 ) -> Problem:
     """Independent returns of 1 % around ``drift``, mirrored so that the sample's drift is exact."""
-    pairs, half_bars = 8, 512
-    env = replace(FREE, max_exposure=limit, reward_scale=100.0, episode_bars=2 * pairs * half_bars)
+    # as many halves as paths, so that every rollout meets as much up as down
+    pairs, half_bars, episode_bars = 64, 512, 64
+    env = replace(FREE, max_exposure=limit, reward_scale=100.0, episode_bars=episode_bars)
 
     def tape(seed: int) -> Tape:
         return mirrored_tape(
@@ -266,10 +267,8 @@ def _growth_problem(
             seed=seed,
         )
 
-    bars = 2 * half_bars
-    stretches = Stretches(
-        tape=tape(_JUDGING_SEED), env=env, starts=starts_of(pairs, bars), bars=bars - 1, warmup=1
-    )
+    starts = starts_of(2 * pairs, half_bars)
+    stretches = Stretches(tape=tape(_JUDGING_SEED), env=env, starts=starts, bars=episode_bars)
     return Problem(
         name=name,
         tape=lambda seed: tape(_TRAINING_SEED + seed),

@@ -36,17 +36,20 @@ _PPO = PPOConfig(
 )
 _TARGET = Settings(action="target", ppo=_PPO, policy=_NET, steps=1_500_000)
 # exploration moves the edges of a band at every bar, and every move trades: so there is little of it
-_BAND = Settings(action="band", ppo=_PPO, policy=replace(_NET, log_std_init=-2.5), steps=5_000_000)
+_BAND = Settings(action="band", ppo=_PPO, policy=replace(_NET, log_std_init=-2.5), steps=8_000_000)
 # with nothing but a limit the best band is as wide as it, or has no width at all
 _LIMITED = Settings(action="band", ppo=_PPO, policy=replace(_NET, band_width_init=0.0), steps=3_000_000)
 # bars are independent and trading is free, so that every bar is an episode
 _GROWTH = Settings(
     action="target",
-    ppo=replace(_PPO, gamma=0.0, gae_lambda=0.0, n_steps=64, batch_size=8_192),
+    # Adam's steps do not shrink with the gradient, which here is a hundredth of its noise: so they are small
+    ppo=replace(
+        _PPO, learning_rate=3e-4, gamma=0.0, gae_lambda=0.0, n_steps=64, batch_size=8_192, n_epochs=2
+    ),
     policy=replace(_NET, log_std_init=-1.0, band_width_init=-1.0),
     n_paths=128,
     accounts_per_path=4,
-    steps=5_000_000,
+    steps=6_000_000,
     is_spread=True,
 )
 _COUNTDOWN = Settings(
@@ -70,7 +73,7 @@ OWN_ACTION: dict[str, Literal["target", "band"]] = {
 _SPECIAL: dict[str, Settings] = {
     "kelly": _GROWTH,
     # half of Kelly's drift takes more bars to tell from nothing
-    "carry": replace(_GROWTH, steps=10_000_000),
+    "carry": replace(_GROWTH, steps=12_000_000),
     "carry_pays": _COUNTDOWN,
     "carry_does_not_pay": _COUNTDOWN,
     "almgren_chriss": _COUNTDOWN,

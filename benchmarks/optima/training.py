@@ -40,8 +40,8 @@ class Settings:
         ppo, policy: algorithm and network.
         n_paths, accounts_per_path: of the batch env.
         steps: of all accounts together.
-        is_spread: start the paths evenly along a tape that is one episode, so that all rollouts together see
-            every bar equally often.
+        is_spread: before each rollout, start the paths evenly along the tape, at the same bar of every
+            stretch and its mirror image; a rollout is an episode.
     """
 
     action: ActionKind
@@ -118,16 +118,21 @@ class Watch(BaseCallback):
 
 
 class SpreadPaths(BaseCallback):
-    """Place the paths evenly along the tape before the first step; see ``Settings.is_spread``."""
+    """Before each rollout, place fresh accounts evenly along the tape; see ``Settings.is_spread``."""
 
-    def _on_training_start(self) -> None:
+    def __init__(self) -> None:
+        super().__init__()
+        self._rollouts = 0
+
+    def _on_rollout_start(self) -> None:
         assert isinstance(self.model, PerpPPO)
         env = self.model.native
-        last = len(env.tape) - 1
-        state = env.state_dict()
-        state["path_bar"] = np.arange(env.n_paths) * (last // env.n_paths)
-        state["path_end"] = np.full(env.n_paths, last)
-        self.model.restore_env(state)
+        length, pitch = env.config.episode_bars, len(env.tape) // env.n_paths
+        # the last stretch of a pitch is left out: it would end beyond the tape
+        place = length * (self._rollouts % (pitch // length - 1))
+        starts = pitch * np.arange(env.n_paths) + place
+        self.model.restore_env(env.state_dict() | {"path_bar": starts, "path_end": starts + length})
+        self._rollouts += 1
 
     def _on_step(self) -> bool:
         return True
