@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint types unit bench clean
+.PHONY: help install run test checks kernels lint types unit bench clean
 
 help:
 	@echo "make run    train ppo_btc on the simulated market, evaluate it, print where the report lies"
@@ -33,7 +33,16 @@ run: $(STAMP)
 	@echo "  $(BIN)/python train.py +experiment=ppo_btc run_dir=runs/ppo_btc"
 	@echo "  $(BIN)/python evaluate.py run=runs/ppo_btc"
 
-test: lint types unit
+# compiling the kernels takes a minute on one core, as long as linting and typing on the other
+test: $(STAMP)
+	@$(MAKE) --no-print-directory -j 2 checks kernels
+	@$(MAKE) --no-print-directory unit
+
+checks: lint
+	@$(MAKE) --no-print-directory types
+
+kernels: $(STAMP)
+	@$(BIN)/python -c 'import gymnasium, perpgym; env = gymnasium.make("perpgym/Perp-v0"); env.reset(seed=0); env.step(env.action_space.sample())'
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -44,7 +53,7 @@ types: $(STAMP)
 	$(BIN)/mypy -p perpgym
 
 unit: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --cov --cov-fail-under=85
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-fail-under=85
 
 bench: $(STAMP)
 	for b in benchmarks/bench_*.py; do $(BIN)/python $$b || exit 1; done

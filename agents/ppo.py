@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,13 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from perpgym.agents.checkpoint import read_checkpoint, write_checkpoint
 from perpgym.agents.collect import collect
+from perpgym.agents.descent import Descent
 from perpgym.agents.forecast import ForecastTask
+from perpgym.agents.objective import Objective
+from perpgym.agents.ppo_config import PPOConfig
+from perpgym.agents.ppo_loss import KL, STATISTICS, PPOLoss, epoch_statistics
 from perpgym.agents.rollout import Minibatch, PathRollout
+from perpgym.agents.schedule import Schedule
 from perpgym.agents.training_state import restore_training_state, training_state
 from perpgym.data.bars import CLOSE
 from perpgym.envs.buffers import StepBuffers
@@ -25,68 +29,7 @@ from perpgym.envs.sb3 import SB3PerpVecEnv
 from perpgym.envs.vector import PerpVecEnv
 from perpgym.policies.actor_critic import PerpActorCriticPolicy
 
-# mean over a minibatch, in the order in which ``PerpPPO.loss`` stacks them
-_STATISTICS = ("loss", "policy_gradient_loss", "value_loss", "entropy_loss", "approx_kl", "clip_fraction")
-_KL = _STATISTICS.index("approx_kl")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PPOConfig:
-    """Settings of the algorithm; names and meanings are SB3's.
-
-    Attributes:
-        learning_rate: of Adam.
-        anneal_learning_rate: linearly to zero over ``total_timesteps``.
-        n_steps: T, steps of each account in a rollout.
-        batch_size: samples of a minibatch, made of whole paths: max(1, batch_size // (T * K)) of them.
-        n_epochs: passes over a rollout.
-        gamma: discount a bar.
-        gae_lambda: decay of the advantage trace.
-        clip_range: of the probability ratio.
-        normalize_advantage: over the whole rollout. Over a minibatch of a few correlated paths the mean would
-            subtract the market's own move.
-        ent_coef, vf_coef: weights of entropy bonus and value loss.
-        max_grad_norm: of all gradients together.
-        forecast_coef: weight of the loss of the policy's forecasts; 0 where it makes none.
-        path_baseline: measure each advantage against the mean of its path's accounts at the same bar, which
-            takes out the market's own move; needs at least two accounts a path.
-        target_kl: no further epoch once the mean KL of an epoch exceeds 1.5 times this; None for no limit.
-    """
-
-    learning_rate: float = 3e-4
-    anneal_learning_rate: bool = False
-    n_steps: int = 128
-    batch_size: int = 2_048
-    n_epochs: int = 4
-    gamma: float = 0.99
-    gae_lambda: float = 0.95
-    clip_range: float = 0.2
-    normalize_advantage: bool = True
-    ent_coef: float = 0.0
-    vf_coef: float = 0.5
-    max_grad_norm: float = 0.5
-    forecast_coef: float = 0.0
-    path_baseline: bool = False
-    target_kl: float | None = None
-
-    def __post_init__(self) -> None:
-        for name, low, high in (
-            ("learning_rate", 0.0, 1.0),
-            ("n_steps", 2, 10**6),
-            ("batch_size", 1, 10**9),
-            ("n_epochs", 1, 1_000),
-            ("gamma", 0.0, 1.0),
-            ("gae_lambda", 0.0, 1.0),
-            ("clip_range", 1e-6, 10.0),
-            ("ent_coef", 0.0, 100.0),
-            ("vf_coef", 0.0, 100.0),
-            ("forecast_coef", 0.0, 1e4),
-            ("max_grad_norm", 1e-9, 1e9),
-        ):
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name} must lie between {low:g} and {high:g}, was {getattr(self, name)}")
-        if self.target_kl is not None and not self.target_kl > 0:
-            raise ValueError(f"target_kl must be positive, was {self.target_kl}; null for no limit")
+__all__ = ["PPOConfig", "PerpPPO"]
 
 
 class PerpPPO(PPO):
@@ -126,11 +69,10 @@ class PerpPPO(PPO):
         _init_setup_model: bool = True,
     ) -> None:
         self.config = config = config or PPOConfig()
-        rate = config.learning_rate
         super().__init__(
             policy,
             env,  # type: ignore[arg-type]
-            learning_rate=_Annealed(rate) if config.anneal_learning_rate else rate,
+            learning_rate=Schedule(config.learning_rate, config.learning_rate_schedule),
             n_steps=config.n_steps,
             batch_size=config.n_steps,  # replaced below: SB3 would warn about remainders that do not arise
             n_epochs=config.n_epochs,
@@ -165,6 +107,9 @@ class PerpPPO(PPO):
         # own generators: nothing that a callback draws changes the run
         self.noise = torch.Generator(self.device).manual_seed(seed)
         self.shuffle = np.random.default_rng(seed)
+        self.descent = Descent(self.policy.optimizer, self.max_grad_norm)
+        self.entropy_schedule = Schedule(self.config.ent_coef, self.config.ent_coef_schedule)
+        self.objective = Objective(self.policy, self.config)
         self._is_resumable = True
         if self.env is not None:
             self._take_env()
@@ -178,6 +123,8 @@ class PerpPPO(PPO):
                 f"set window_bars={reach} in the env's config"
             )
         self.policy.bind(native.tape)
+        if not self.policy.has_own_encoders:
+            self.rollout_buffer.keep_embeddings(self.policy.features_extractor.embedding_size)
         self.forecast_task = self._make_forecast_task()
         self.episode_return = np.zeros(native.num_envs)
         self.episode_length = np.zeros(native.num_envs, np.int64)
@@ -239,7 +186,8 @@ class PerpPPO(PPO):
         self._take_env()
 
     def _excluded_save_params(self) -> list[str]:
-        mine = ("forecast_task", "noise", "shuffle", "episode_return", "episode_length", "_no_infos")
+        mine = ["descent", "entropy_schedule", "forecast_task", "noise", "objective", "shuffle"]
+        mine += ["episode_return", "episode_length", "_no_infos"]
         return [*super()._excluded_save_params(), *mine]
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
@@ -277,7 +225,8 @@ class PerpPPO(PPO):
             )
             return callback.on_step()
 
-        if not collect(self.policy, env.native, env.buffers, rollout_buffer, self.noise, on_step):
+        self.objective.tokens = 0
+        if not collect(self.objective, env.native, env.buffers, rollout_buffer, self.noise, on_step):
             return False
         self._last_obs = env.native.observation(env.buffers)
         self.logger.record("time/rollout_seconds", time.perf_counter() - started)
@@ -310,17 +259,15 @@ class PerpPPO(PPO):
         rollout = self.rollout_buffer
         per_path = rollout.n_steps * rollout.n_accounts
         paths_per_batch = max(1, self.batch_size // per_path)
-        if self.config.path_baseline:
-            rollout.subtract_path_baseline()
-        if self.normalize_advantage:
-            rollout.normalise_advantages()
+        rollout.weigh_advantages(path_baseline=self.config.path_baseline, normalise=self.normalize_advantage)
+        if self.config.popart:
+            self.policy.value_head.rescale(rollout.returns.reshape(-1, 1))
         statistics: list[torch.Tensor] = []
         for _ in range(self.n_epochs):
-            epoch = [self._update(batch) for batch in rollout.minibatches(paths_per_batch, self.shuffle)]
-            statistics.append(torch.stack(epoch).mean(0))
+            statistics.append(self._epoch(paths_per_batch))
             self._n_updates += 1
             # the one moment of an epoch at which the host waits for the device
-            if self.target_kl is not None and float(statistics[-1][_KL]) > 1.5 * self.target_kl:
+            if self.target_kl is not None and float(statistics[-1][KL]) > 1.5 * self.target_kl:
                 break
         if self.forecast_task is not None:
             self._update_forecasts(self.forecast_task, paths_per_batch)
@@ -328,18 +275,22 @@ class PerpPPO(PPO):
         self.logger.record("time/update_seconds", time.perf_counter() - started)
         self._is_resumable = True
 
-    def _update(self, batch: Minibatch) -> torch.Tensor:
-        """One step of Adam; returns (6,) detached statistics in the order of ``_STATISTICS``."""
-        loss, statistics = self.loss(batch)
-        self._descend(loss)
-        return statistics
+    def _epoch(self, paths_per_batch: int) -> torch.Tensor:
+        """One pass over the rollout; returns (6,) statistics in the order of ``STATISTICS``."""
+        terms, log_ratios = [], []
+        for batch in self.rollout_buffer.minibatches(paths_per_batch, self.shuffle):
+            loss = self.loss(batch)
+            self.descent.step(loss.total)
+            terms.append(loss.terms)
+            log_ratios.append(loss.log_ratio.flatten())
+        return epoch_statistics(terms, log_ratios, self._clip_range())
 
-    def _descend(self, loss: torch.Tensor) -> None:
-        optimizer = self.policy.optimizer
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
-        optimizer.step()
+    def loss(self, batch: Minibatch) -> PPOLoss:
+        """PPO's loss of a minibatch, with the settings that hold at this moment of the run."""
+        ent_coef = self.entropy_schedule(self._current_progress_remaining)
+        return self.objective.loss(
+            batch, self.rollout_buffer.n_steps, clip_range=self._clip_range(), ent_coef=ent_coef
+        )
 
     def _update_forecasts(self, task: ForecastTask, paths_per_batch: int) -> None:
         """One pass of the forecasts' own loss, which alone moves the encoders.
@@ -349,50 +300,26 @@ class PerpPPO(PPO):
         """
         rollout, losses = self.rollout_buffer, []
         for batch in rollout.minibatches(paths_per_batch, self.shuffle):
-            rollout.tokens += len(batch.first_bar) * self.policy.tokens(rollout.n_steps)
-            encoded = self.policy.stretch_context(batch.first_bar, rollout.n_steps)  # S T C
-            forecast = self.policy.features_extractor.forecasts(encoded)  # S T H
+            encoded = self.objective.stretch_contexts(batch, rollout.n_steps)  # S T C
+            forecast = self.policy.features_extractor.split(encoded).forecasts  # S T H
             loss = task.loss(forecast, batch.first_bar, batch.length)
-            self._descend(self.config.forecast_coef * loss)
+            self.descent.step(self.config.forecast_coef * loss)
             losses.append(loss.detach())
         self.logger.record("train/forecast_loss", float(torch.stack(losses).mean()))
-
-    def loss(self, batch: Minibatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """PPO's loss of a minibatch: Schulman et al. 2017, eqs. 7 and 9, as SB3 weighs them.
-
-        Returns:
-            The loss, and (6,) detached statistics in the order of ``_STATISTICS``.
-        """
-        rollout = self.rollout_buffer
-        rollout.tokens += len(batch.first_bar) * self.policy.tokens(rollout.n_steps)
-        encoded = self.policy.stretch_context(batch.first_bar, rollout.n_steps)  # S T 2D
-        now = self.policy.evaluate_states(batch.arrange(encoded), batch.state, batch.actions)
-        log_ratio = now.log_prob - batch.log_prob  # G T K
-        ratio = log_ratio.exp()
-        clip = self._clip_range()
-        clipped = ratio.clamp(1.0 - clip, 1.0 + clip)
-        policy_loss = -torch.minimum(batch.advantages * ratio, batch.advantages * clipped).mean()
-        value_loss = torch.nn.functional.mse_loss(now.values, batch.returns)
-        loss = policy_loss + self.vf_coef * value_loss - self.ent_coef * now.entropy
-        with torch.no_grad():
-            # the low-variance estimator k3 of Schulman, http://joschu.net/blog/kl-approx.html
-            approx_kl = (ratio - 1.0 - log_ratio).mean()
-            clip_fraction = ((ratio - 1.0).abs() > clip).float().mean()
-            statistics = torch.stack((loss, policy_loss, value_loss, -now.entropy, approx_kl, clip_fraction))
-        return loss, statistics
 
     def _clip_range(self) -> float:
         return float(self.clip_range(self._current_progress_remaining))  # type: ignore[operator]
 
     def _record(self, statistics: torch.Tensor, rollout: PathRollout) -> None:
         """SB3's keys, and the tokens encoded for each account step, in rollout and all epochs."""
-        for name, value in zip(_STATISTICS, statistics.mean(0).tolist(), strict=True):
+        for name, value in zip(STATISTICS, statistics.mean(0).tolist(), strict=True):
             self.logger.record(f"train/{name}", value)
         self.logger.record("train/explained_variance", rollout.explained_variance())
         self.logger.record("train/std", float(self.policy.log_std.detach().exp().mean()))
         self.logger.record("train/clip_range", self._clip_range())
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        self.logger.record("train/tokens_per_step", rollout.tokens / rollout.reward.size)
+        self.logger.record("train/ent_coef", self.entropy_schedule(self._current_progress_remaining))
+        self.logger.record("train/tokens_per_step", self.objective.tokens / rollout.reward.size)
 
     # --- resuming ---
 
@@ -442,14 +369,3 @@ def _deviations(env: PerpVecEnv) -> NDArray[np.float64]:
         if is_valid[:, asset].any():
             out[asset] = max(float(returns[is_valid[:, asset], asset].std()), 1e-12)
     return out
-
-
-class _Annealed:
-    """Linear decay to zero; a class, because SB3 pickles schedules."""
-
-    def __init__(self, initial: float) -> None:
-        self.initial = initial
-
-    def __call__(self, progress_remaining: float) -> float:
-        # the last rollout runs past the total: less than nothing would climb the loss
-        return max(progress_remaining, 0.0) * self.initial

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Bool = NDArray[np.bool_]
 
@@ -35,6 +36,7 @@ class Minibatch:
         state: (G, T, K, S) float32, raw account state.
         actions: (G, T, K, a) float32, before clipping.
         log_prob, advantages, returns: (G, T, K) float32.
+        embedding: (G, T, M) of the bars decided at, where the rollout kept them; None means encode them.
     """
 
     first_bar: torch.Tensor
@@ -45,12 +47,11 @@ class Minibatch:
     log_prob: torch.Tensor
     advantages: torch.Tensor
     returns: torch.Tensor
+    embedding: torch.Tensor | None
 
     def arrange(self, encoded: torch.Tensor) -> torch.Tensor:
-        """(S, T, 2D) contexts of the rows -> (G, T, 1, 2D) contexts of the decisions, for all K accounts."""
-        if self.slot is not None:
-            encoded = encoded.flatten(0, 1)[self.slot]  # G T 2D
-        return encoded.unsqueeze(2)
+        """(S, T, C) contexts of the rows -> (G, T, C) contexts of the decisions."""
+        return encoded if self.slot is None else encoded.flatten(0, 1)[self.slot]
 
 
 class PathRollout:
@@ -91,37 +92,49 @@ class PathRollout:
         self.log_prob = torch.zeros(*lead, self.n_accounts, device=device)
         self.values = torch.zeros(n_paths, buffer_size + 1, self.n_accounts, device=device)
         self.advantages = torch.zeros_like(self.log_prob)
-        self.returns = torch.zeros_like(self.log_prob)
-        self.reward = np.zeros((buffer_size, n_envs))
+        # how minibatches weigh the advantages: against their path's mean or not, less this, over that
+        self._is_relative, self._center, self._spread = False, 0.0, 1.0
+        self.reward = np.zeros((buffer_size, n_envs), np.float32)
         self.terminated = np.zeros((buffer_size, n_envs), np.bool_)
         self.truncated = np.zeros((buffer_size, n_envs), np.bool_)
+        # (P, T + 1, M), only where the policy's loss does not move the encoders
+        self.embedding: torch.Tensor | None = None
         self.segments: list[Segment] = []
-        # bars of single contracts that the market encoder has read for this rollout and its updates
-        self.tokens = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of everything that grows with the rollout."""
+        kept = [value for value in vars(self).values() if isinstance(value, torch.Tensor | np.ndarray)]
+        return sum(value.nbytes for value in kept)
+
+    def keep_embeddings(self, size: int) -> None:
+        """Make room for a rollout's (P, T + 1, M) embeddings, which its updates then need not repeat."""
+        self.embedding = torch.zeros(self.n_paths, self.n_steps + 1, size, device=self.device)
 
     def start(self, bars: NDArray[np.int64]) -> None:
         """Begin a rollout with path p at the close of ``bars[p]``."""
-        self.tokens = 0
         self.segments = [Segment(path, 0, int(bar)) for path, bar in enumerate(bars)]
 
     def jump(self, path: int, step: int, bar: int) -> None:
         """From ``step`` on, the path decides from ``bar`` on."""
         self.segments.append(Segment(path, step, bar))
 
-    def write_state(self, step: int, account: torch.Tensor, portfolio: torch.Tensor) -> torch.Tensor:
-        """Keep the N account states seen at a step.
+    def state_writer(self, account: Float32, portfolio: Float32) -> Callable[[int], None]:
+        """A function of the step, 0 ... T, that keeps the account states then seen.
 
         Args:
-            step: 0 ... T.
-            account, portfolio: (N, A, Ca) and (N, Cp) float32.
-
-        Returns:
-            (P, K, S): the states, on the device.
+            account, portfolio: (N, A, Ca) and (N, Cp) float32, which the env writes in place.
         """
-        state = self.state[:, step]
-        state[..., : self.account_size] = account.view(self.n_paths, self.n_accounts, -1)
-        state[..., self.account_size :] = portfolio.view(self.n_paths, self.n_accounts, -1)
-        return state
+        shape = (self.n_paths, self.n_accounts, -1)
+        seen = [torch.from_numpy(columns).view(shape) for columns in (account, portfolio)]  # P K .
+        account_at = self.state[..., : self.account_size].unbind(1)  # T+1 of P K .
+        portfolio_at = self.state[..., self.account_size :].unbind(1)
+
+        def write(step: int) -> None:
+            account_at[step].copy_(seen[0])
+            portfolio_at[step].copy_(seen[1])
+
+        return write
 
     def finish(self, final_value: Float64) -> None:
         """Turn rewards and values into advantages and value targets.
@@ -135,26 +148,37 @@ class PathRollout:
         ends = self.terminated | self.truncated
         advantages = gae(self.reward, value[:-1], next_value, ends, self.gamma, self.gae_lambda)
         self.advantages.copy_(self._by_path(advantages))
-        torch.add(self.advantages, self.values[:, :-1], out=self.returns)
+        self._is_relative, self._center, self._spread = False, 0.0, 1.0
 
-    def normalise_advantages(self) -> None:
-        """Mean 0 and deviation 1 over the whole rollout, as SB3 does over a minibatch."""
-        self.advantages.sub_(self.advantages.mean()).div_(self.advantages.std() + 1e-8)
+    @property
+    def returns(self) -> torch.Tensor:
+        """(P, T, K) targets of the values; not kept: they would be a twentieth of a rollout."""
+        return self.advantages + self.values[:, :-1]
 
-    def subtract_path_baseline(self) -> None:
-        """Take from each advantage the mean of its path's K accounts at that step (Mao et al. 2019).
+    def weigh_advantages(self, *, path_baseline: bool, normalise: bool) -> None:
+        """Say what minibatches make of the advantages; the rollout's own stay as they are.
 
-        The accounts of a path meet the same market, whatever they do, so the mean of the others is a baseline
-        that knows what the market did next; including the account itself only scales it by 1 - 1/K.
+        Args:
+            path_baseline: take from each the mean of its path's K accounts at that step (Mao et al. 2019).
+                They meet the same market, whatever they do: the mean of the others is a baseline that knows
+                what the market did next; including the account itself only scales it by 1 - 1/K.
+            normalise: to mean 0 and deviation 1 over the whole rollout, as SB3 does over a minibatch.
         """
-        self.advantages.sub_(self.advantages.mean(dim=2, keepdim=True))
+        self._is_relative, self._center, self._spread = path_baseline, 0.0, 1.0
+        if normalise:
+            weighed = self._weigh(self.advantages)
+            # the one moment before the epochs at which the host waits for the device
+            self._center, self._spread = float(weighed.mean()), float(weighed.std()) + 1e-8
+
+    def _weigh(self, advantages: torch.Tensor) -> torch.Tensor:
+        if self._is_relative:
+            advantages = advantages - advantages.mean(dim=2, keepdim=True)
+        return (advantages - self._center) / self._spread
 
     def explained_variance(self) -> float:
         """1 - Var(returns - values) / Var(returns); nan if the returns do not vary."""
         variance = float(self.returns.var())
-        if variance == 0.0:
-            return float("nan")
-        return 1.0 - float((self.returns - self.values[:, :-1]).var()) / variance
+        return float("nan") if variance == 0.0 else 1.0 - float(self.advantages.var()) / variance
 
     def _by_step(self, tensor: torch.Tensor) -> Float64:
         """(P, T, K) on the device -> (T, N) on the host."""
@@ -170,6 +194,7 @@ class PathRollout:
         for group in np.array_split(shuffle.permutation(self.n_paths), n_batches):
             rows, slot = self._rows(group)
             paths = torch.from_numpy(group).to(self.device)
+            advantages = self.advantages[paths]
             yield Minibatch(
                 first_bar=torch.tensor([row.first_bar for row in rows], device=self.device),
                 length=torch.tensor(self._lengths(rows), device=self.device),
@@ -177,8 +202,9 @@ class PathRollout:
                 state=self.state[paths, :-1],
                 actions=self.actions[paths],
                 log_prob=self.log_prob[paths],
-                advantages=self.advantages[paths],
-                returns=self.returns[paths],
+                advantages=self._weigh(advantages),
+                returns=advantages + self.values[paths, :-1],
+                embedding=None if self.embedding is None else self.embedding[paths, :-1],
             )
 
     def _lengths(self, rows: list[Segment]) -> list[int]:
@@ -207,7 +233,7 @@ class PathRollout:
 
 
 def gae(
-    reward: Float64, value: Float64, next_value: Float64, ends: Bool, gamma: float, gae_lambda: float
+    reward: Float32, value: Float64, next_value: Float64, ends: Bool, gamma: float, gae_lambda: float
 ) -> Float64:
     """Generalised advantage estimation (Schulman et al. 2016, eqs. 11-16).
 

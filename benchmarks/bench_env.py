@@ -1,4 +1,4 @@
-"""Account-steps per second of PerpVecEnv.step_into, beside a bare copy of its windows and two rivals.
+"""Account-steps per second of PerpVecEnv.step_into, beside a bare copy of its windows and three rivals.
 
     python benchmarks/bench_env.py
 
@@ -9,7 +9,8 @@ seconds of one thread; contestants take turns, and a ratio is the median of the 
 
 - random band: centre and width drawn anew every bar, uniform in the default action space; half of the steps
   fill an order. Quoted, without windows, as ``account_steps_per_s_1024``, and with windows as
-  ``window_copy_fraction``.
+  ``window_copy_fraction``; with trailing and time stops, fee tiers, lasting impact and bracket-wise
+  liquidation too as ``..._1024_everything``.
 - trading, the hardest: a new random target every bar, no band; nearly every step fills an order. Quoted as
   ``..._1024_trading``, and with 1,024 paths of one account, where no two share a bar and the latency of
   memory shows, as ``..._1024_trading_unshared``.
@@ -21,12 +22,14 @@ such windows of the same bars into the same buffer: ``out[i] = features[bar - 63
 windows as flat runs, which is faster than that by itself; ``..._of_flat_copy_<tape>`` is steps/s over a bare
 copy written that way too, the fastest form found, and says how much of the memory's speed a step leaves.
 
-A single ``PerpEnv`` is stepped as anyone would, beside one gym-trading-env. ``env_costs.py`` measures what
-size costs: 50 contracts over one, memory of an account, memory allocated by a step, a second core.
+A single ``PerpEnv`` is stepped as anyone would, beside one env of each Gymnasium rival. ``env_costs.py``
+measures what size costs: 50 contracts over one, memory of an account, memory allocated by a step, a second
+core.
 
-Rivals: gym-trading-env and torchtrade from the package registry, each in its own environment under the
-cache folder, on the same bars, columns, window and tape (a new level of -1, -0.5, 0, 0.5, 1 for every account
-and bar), each stepped in the fastest of its ways. The first run installs them (about 2 GB).
+Rivals: gym-trading-env, gym-anytrading and torchtrade from the package registry, each in its own environment
+under the cache folder, on the same bars, columns, window and tape (a new level of -1, -0.5, 0, 0.5, 1 for
+every account and bar; gym-anytrading, which knows long and flat and no margin, is
+long on those above 0), each stepped in the fastest of its ways. The first run installs them (about 2 GB).
 """
 
 from __future__ import annotations
@@ -48,12 +51,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numba
 import numpy as np
+from action_tapes import STEPS_PER_TAPE, Actions, action_tapes
+from bare_copies import BARE_COPIES
 from env_costs import bytes_allocated_per_step, bytes_per_account, cost_of_contracts, second_core_gain
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from rivals.process import GYM_TRADING_ENV, TORCHTRADE, RivalProcess, RivalUnavailable
+from rivals.process import GYM_ANYTRADING, GYM_TRADING_ENV, TORCHTRADE, RivalProcess, RivalUnavailable
 
 from perpgym.data.features.build import build_tape
 from perpgym.data.synthetic import SimulatedMarketConfig, simulate_market
@@ -63,53 +68,30 @@ from perpgym.envs.actions import exposure_to_action
 from perpgym.envs.risk.limits import RiskLimits
 from perpgym.envs.spaces import LEDGER
 
-WINDOW, STEPS_PER_TAPE, ACCOUNTS_PER_PATH = 64, 240, 8
+WINDOW, ACCOUNTS_PER_PATH = 64, 8
 CONFIG = EnvConfig(window_bars=WINDOW, stop_loss=0.05, take_profit=0.10)
+EVERYTHING = replace(
+    CONFIG, trailing_stop=True, max_bars_held=100, liquidation="brackets", impact={"kind": "exponential"},
+    fees={"tiers": [[0, 0.0002, 0.0005], [15_000_000, 0.00016, 0.0004]]},
+)  # fmt: skip
 # no drawdown_start, which calms down accounts that lose: they shall trade on, be ruined and restart
 LIMITS = RiskLimits(max_notional=10_000_000.0)
 LEVELS = np.array([-1.0, -0.5, 0.0, 0.5, 1.0])
-RIVALS = ((GYM_TRADING_ENV, 1), (GYM_TRADING_ENV, 64), (TORCHTRADE, 64), (TORCHTRADE, 1_024))
+RIVALS = (
+    (GYM_TRADING_ENV, 1),
+    (GYM_TRADING_ENV, 64),
+    (GYM_ANYTRADING, 1),
+    (GYM_ANYTRADING, 64),
+    (TORCHTRADE, 64),
+    (TORCHTRADE, 1_024),
+)
 
-Actions = NDArray[np.float32]
 Round = Callable[[], float]
 
 
 def market(start: str) -> Tape:
     """The simulated market from ``start`` to 2025-06-30: 22 feature columns, no risk columns."""
     return build_tape(simulate_market(SimulatedMarketConfig(start=start)).bars, risk=(), source="simulated")
-
-
-def action_tapes(accounts: int) -> dict[str, Actions]:
-    """By name, (STEPS_PER_TAPE, accounts, 2) float32; see the module's docstring."""
-    rng = np.random.default_rng(0)
-    band = rng.uniform(-1, 1, (STEPS_PER_TAPE, accounts, 2)).astype(np.float32)
-    trading, holding = band.copy(), np.ones_like(band)
-    trading[..., 1] = -1.0
-    holding[...] = (0.25, -0.9)
-    day = (np.arange(STEPS_PER_TAPE)[:, None] + rng.integers(0, 24, accounts)) // 24
-    daily: Actions = np.ascontiguousarray(band[day, np.arange(accounts)])
-    return {"trading": trading, "random band": band, "daily": daily, "holding": holding}
-
-
-@numba.njit(cache=True)
-def plain_copy(columns, newest, window, out):  # type: ignore[no-untyped-def]
-    """Copy the ``window`` rows of (T, F) ``columns`` that end at ``newest[i]`` into ``out[i]``, (R, F)."""
-    for i in range(newest.shape[0]):
-        out[i] = columns[newest[i] - window + 1 : newest[i] + 1]
-
-
-@numba.njit(cache=True)
-def flat_copy(columns, newest, window, out):  # type: ignore[no-untyped-def]
-    """The same as one run of numbers, which becomes vector moves."""
-    size = window * columns.shape[1]
-    for i in range(newest.shape[0]):
-        source = columns[newest[i] - window + 1 : newest[i] + 1].reshape(size)
-        target = out[i].reshape(size)
-        for j in range(size):
-            target[j] = source[j]
-
-
-BARE_COPIES = {"plain copy": plain_copy, "flat copy": flat_copy}
 
 
 class Ours:
@@ -121,16 +103,16 @@ class Ours:
         actions: Actions,
         *,
         with_windows: bool,
-        episode_bars: int | None = None,
+        config: EnvConfig = CONFIG,
         accounts_per_path: int = 1,
     ) -> None:
         accounts = actions.shape[1]
-        paths = accounts // accounts_per_path if episode_bars is None else 1
+        paths = accounts // accounts_per_path
         self.env = PerpVecEnv(
             tape,
             n_paths=paths,
-            accounts_per_path=accounts // paths,
-            config=CONFIG if episode_bars is None else replace(CONFIG, episode_bars=episode_bars),
+            accounts_per_path=accounts_per_path,
+            config=config,
             limits=LIMITS,
             with_windows=with_windows,
         )
@@ -322,6 +304,9 @@ def contestants(tape: Tape, rivals: list[RivalProcess]) -> dict[str, Round]:
         rounds[f"1,024 accounts, {name}, windows"] = windowed.round()
     unshared = Ours(tape, action_tapes(1_024)["trading"], with_windows=False)
     rounds["1,024 accounts, trading, a path each"] = unshared.round()
+    band = action_tapes(1_024)["random band"]
+    everything = Ours(tape, band, with_windows=False, config=EVERYTHING, accounts_per_path=ACCOUNTS_PER_PATH)
+    rounds["1,024 accounts, everything on"] = everything.round()
     for name, copy in BARE_COPIES.items():
         rounds[f"{name} of 1,024 windows"] = windowed.bare_round(copy)
     for accounts in (64, 1_024):
@@ -374,7 +359,10 @@ def flat_cost(tape: Tape, steps: int = 100_000) -> tuple[float, float]:
     and one near its end, so that whatever else the machine does slows both.
     """
     actions = action_tapes(64)["trading"]
-    young, old = (Ours(tape, actions, with_windows=True, episode_bars=steps + 1) for _ in range(2))
+    config, accounts = replace(CONFIG, episode_bars=steps + 1), actions.shape[1]
+    young, old = (
+        Ours(tape, actions, with_windows=True, config=config, accounts_per_path=accounts) for _ in range(2)
+    )
     first_bar = int(old.out.bar[0])
     young.run(1_000)
     old.run(steps - 1_000)
@@ -410,6 +398,9 @@ def figures(speeds: dict[str, list[float]]) -> dict[str, float | None]:
     """The last line, but for the flat cost."""
     found: dict[str, float | None] = {
         "account_steps_per_s_1024": round(statistics.median(speeds["1,024 accounts, random band"])),
+        "account_steps_per_s_1024_everything": round(
+            statistics.median(speeds["1,024 accounts, everything on"])
+        ),
         "account_steps_per_s_1024_trading": round(statistics.median(speeds["1,024 accounts, trading"])),
         "account_steps_per_s_1024_trading_unshared": round(
             statistics.median(speeds["1,024 accounts, trading, a path each"])
@@ -417,6 +408,8 @@ def figures(speeds: dict[str, list[float]]) -> dict[str, float | None]:
         "window_copy_fraction": ratio(speeds, "1,024 accounts, random band, windows", "plain copy"),
         "batch64_vs_gym_trading_env": ratio(speeds, "64 accounts, levels, windows", "gym-trading-env, 64"),
         "batch64_vs_torchtrade": ratio(speeds, "64 accounts, levels, windows", "torchtrade, 64"),
+        "batch64_vs_gym_anytrading": ratio(speeds, "64 accounts, levels, windows", "gym-anytrading, 64"),
+        "single_vs_gym_anytrading": ratio(speeds, "PerpEnv, a window a step", "gym-anytrading, 1 "),
         "single_vs_gym_trading_env": ratio(speeds, "PerpEnv, a window a step", "gym-trading-env, 1 "),
         "env_steps_per_s_64_window": round(statistics.median(speeds["64 accounts, levels, windows"])),
         "batch1024_vs_torchtrade": ratio(speeds, "1,024 accounts, levels, windows", "torchtrade, 1,024"),

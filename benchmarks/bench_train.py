@@ -1,13 +1,15 @@
 """Environment steps per second of PerpPPO beside stock SB3 PPO with the same network on windows.
 
     python benchmarks/bench_train.py
+    python benchmarks/bench_train.py --sweep     # against width, reach, accounts a path and threads
+    python benchmarks/bench_train.py --profile   # where the time goes
 
-Setting of every figure: 16 features, width 32, 2 layers, 4 heads, receptive field 63, policy and value heads
-64-64, 64 accounts x 128 steps, 4 epochs, minibatch 2,048 on both sides, one thread, median of interleaved
-rounds. A round is one rollout and its update; ten of PerpPPO's, which are short. Both sides step the same
-env and train the same policy class with the same optimiser; the rival reads (63, 16) windows, PerpPPO reads
-bar indices. Parity comes first: one stock update on windows and one of PerpPPO on indices must agree in
-losses, gradients and chosen actions.
+Setting of every figure: 16 features, width 32, 2 layers, 4 heads, receptive field 63 (the MLP's is 1), policy
+and value heads 64-64, 64 accounts x 128 steps, 4 epochs, minibatch 2,048 on both sides, one thread, median of
+interleaved rounds; 8 paths x 8 accounts, ``unshared`` 64 x 1. A round is one rollout and its update; ten of
+PerpPPO's, which are short. Both sides step the same env and train the same policy class with the same
+optimiser; the rival reads windows just as long as the policy's reach, PerpPPO reads bar indices. Parity comes
+first: one stock update on windows and one of PerpPPO on indices must agree in losses, gradients and actions.
 """
 
 from __future__ import annotations
@@ -20,146 +22,34 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable
-from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from stable_baselines3 import PPO
-from stable_baselines3.common.logger import configure
+from training_costs import SWEEPS, bytes_per_step, pieces
+from training_sides import NETWORKS, STEPS, encode_once, parity, random_walk_tape, stock
 
-from perpgym.agents.ppo import PerpPPO, PPOConfig
-from perpgym.data.contract import Contract
-from perpgym.data.features.scaler import fit_scaler
+from perpgym.agents.ppo import PerpPPO
 from perpgym.data.tape import Tape
-from perpgym.envs import PerpVecEnv
-from perpgym.policies import PerpActorCriticPolicy, PolicyConfig
 
-BARS, FEATURES, RISK, HOUR_MS = 20_000, 16, 7, 3_600_000
-ACCOUNTS, STEPS, TOLERANCE = 64, 128, 1e-4
-CONFIG = PPOConfig(n_steps=STEPS, batch_size=2_048, n_epochs=4)
-
-
-def random_walk_tape() -> Tape:
-    """A seeded random walk with 16 columns of noise: what the numbers say does not matter here."""
-    rng = np.random.default_rng(0)
-    close = 30_000.0 * np.exp(np.cumsum(rng.normal(0.0, 0.005, BARS)))
-    opens = np.concatenate(([30_000.0], close[:-1]))
-    last = np.stack((opens, np.maximum(opens, close), np.minimum(opens, close), close), axis=1)[:, None]
-    open_time_ms = (438_291 + np.arange(BARS, dtype=np.int64)) * HOUR_MS
-    stamps = open_time_ms[open_time_ms % (8 * HOUR_MS) == 0][1:]
-    edges = np.append(open_time_ms, open_time_ms[-1] + HOUR_MS)
-    return Tape(
-        contracts=(Contract(symbol="BTC/USDT:USDT"),),
-        bar_ms=HOUR_MS,
-        open_time_ms=open_time_ms,
-        last=last,
-        mark=last,
-        volume=np.full((BARS, 1), 5_000.0),
-        sigma_per_bar=np.full((BARS, 1), 0.005),
-        stamp_start=np.searchsorted(stamps, edges, side="right")[None],
-        stamp_time_ms=stamps,
-        stamp_rate=rng.normal(0.0, 1e-4, stamps.size),
-        features=rng.standard_normal((BARS, 1, FEATURES)).astype(np.float32),
-        risk=rng.standard_normal((BARS, 1, RISK)).astype(np.float32),
-        feature_names=tuple(f"feature_{i}" for i in range(FEATURES)),
-        risk_names=tuple(f"risk_{i}" for i in range(RISK)),
-        first_valid_bar=0,
-        mark_rules=("mark",),
-        source="a random walk",
-    )
-
-
-def policy_kwargs(tape: Tape, risk_hidden: int) -> dict[str, Any]:
-    """The network of every figure; both sides get it."""
-    return {
-        "config": PolicyConfig(risk_hidden=risk_hidden),
-        "market_scaler": fit_scaler(tape.features, 0, BARS),
-        "risk_scaler": fit_scaler(tape.risk, 0, BARS),
-    }
-
-
-def encode_once(tape: Tape, paths: int, risk_hidden: int, config: PPOConfig = CONFIG) -> PerpPPO:
-    """PerpPPO on bar indices."""
-    env = PerpVecEnv(tape, n_paths=paths, accounts_per_path=ACCOUNTS // paths)
-    kwargs = policy_kwargs(tape, risk_hidden)
-    return PerpPPO(PerpActorCriticPolicy, env, config=config, policy_kwargs=kwargs, seed=0, device="cpu")
-
-
-def stock(tape: Tape, paths: int, risk_hidden: int, *, batch_size: int = 2_048, n_epochs: int = 4) -> PPO:
-    """Stable-Baselines3's PPO on windows of the same env, with the same policy class."""
-    env = PerpVecEnv(tape, n_paths=paths, accounts_per_path=ACCOUNTS // paths, with_windows=True)
-    return PPO(
-        PerpActorCriticPolicy,
-        env.as_sb3(),
-        n_steps=STEPS,
-        batch_size=batch_size,
-        n_epochs=n_epochs,
-        policy_kwargs=policy_kwargs(tape, risk_hidden),
-        seed=0,
-        device="cpu",
-    )
-
-
-def parity(tape: Tape, paths: int, risk_hidden: int, *, trained: bool) -> float:
-    """Largest difference in loss, gradients and actions of one full-batch update by either side."""
-    config = PPOConfig(n_steps=STEPS, batch_size=ACCOUNTS * STEPS, n_epochs=1, learning_rate=3e-3)
-    ours = encode_once(tape, paths, risk_hidden, config)
-    ours.learn(ACCOUNTS * STEPS * (6 if trained else 1))
-    theirs = stock(tape, paths, risk_hidden, batch_size=ACCOUNTS * STEPS, n_epochs=1)
-    ours.collect_rollouts(ours.env, ours._init_callback(None), ours.rollout_buffer, STEPS)
-    theirs.policy.load_state_dict(ours.policy.state_dict())
-    windows = copy_rollout(ours, theirs, tape)
-    with torch.no_grad():
-        indices = {k: windows[k] for k in ("account", "portfolio")} | {"bar": windows["bar"]}
-        chosen = [face.policy._predict(obs, True) for face, obs in ((ours, indices), (theirs, windows))]
-    worst = float((chosen[0] - chosen[1]).abs().max())
-    ours._logger = theirs._logger = configure(None, [])
-    ours.train()
-    theirs.train()
-    ours_loss, their_loss = (m.logger.name_to_value["train/loss"] for m in (ours, theirs))
-    worst = max(worst, abs(ours_loss - their_loss) / max(1.0, abs(their_loss)))
-    gradients = zip(ours.policy.parameters(), theirs.policy.parameters(), strict=True)
-    return max(worst, *(float((a.grad - b.grad).abs().max()) for a, b in gradients))  # type: ignore[operator]
-
-
-def copy_rollout(ours: PerpPPO, theirs: PPO, tape: Tape) -> dict[str, torch.Tensor]:
-    """Give the rival's buffer the same rollout as windows; returns all its observations and their bars."""
-    mine, buffer = ours.rollout_buffer, theirs.rollout_buffer
-    bars = np.zeros((mine.n_paths, STEPS), np.int64)
-    for path, first_step, first_bar in mine.segments:
-        bars[path, first_step:] = first_bar + np.arange(STEPS - first_step)
-    bars = np.repeat(bars.T, mine.n_accounts, axis=1)  # T N
-    rows = bars[..., None] + np.arange(-62, 1)  # T N R
-
-    def by_step(tensor: torch.Tensor) -> np.ndarray:
-        return tensor.transpose(0, 1).flatten(1, 2).numpy()
-
-    state = by_step(mine.state[:, :-1])
-    buffer.reset()
-    buffer.observations = {
-        "market": tape.features[rows],
-        "risk": tape.risk[rows],
-        "clock": tape.clock(bars)[..., None],
-        "account": state[..., : mine.account_size][:, :, None],
-        "portfolio": state[..., mine.account_size :],
-    }
-    observations = {k: torch.from_numpy(v).flatten(0, 1) for k, v in buffer.observations.items()}
-    observations["bar"] = torch.from_numpy(bars.reshape(-1, 1))
-    buffer.actions, buffer.log_probs = by_step(mine.actions), by_step(mine.log_prob)
-    buffer.values, buffer.returns = by_step(mine.values[:, :-1]), by_step(mine.returns)
-    buffer.advantages = by_step(mine.advantages).copy()
-    buffer.full = True
-    return observations
+TOLERANCE = 1e-4
+# figure: network and paths
+FIGURES = {
+    "transformer_vs_sb3": ("transformer", 8),
+    "transformer_vs_sb3_unshared": ("transformer", 64),
+    "lstm_vs_sb3": ("lstm", 8),
+    "mlp_vs_sb3": ("mlp", 8),
+}
+WITH_RISK_LSTM = {"transformer_risk_lstm_vs_sb3": ("transformer_risk_lstm", 8)}
 
 
 def one_round(model: PPO) -> Callable[[], float]:
     """Environment steps per second over some rollouts and their updates; more of the short ones."""
-    steps = ACCOUNTS * STEPS * (10 if isinstance(model, PerpPPO) else 1)
+    steps = model.n_envs * STEPS * (10 if isinstance(model, PerpPPO) else 1)
 
     def run() -> float:
         started = time.perf_counter()
@@ -184,6 +74,69 @@ def measure(contestants: dict[str, Callable[[], float]], rounds: int) -> dict[st
     return speeds
 
 
+def check_parity(console: Console, tape: Tape, figures: dict[str, tuple[str, int]]) -> None:
+    """Both sides of every figure compute the same, with fresh and with trained weights.
+
+    Raises:
+        SystemExit: they do not.
+    """
+    for network, paths in figures.values():
+        for trained in (False, True):
+            worst = parity(tape, NETWORKS[network], paths, trained=trained)
+            weights = "trained" if trained else "fresh"
+            console.print(f"parity, {network}, {paths} paths, {weights} weights: {worst:.1e}")
+            if not worst <= TOLERANCE:
+                raise SystemExit(f"stretches and windows differ by {worst:.1e}, allowed are {TOLERANCE:g}")
+
+
+def ratios(console: Console, tape: Tape, wanted: dict[str, tuple[str, int]], rounds: int) -> dict[str, float]:
+    """PerpPPO over stock PPO, and PerpPPO's own steps per second."""
+    contestants = {}
+    for figure, (network, paths) in wanted.items():
+        for side, build in (("PerpPPO", encode_once), ("stock PPO", stock)):
+            contestants[f"{figure} {side}"] = one_round(build(tape, NETWORKS[network], paths))
+    speeds = measure(contestants, rounds)
+    console.print(_table(speeds))
+    found: dict[str, float] = {}
+    for figure in wanted:
+        ours, theirs = (statistics.median(speeds[f"{figure} {side}"]) for side in ("PerpPPO", "stock PPO"))
+        found[figure] = round(ours / theirs, 2)
+        found[f"{figure}_steps_per_s"] = round(ours)
+    return found
+
+
+def sweep(console: Console, tape: Tape, rounds: int) -> None:
+    """PerpPPO's steps per second against one size at a time, all else as in ``transformer_vs_sb3``."""
+    for title, entrants in SWEEPS.items():
+        contestants = {}
+        for name, (network, paths, accounts, threads) in entrants.items():
+            run = one_round(encode_once(tape, network, paths, accounts=accounts))
+            contestants[name] = _with_threads(run, threads)
+        console.print(_table(measure(contestants, rounds), title))
+
+
+def _with_threads(run: Callable[[], float], threads: int) -> Callable[[], float]:
+    def on_threads() -> float:
+        torch.set_num_threads(threads)
+        try:
+            return run()
+        finally:
+            torch.set_num_threads(1)
+
+    return on_threads
+
+
+def profile(console: Console, tape: Tape) -> None:
+    """Where a rollout and its update spend their time."""
+    for figure, (network, paths) in FIGURES.items():
+        model = encode_once(tape, NETWORKS[network], paths)
+        table = Table(figure, "ms a rollout and update", "share")
+        found = pieces(model)
+        for name, milliseconds in found.items():
+            table.add_row(name, f"{milliseconds:.1f}", f"{milliseconds / found['all']:.0%}")
+        console.print(table)
+
+
 def main() -> None:
     """Parity, then the figures; the last line is one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -191,43 +144,36 @@ def main() -> None:
     parser.add_argument(
         "--with-risk-lstm", action="store_true", help="also the product's network: risk LSTM on"
     )
+    parser.add_argument("--sweep", action="store_true", help="PerpPPO alone, against sizes and threads")
+    parser.add_argument("--profile", action="store_true", help="where the time goes")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     console, tape = Console(), random_walk_tape()
-    settings = {"": 0, "_risk_lstm": 16} if arguments.with_risk_lstm else {"": 0}
-    figures: dict[str, float] = {}
-    for suffix, hidden in settings.items():
-        for paths in (8, 64):
-            for trained in (False, True):
-                worst = parity(tape, paths, hidden, trained=trained)
-                console.print(
-                    f"parity, {paths} paths, {'trained' if trained else 'fresh'} weights{suffix}: {worst:.1e}"
-                )
-                if worst > TOLERANCE:
-                    raise SystemExit(
-                        f"stretches and windows differ by {worst:.1e}, allowed are {TOLERANCE:g}"
-                    )
-        contestants = {
-            f"{name} {paths}x{ACCOUNTS // paths}": one_round(build(tape, paths, hidden))
-            for paths in (8, 64)
-            for name, build in (("PerpPPO", encode_once), ("stock PPO", stock))
-        }
-        speeds = measure(contestants, arguments.rounds)
-        console.print(_table(speeds))
-        for figure, layout in (("transformer_vs_sb3", "8x8"), ("transformer_vs_sb3_unshared", "64x1")):
-            ours, theirs = (statistics.median(speeds[f"{who} {layout}"]) for who in ("PerpPPO", "stock PPO"))
-            figures[f"{figure}{suffix}"] = round(ours / theirs, 2)
-            figures[f"{figure}{suffix}_steps_per_s"] = round(ours)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    machine = f"{platform.processor() or platform.machine()}, torch {torch.__version__}, one thread"
-    console.print(f"commit {commit.stdout.strip() or 'unknown'}; {machine}")
+    if arguments.sweep or arguments.profile:
+        if arguments.sweep:
+            sweep(console, tape, arguments.rounds)
+        if arguments.profile:
+            profile(console, tape)
+        console.print(_machine())
+        return
+    wanted = FIGURES | (WITH_RISK_LSTM if arguments.with_risk_lstm else {})
+    check_parity(console, tape, wanted)
+    figures = ratios(console, tape, wanted, arguments.rounds)
+    figures["bytes_per_stored_step"] = round(bytes_per_step(encode_once(tape, NETWORKS["transformer"], 8)), 1)
+    console.print(_machine())
     print(json.dumps(figures))
 
 
-def _table(speeds: dict[str, list[float]]) -> Table:
-    table = Table("", "steps/s, median", "lowest", "highest")
+def _machine() -> str:
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
+    machine = f"{platform.processor() or platform.machine()}, torch {torch.__version__}"
+    return f"commit {commit.stdout.strip() or 'unknown'}; {machine}; one thread unless said"
+
+
+def _table(speeds: dict[str, list[float]], title: str = "") -> Table:
+    table = Table(title, "steps/s, median", "lowest", "highest")
     for name, values in speeds.items():
         table.add_row(name, f"{statistics.median(values):,.0f}", f"{min(values):,.0f}", f"{max(values):,.0f}")
     return table

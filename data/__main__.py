@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     downloading.add_argument("--start", required=True, help="UTC, ISO 8601")
     downloading.add_argument("--end", required=True, help="UTC, ISO 8601; a bare date includes its day")
-    downloading.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
+    downloading.add_argument("--kinds", nargs="+", default=["last", "mark", "funding"], choices=list(KINDS))
     downloading.add_argument(
         "--timeout", type=float, default=10.0, help="seconds to wait for an answer (default 10)"
     )

@@ -24,6 +24,7 @@ from perpgym.data.quality import (
     check_repairs,
     refuse_errors,
     settle_klines,
+    settle_order,
 )
 
 MarkPolicy = Literal["require", "last", "auto"]
@@ -33,6 +34,8 @@ _FUNDING_SOURCES = (
     "freqtrade download-data --trading-mode futures, monthly/fundingRate of Binance Vision, or funding_path"
 )
 _PRICES = ["open", "high", "low", "close"]
+# a perpetual at twice its index, or half of it, is a broken record
+_ABSURD_PREMIUM = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -80,6 +83,7 @@ def inspect(
     mark_series = _inspection(raw, "mark", repair)
     mark_prices, mark_rule, notes = _align_mark(raw, open_time, prices, present, mark, mark_series)
     stamps, funding_series = _align_funding(raw, contract, open_time, repair)
+    premium, premium_series = _align_premium(raw, open_time, repair)
     bars = Bars(
         contract=contract,
         bar_ms=raw.bar_ms,
@@ -89,9 +93,11 @@ def inspect(
         volume=volume,
         stamp_time_ms=times(stamps),
         stamp_rate=stamps["rate"].to_numpy(dtype=np.float64),
+        premium=premium,
         mark_rule=mark_rule,
     )
-    findings = (*last_series.findings, *mark_series.findings, *funding_series.findings)
+    series = (last_series, mark_series, funding_series, premium_series)
+    findings = tuple(finding for one in series for finding in one.findings)
     repaired = tuple(f.message for f in findings if f.repair is not None and f.severity != "error")
     return Aligned(bars=bars, findings=findings, notes=(*raw.notes, *notes, *repaired))
 
@@ -183,3 +189,21 @@ def _align_funding(
         inspection=inspection,
     )
     return frame, inspection
+
+
+def _align_premium(
+    raw: RawFrames, open_time: NDArray[np.int64], repair: Collection[str]
+) -> tuple[NDArray[np.float64] | None, Inspection]:
+    """(T,) the premium index at each close, nan where the source has none; nothing is booked at it."""
+    inspection = _inspection(raw, "premium", repair)
+    if raw.premium is None or raw.premium.empty:
+        return None, inspection
+    frame = settle_order(raw.premium, inspection)
+    row = np.clip(np.searchsorted(times(frame), open_time), 0, len(frame) - 1)
+    rate = frame["rate"].to_numpy(dtype=np.float64)[row]
+    known = (times(frame)[row] == open_time) & (np.abs(rate) < _ABSURD_PREMIUM)
+    if not known.all():
+        first = int(open_time[~known][0])
+        text = f"{(~known).sum()} of {known.size} bars have no premium index, the first at {iso(first)}"
+        inspection.note("premium_gaps", first, int((~known).sum()), "info", text)
+    return np.where(known, rate, np.nan), inspection

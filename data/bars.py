@@ -28,6 +28,8 @@ class Bars:
         volume: (T,) float64 base; 0 where a missing bar was filled, so nothing can trade there.
         stamp_time_ms: (S,) int64 UTC ascending, settlement times, on whole minutes.
         stamp_rate: (S,) float64, fraction of notional at that settlement; longs pay when > 0.
+        premium: (T,) float64, the exchange's premium index (perpetual over index price) at each close, nan
+            where unknown; None if the source has none.
         mark_rule: ``mark`` if the mark series is the exchange's, ``last`` if it is a copy of ``last``.
     """
 
@@ -39,12 +41,14 @@ class Bars:
     volume: NDArray[np.float64]
     stamp_time_ms: NDArray[np.int64]
     stamp_rate: NDArray[np.float64]
+    premium: NDArray[np.float64] | None = None
     mark_rule: MarkRule = "mark"
 
     def __post_init__(self) -> None:
         bars = self.open_time_ms.shape[0]
-        for name, shape in (("last", (bars, 4)), ("mark", (bars, 4)), ("volume", (bars,))):
-            if getattr(self, name).shape != shape:
+        shapes = {"last": (bars, 4), "mark": (bars, 4), "volume": (bars,), "premium": (bars,)}
+        for name, shape in shapes.items():
+            if getattr(self, name) is not None and getattr(self, name).shape != shape:
                 raise ValueError(f"{self.contract.symbol}: {name} must have shape {shape}")
         if self.stamp_time_ms.shape != self.stamp_rate.shape:
             raise ValueError(f"{self.contract.symbol}: every funding stamp needs one rate")
@@ -77,5 +81,6 @@ class Bars:
             volume=self.volume[start:stop],
             stamp_time_ms=self.stamp_time_ms[owned],
             stamp_rate=self.stamp_rate[owned],
+            premium=None if self.premium is None else self.premium[start:stop],
             mark_rule=self.mark_rule,
         )

@@ -100,7 +100,9 @@ class DataConfig:
 
     @property
     def symbols(self) -> tuple[str, ...]:
-        """Every contract that is asked for."""
+        """Every contract that is asked for; of a simulated company, those that are simulated."""
+        if self.source == "simulated":
+            return self.contracts[: self.simulated.get("contracts")] or (self.symbol,)
         return self.contracts or (self.symbol,)
 
     def of(self, symbol: str) -> DataConfig:

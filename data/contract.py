@@ -17,6 +17,8 @@ HOUR_MS = 3_600_000
 
 # columns of Contract.bracket_table()
 BRACKET_FLOOR, BRACKET_CAP, BRACKET_MMR, BRACKET_CUM, BRACKET_MAX_LEVERAGE = range(5)
+# fraction of a bracket's floor by which an exchange may round its cum
+_CUM_ROUNDING = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +30,8 @@ class Bracket:
         cap: quote, notional up to which it applies; ``inf`` for the last one.
         maintenance_margin_rate: fraction of notional.
         cum: quote, the amount that makes maintenance margin continuous across brackets:
-            cum_n = floor_n * (mmr_n - mmr_{n-1}) + cum_{n-1} (Binance USD-M, "Leverage and Margin").
+            cum_n = floor_n * (mmr_n - mmr_{n-1}) + cum_{n-1}, cum_1 = 0 (Binance USD-M, "Leverage and
+            Margin"). Anything else would liquidate a position because its profit grew.
         max_leverage: largest leverage setting the exchange admits in this bracket.
     """
 
@@ -182,6 +185,20 @@ def _check_brackets(symbol: str, brackets: tuple[Bracket, ...]) -> None:
             raise ValueError(
                 f"{symbol}: maintenance_margin_rate must not fall with the notional, but bracket {number} "
                 f"has {above.maintenance_margin_rate:g} after {below.maintenance_margin_rate:g}"
+            )
+    _check_cum(symbol, brackets)
+
+
+def _check_cum(symbol: str, brackets: tuple[Bracket, ...]) -> None:
+    if brackets[0].cum != 0.0:
+        raise ValueError(f"{symbol}: bracket 1 must have a cum of 0 (quote), was {brackets[0].cum:g}")
+    for number, (below, above) in enumerate(pairwise(brackets), start=2):
+        step = above.floor * (above.maintenance_margin_rate - below.maintenance_margin_rate)
+        if abs(above.cum - below.cum - step) > _CUM_ROUNDING * above.floor:
+            raise ValueError(
+                f"{symbol}: maintenance margin must not jump from one bracket to the next: cum of bracket "
+                f"{number} must be floor * (its rate - the rate below) + the cum below = "
+                f"{below.cum + step:g} (quote), was {above.cum:g}"
             )
 
 

@@ -29,7 +29,8 @@ class RawFrames:
         last: columns ``KLINE_COLUMNS``; traded prices in quote, volume in base.
         mark: the same for the mark price, or None where the source has none at this timeframe.
         funding: columns ``FUNDING_COLUMNS``, or None where the source has none.
-        origin: by series (``last``, ``mark``, ``funding``), the file or place it came from.
+        premium: the premium index by bars, with the same columns, or None.
+        origin: by series (``last``, ``mark``, ``funding``, ``premium``), the file or place it came from.
         source: the whole source in words for people.
         notes: what the source wants people to know.
     """
@@ -41,6 +42,7 @@ class RawFrames:
     funding: pd.DataFrame | None
     origin: Mapping[str, str]
     source: str
+    premium: pd.DataFrame | None = None
     notes: tuple[str, ...] = ()
 
     def between(self, start_ms: int | None, end_ms: int | None) -> RawFrames:
@@ -59,6 +61,7 @@ class RawFrames:
             last=last,
             mark=None if self.mark is None else _between(self.mark, start_ms, end_ms),
             funding=None if self.funding is None else _between(self.funding, start_ms, stamp_end),
+            premium=None if self.premium is None else _between(self.premium, start_ms, end_ms),
         )
 
 
@@ -138,6 +141,20 @@ def funding_frame(
     """
     named = _Columns(frame, origin, columns or {})
     return pd.DataFrame({"time_ms": named.time_ms(), "rate": named.numbers("rate", _RATE_NAMES)})
+
+
+def premium_frame(frame: pd.DataFrame, origin: str) -> pd.DataFrame:
+    """Settle premium-index klines to ``FUNDING_COLUMNS``: the close is the rate.
+
+    Args:
+        frame: any table with a time and a close that is a fraction of the index price.
+        origin: what to call the table in errors, usually its file name.
+
+    Raises:
+        DataError: a column is missing or holds no numbers.
+    """
+    named = _Columns(frame, origin, {})
+    return pd.DataFrame({"time_ms": named.time_ms(), "rate": named.numbers("close", ("close",))})
 
 
 def frame_times(frame: pd.DataFrame, origin: str) -> NDArray[np.int64]:

@@ -12,7 +12,7 @@ from perpgym.data.clock import timeframe_name
 from perpgym.data.contract import Contract
 from perpgym.data.frames import RawFrames, times
 from perpgym.data.funding import settle_stamps
-from perpgym.data.quality import Finding, Inspection, refuse_errors, settle_klines
+from perpgym.data.quality import Finding, Inspection, refuse_errors, settle_klines, settle_order
 from perpgym.data.store import Kind, SeriesKey, Store
 
 # the store keeps holes as they are, so loading finds and judges them again
@@ -74,4 +74,6 @@ def _settled(raw: RawFrames) -> dict[Kind, pd.DataFrame]:
         frames["mark"] = settle_klines(raw.mark, raw.bar_ms, silent)
     if raw.funding is not None:
         frames["funding"] = settle_stamps(raw.funding, silent)
+    if raw.premium is not None:
+        frames["premium"] = settle_order(raw.premium, silent)
     return {kind: frame for kind, frame in frames.items() if len(frame)}

@@ -21,7 +21,7 @@ from perpgym.data.quality import Finding
 from perpgym.data.sources.binance_vision import read_binance_vision
 from perpgym.data.sources.freqtrade import read_freqtrade
 from perpgym.data.sources.table import read_table
-from perpgym.data.store import SeriesKey, Store
+from perpgym.data.store import KINDS, SeriesKey, Store
 
 if TYPE_CHECKING:
     from perpgym.data.sources.ccxt_download import ExchangeFactory, Sleep
@@ -162,6 +162,7 @@ def _read_store(config: DataConfig) -> RawFrames:
     # the stamp at the end instant belongs to the bar that closes there
     stamp_end = None if end is None else end + 60_000
     mark = store.read(replace(key, kind="mark"), start, end)
+    premium = store.read(replace(key, kind="premium"), start, end)
     funding = store.read(replace(key, kind="funding", timeframe=""), start, stamp_end)
     return RawFrames(
         symbol=config.symbol,
@@ -169,9 +170,8 @@ def _read_store(config: DataConfig) -> RawFrames:
         last=last,
         mark=None if mark.empty else mark,
         funding=None if funding.empty else funding,
-        origin={
-            kind: f"store {store.root}, {kind} of {config.symbol}" for kind in ("last", "mark", "funding")
-        },
+        premium=None if premium.empty else premium,
+        origin={kind: f"store {store.root}, {kind} of {config.symbol}" for kind in KINDS},
         source=f"store {store.root} ({config.exchange})",
     )
 

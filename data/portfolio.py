@@ -59,7 +59,7 @@ def simulate_contracts(config: DataConfig) -> tuple[LoadedData, ...]:
     for the start.
     """
     settings = config.simulated
-    symbols = config.contracts[: int(settings.get("contracts", len(config.contracts)))]
+    symbols = config.contracts[: settings.get("contracts")]
     listed = tuple(settings.get("listed") or ())
     if len(listed) > len(symbols):
         raise ValueError(
@@ -110,10 +110,8 @@ def _all_simulated(config: DataConfig, fallen: LoadedData) -> tuple[LoadedData, 
     note = f"NOT REAL DATA: the simulated market stands in for {symbols}, because {fallen.fallback_reason}"
     simulated = simulate_contracts(config)
     return tuple(
-        replace(
-            one, source=fallen.source, fallback_reason=fallen.fallback_reason, notes=(note,) if i == 0 else ()
-        )
-        for i, one in enumerate(simulated)
+        replace(one, source=fallen.source, fallback_reason=fallen.fallback_reason, notes=(note,))
+        for one in simulated
     )
 
 

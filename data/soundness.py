@@ -12,7 +12,10 @@ from numpy.typing import NDArray
 from perpgym.data.clock import iso
 
 _ADVICE = "check the data (python -m perpgym.data check) and repair or cut them"
-_HIGH, _LOW = 1, 2
+_OPEN, _HIGH, _LOW, _CLOSE = range(4)
+# finer bars of one exchange add up to its bars to the last digit (tests/envs/test_finer.py); prices
+# of another market, even of the same coin, differ by basis points at once
+SAME_PRICE = 1e-4
 
 
 def check_clock(symbol: str, open_time_ms: NDArray[np.int64], bar_ms: int) -> None:
@@ -67,6 +70,48 @@ def check_volume(symbol: str, open_time_ms: NDArray[np.int64], volume: NDArray[n
     if not is_possible.all():
         rule = "volume must be finite and not negative (base units)"
         raise ValueError(_fault(symbol, open_time_ms, ~is_possible, rule, volume[:, None]))
+
+
+def check_inside(
+    symbol: str,
+    series: str,
+    open_time_ms: NDArray[np.int64],
+    prices: NDArray[np.float64],
+    inside: NDArray[np.float64],
+    is_traded: NDArray[np.bool_],
+) -> None:
+    """Finer bars make the bars that they lie in: their open, high, low and close are its own.
+
+    A finer bar without volume may stand for one that is missing, so a bar that holds such only has to hold
+    the prices of the others.
+
+    Args:
+        symbol: of the contract.
+        series: ``last`` or ``mark``.
+        open_time_ms: (T,) UTC.
+        prices: (T, 4) quote, open high low close.
+        inside: (T, n, 4) quote, of the finer bars.
+        is_traded: (T, n), whether a finer bar has volume.
+
+    Raises:
+        ValueError: names the first bar that they do not make, with both prices.
+    """
+    is_whole = is_traded.all(axis=1)
+    high = np.where(is_traded, inside[..., _HIGH], -np.inf).max(axis=1)
+    low = np.where(is_traded, inside[..., _LOW], np.inf).min(axis=1)
+    made = np.stack([inside[:, 0, _OPEN], high, low, inside[:, -1, _CLOSE]], axis=1)
+    differs = (np.abs(made - prices) > SAME_PRICE * prices).any(axis=1)
+    lies_beyond = (high > prices[:, _HIGH] * (1.0 + SAME_PRICE)) | (
+        low < prices[:, _LOW] * (1.0 - SAME_PRICE)
+    )
+    is_at_fault = np.where(is_whole, differs, lies_beyond)
+    if is_at_fault.any():
+        wanted = ", ".join(f"{price:g}" for price in prices[int(np.argmax(is_at_fault))])
+        rule = f"finer bars must make its {series} open, high, low and close, {wanted} (to 1 bp)"
+        raise ValueError(
+            _fault(symbol, open_time_ms, is_at_fault, rule, made).removesuffix(_ADVICE)
+            + "give finer bars of the same exchange, contract and scale"
+        )
 
 
 def check_stamps(

@@ -30,8 +30,8 @@ from perpgym.data.frames import FUNDING_COLUMNS, KLINE_COLUMNS, empty_frame, row
 
 _LOG = logging.getLogger(__name__)
 
-Kind = Literal["last", "mark", "funding"]
-KINDS: tuple[Kind, ...] = ("last", "mark", "funding")
+Kind = Literal["last", "mark", "funding", "premium"]
+KINDS: tuple[Kind, ...] = ("last", "mark", "funding", "premium")
 Span = tuple[int, int]
 _MANIFEST_VERSION = 1
 
@@ -43,7 +43,7 @@ class SeriesKey:
     Attributes:
         exchange: ccxt's exchange id, e.g. ``binance``.
         symbol: ccxt's unified symbol.
-        kind: ``last``, ``mark`` or ``funding``.
+        kind: ``last``, ``mark``, ``funding`` or ``premium``.
         timeframe: of bars, e.g. ``1h``; empty for funding.
     """
 
@@ -61,7 +61,7 @@ class SeriesKey:
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns of the series' frames."""
-        return FUNDING_COLUMNS if self.kind == "funding" else KLINE_COLUMNS
+        return FUNDING_COLUMNS if self.kind in ("funding", "premium") else KLINE_COLUMNS
 
     @property
     def folder(self) -> str:

@@ -178,7 +178,9 @@ class Tape:
 
     def epoch_bar(self, bar: NDArray[np.int64]) -> NDArray[np.int64]:
         """Bars since the epoch of the bars at these indices: what absolute grids count."""
-        return np.asarray(self.open_time_ms[0] // self.bar_ms + np.asarray(bar, np.int64))
+        # a plain integer: a step asks for it, and numpy's scalars are slow
+        first = int(self.open_time_ms[0]) // self.bar_ms
+        return np.asarray(first + np.asarray(bar, np.int64))
 
     def clock(self, bar: NDArray[np.int64]) -> NDArray[np.int64]:
         """``epoch_bar`` modulo ``CLOCK_PERIOD``, exact in float32."""

@@ -50,6 +50,7 @@ def until(bars: Bars, clock: NDArray[np.int64]) -> Bars:
         last=_carried(bars.last, missing),
         mark=_carried(bars.mark, missing),
         volume=np.concatenate([bars.volume, np.zeros(missing)]),
+        premium=None if bars.premium is None else np.append(bars.premium, np.full(missing, np.nan)),
     )
 
 

@@ -4,6 +4,7 @@ import gymnasium as gym
 
 from perpgym.envs.config import EnvConfig
 from perpgym.envs.perp import PerpEnv
+from perpgym.envs.reasons import reasons
 from perpgym.envs.risk.limits import RiskLimits
 from perpgym.envs.vector import PerpVecEnv
 
@@ -15,4 +16,4 @@ if "perpgym/Perp-v0" not in gym.registry:
         disable_env_checker=True,
     )
 
-__all__ = ["EnvConfig", "PerpEnv", "PerpVecEnv", "RiskLimits"]
+__all__ = ["EnvConfig", "PerpEnv", "PerpVecEnv", "RiskLimits", "reasons"]

@@ -25,11 +25,13 @@ POSITION_COLUMNS = 7
 # columns of an order row, one row a contract: what is left to fill (signed), what was held when it was
 # decided or last filled, why it was cut, the limit price (quote), what is carried on from bar to bar,
 # whether it filled inside the bar, so that no target of this bar may count on it, how it reaches the book,
-# its stop in volatilities of a bar (0: the account's), the ladder level that stands (nan: none), and four
-# columns of the push that earlier fills left in the book
+# its stop in volatilities of a bar (0: the account's), the ladder level that stands (nan: none), four
+# columns of the push that earlier fills left in the book, milliseconds from its decision to the open of this
+# bar, its size as decided, and what of it filled in this bar
 ORDER_QUANTITY, ORDER_HELD, ORDER_REASON, ORDER_LIMIT, ORDER_WORKING, ORDER_FRESH = range(6)
 ORDER_STYLE, ORDER_STOP, ORDER_ASKED, ORDER_PUSH = range(6, 10)
-ORDER_COLUMNS = 13
+ORDER_AGE, ORDER_SIZE, ORDER_DONE = range(13, 16)
+ORDER_COLUMNS = 16
 
 # of the margin groups: every cross position together; an isolated position is a group named by its contract
 CROSS = -1
@@ -121,7 +123,7 @@ def give_position(wallet, positions, asset, exposure, mark_price, sigma, contrac
         return
     size = min(abs(exposure) * wallet[WALLET], contract.max_position_notional)
     size /= abs(worth(mark_price, contract.is_inverse))
-    quantity = to_lots(math.copysign(size, exposure), contract)
+    quantity = to_lots(math.copysign(min(size, contract.max_quantity), exposure), contract)
     if quantity != 0.0:
         give_stop_distance(positions[asset], sigma, 0.0, rules)
         apply_fill(wallet, positions, asset, quantity, mark_price, 0.0, contract, rules)

@@ -84,10 +84,10 @@ class AccountRules(NamedTuple):
     """Settings of the account, its execution and its limits; floats, inf for no limit.
 
     ``is_unlimited``: no margin, liquidation, ruin nor limits. ``is_fixed_size``: exposures are measured over
-    the initial wallet. ``quadratic_cost``: what trading an exposure of 1 moves the price of its own fill by,
-    doubled. ``push_*``: how much of a fill each component of its trace takes; ``keep_*``: what a finer bar
-    leaves of it. ``stop_at_last``: a stop or target that the mark triggers fills where the last price
-    stands, a target only if it trades there. ``liquidates_at_bankruptcy``: a liquidation takes the whole
+    the initial wallet. ``quadratic_cost``: twice what trading an exposure of 1 costs, over what that is.
+    ``push_*``: how much of a fill each component of its trace takes; ``keep_*``: what a finer bar leaves of
+    it. ``stop_at_last``: a stop or target that the mark triggers fills where the last price stands, a target
+    only if it trades there. ``liquidates_at_bankruptcy``: a liquidation takes the whole
     margin.
     """
 
@@ -98,6 +98,7 @@ class AccountRules(NamedTuple):
     is_unlimited: float
     is_sold_at_end: float
     quadratic_cost: float
+    is_reduce_only: float
     leaves_trace: float
     push_0: float
     push_1: float

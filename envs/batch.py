@@ -31,7 +31,13 @@ from perpgym.envs.account import (
 )
 from perpgym.envs.arrays import Account, contract_rules
 from perpgym.envs.compile import kernel
-from perpgym.envs.decision import LADDER, exposure_caps, exposure_of, exposure_of_quantity
+from perpgym.envs.decision import (
+    LADDER,
+    exposure_caps,
+    exposure_of,
+    exposure_of_quantity,
+    single_exposure_cap,
+)
 from perpgym.envs.fees import open_traded
 from perpgym.envs.impact import standing_shift
 from perpgym.envs.kernel import DAY_MS, step_account
@@ -115,8 +121,12 @@ def observe_account(wallet, positions, orders, world, now, account_out, portfoli
             shift = standing_shift(orders[asset], world.market.root_illiquidity[now, asset])
             out[8] = _clip(100.0 * shift, -10.0, 10.0)
         out[7] = 1.0 if world.market.volume[now, asset] > 0.0 else 0.0
-    cap, _bit, single = exposure_caps(wallet, rules)
-    cap = min(cap, positions.shape[0] * single)
+    cap, _bit = exposure_caps(wallet, rules)
+    singles = 0.0
+    for asset in range(positions.shape[0]):
+        mark = world.market.mark[now, asset, CLOSE]
+        singles += single_exposure_cap(wallet, mark, contract_rules(world.contracts[asset]), rules)
+    cap = min(cap, singles)
     portfolio_out[0] = _clip(wallet[LOG_EQUITY], -5.0, 5.0)
     portfolio_out[1] = _clip(margin_ratio, 0.0, 1.0)
     portfolio_out[2] = _clip(1.0 - equity / wallet[PEAK_EQUITY], 0.0, 1.0)
@@ -174,7 +184,9 @@ def restart(state, i, world, now):  # type: ignore[no-untyped-def]
         contract = contract_rules(world.contracts[asset])
         sigma = world.market.sigma_per_bar[now, asset]
         if world.market.volume[now, asset] > 0.0:
-            give_position(wallet, positions, asset, exposure[asset], mark, sigma, contract, world.rules)
+            most = single_exposure_cap(wallet, mark, contract, world.rules)
+            wish = min(max(exposure[asset], -most), most)
+            give_position(wallet, positions, asset, wish, mark, sigma, contract, world.rules)
         if positions[asset, QUANTITY] != 0.0:
             orders[asset, ORDER_ASKED] = math.nan
 

@@ -32,7 +32,7 @@ class StepBuffers:
         bar: (N,) int64, index on the tape of the newest closed bar.
         account: (N, A, Ca) float32, columns ``ACCOUNT_COLUMNS``.
         portfolio: (N, Cp) float32, columns ``PORTFOLIO_COLUMNS``.
-        reward: (N,) float64, scaled log return.
+        reward: (N,) float64, what ``EnvConfig.reward`` chooses, less penalties, times reward_scale.
         terminated: (N,) bool, cross liquidation or ruin.
         truncated: (N,) bool, end of the episode or of the data.
         ledger: (N, L) float64, columns ``LEDGER_COLUMNS``, of the step just booked.

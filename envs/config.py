@@ -6,12 +6,16 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, TypeVar
+
+import numpy as np
 
 from perpgym.envs.actions import ACTION_KINDS, ActionKind, choices_per_contract
 from perpgym.envs.fees import FeeSchedule
 from perpgym.envs.impact_model import ImpactModel
 
+T = TypeVar("T")
+MarginMode = Literal["cross", "isolated"]
 ExecutionStyle = Literal["market", "twap", "vwap", "limit", "iceberg"]
 RewardKind = Literal["log_return", "differential_sharpe", "differential_sortino", "mean_variance"]
 # in the order of the codes in envs.payoff
@@ -31,8 +35,9 @@ class EnvConfig:
 
     Attributes:
         initial_wallet: settle currency.
-        leverage: the exchange's leverage setting; fixes initial margin, not exposure.
-        margin_mode: ``cross`` or ``isolated``.
+        leverage: the exchange's leverage setting; fixes initial margin, not exposure. One for all
+            contracts, or a list with one for each in the tape's order.
+        margin_mode: ``cross`` or ``isolated``; one for all contracts, or a list.
         action: ``target`` exposure; no-trade ``band``; ``ladder``, one of a few exposures; ``heads``: trade
             decision, size, stop and execution style.
         ladder: levels in units of ``max_exposure``, ascending, one of them 0. The level that stands means no
@@ -47,8 +52,8 @@ class EnvConfig:
         rebalance_threshold: equity; a target closer than this to the present exposure is not traded; 0 holds
             exposure constant, anything else the quantity between trades.
         cost: ``exchange`` is what follows below. ``linear`` charges ``linear_cost_rate`` of every fill's
-            notional instead of fee, spread and impact, ``quadratic`` moves the price of a fill of notional n
-            by ``quadratic_cost_rate`` / 2 * n / (what an exposure of 1 is) on top of it.
+            notional instead of fee, spread and impact; ``quadratic`` takes, on top of it,
+            ``quadratic_cost_rate`` / 2 * x**2 of what an exposure of 1 is for a fill of exposure x.
         linear_cost_rate: fraction of notional.
         quadratic_cost_rate: per exposure traded.
         limits: ``off`` switches margin, liquidation, ruin, brackets, order sizes, participation and the risk
@@ -65,7 +70,9 @@ class EnvConfig:
             last close, for one bar; ``iceberg``, the same in clips.
         limit_offset_bps: distance of a resting order from the last close.
         iceberg_clip: fraction of the order that an iceberg shows.
-        latency_ms: from the decision to the book; needs finer bars that resolve it.
+        latency_ms: from the decision to the book; what is no whole number of bars needs finer bars.
+        latency_bars: the same in bars, added to it.
+        reduce_only: orders close and never open, add or turn: an account is wound down.
         remainder: what the volume left of an order is ``drop``-ped, or ``carry``-ied on until it is filled or
             another decision replaces it.
         taker_rate, maker_rate: fraction of notional; None takes the contract's.
@@ -98,8 +105,8 @@ class EnvConfig:
     """
 
     initial_wallet: float = 1_000_000.0
-    leverage: float = 20.0
-    margin_mode: Literal["cross", "isolated"] = "cross"
+    leverage: float | tuple[float, ...] = 20.0
+    margin_mode: MarginMode | tuple[MarginMode, ...] = "cross"
     action: ActionKind = "band"
     ladder: tuple[float, ...] = (-1.0, -0.5, 0.0, 0.5, 1.0)
     head_sizes: tuple[float, ...] = (0.25, 0.5, 1.0)
@@ -123,6 +130,8 @@ class EnvConfig:
     limit_offset_bps: float = 1.0
     iceberg_clip: float = 0.1
     latency_ms: float = 0.0
+    latency_bars: int = 0
+    reduce_only: bool = False
     remainder: Literal["drop", "carry"] = "drop"
     taker_rate: float | None = 0.0004
     maker_rate: float | None = None
@@ -160,6 +169,9 @@ class EnvConfig:
             object.__setattr__(self, "impact", ImpactModel(**impact))
         if isinstance(fees, Mapping):
             object.__setattr__(self, "fees", FeeSchedule.from_mapping(fees))
+        for name in ("leverage", "margin_mode"):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         for name in ("ladder", "head_sizes", "head_stops", "head_styles"):
             # a file gives lists
             object.__setattr__(self, name, tuple(getattr(self, name)))
@@ -178,8 +190,9 @@ class EnvConfig:
             if isinstance(getattr(self, name), bool):
                 object.__setattr__(self, name, "on" if getattr(self, name) else "off")
         _within("initial_wallet", self.initial_wallet, 1e-9, 1e15, "settle currency")
-        _within("leverage", self.leverage, 1.0, 150.0, "times")
-        most = math.inf if self.limits == "off" else self.leverage
+        for leverage in self.leverages():
+            _within("leverage", leverage, 1.0, 150.0, "times")
+        most = math.inf if self.limits == "off" else max(self.leverages())
         _within("max_exposure", self.max_exposure, 1e-6, most, "notional over equity, at most leverage")
         _within("initial_exposure", self.initial_exposure, -self.max_exposure, self.max_exposure, "equity")
         _within("linear_cost_rate", self.linear_cost_rate, 0.0, 1.0, "a fraction of notional")
@@ -191,10 +204,21 @@ class EnvConfig:
         _within("limit_offset_bps", self.limit_offset_bps, -1_000.0, 1_000.0, "basis points")
         _within("iceberg_clip", self.iceberg_clip, 1e-3, 1.0, "a fraction of the order")
         _within("latency_ms", self.latency_ms, 0.0, 1e9, "milliseconds")
+        _whole("latency_bars", self.latency_bars, 0, 10_000, "bars")
         for name in ("taker_rate", "maker_rate"):
             rate = getattr(self, name)
             if rate is not None:
-                _within(name, rate, -0.01, 0.01, "a fraction of notional; 4 bp is 0.0004")
+                least = 0.0 if name == "taker_rate" else -0.01
+                _within(name, rate, least, 0.01, "a fraction of notional; 4 bp is 0.0004")
+        if (self.taker_rate or 0.0) + (self.maker_rate or 0.0) < 0.0 and self.taker_rate is not None:
+            raise ValueError(
+                f"a maker rebate of {-(self.maker_rate or 0.0):g} exceeds the taker fee of "
+                f"{self.taker_rate:g}: no exchange pays for trading in circles"
+            )
+        if self.cost != "exchange" and (self.fees is not None or self.impact.kind != "none"):
+            raise ValueError(
+                f"cost={self.cost} replaces fee, spread and impact: leave fees null and impact.kind none"
+            )
         for name in ("stop_loss", "take_profit"):
             value = getattr(self, name)
             if value is not None:
@@ -206,7 +230,7 @@ class EnvConfig:
         if self.trailing_stop and self.stop_loss is None and self.stop_volatility is None:
             raise ValueError("trailing_stop needs a distance: set stop_loss or stop_volatility")
         if self.max_bars_held is not None:
-            _within("max_bars_held", self.max_bars_held, 1, 10**9, "bars")
+            _whole("max_bars_held", self.max_bars_held, 1, 10**9, "bars")
         _within("funding_multiplier", self.funding_multiplier, -100.0, 100.0, "times")
         _within("risk_free_rate", self.risk_free_rate, -1.0, 1.0, "a fraction per year")
         _within("max_drawdown", self.max_drawdown, 1e-6, 1.0, "a fraction of peak equity")
@@ -217,12 +241,11 @@ class EnvConfig:
         _within("reward_variance", self.reward_variance, 0.0, 1e12, "per squared exposure and bar")
         for name in ("reward_drawdown", "reward_turnover", "reward_liquidation"):
             _within(name, getattr(self, name), 0.0, 1e12, "reward before its scale; a bonus is not offered")
-        _within("episode_bars", self.episode_bars, 2, 10**9, "bars")
-        _within("window_bars", self.window_bars, 1, 100_000, "bars")
+        _whole("episode_bars", self.episode_bars, 2, 10**9, "bars")
+        _whole("window_bars", self.window_bars, 1, 100_000, "bars")
         if self.reward_on_conditional_mean and self.reward != "mean_variance":
             raise ValueError("reward_on_conditional_mean needs reward=mean_variance")
         for name, allowed in (
-            ("margin_mode", ("cross", "isolated")),
             ("action", ACTION_KINDS),
             ("stop_trigger", ("last", "mark")),
             ("liquidation", ("full", "brackets")),
@@ -239,6 +262,22 @@ class EnvConfig:
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, was {getattr(self, name)!r}")
+        if unknown_modes := set(self.margin_modes()) - {"cross", "isolated"}:
+            raise ValueError(
+                f"margin_mode must be cross or isolated, was {', '.join(map(str, unknown_modes))}"
+            )
+
+    def leverages(self, n_contracts: int | None = None) -> tuple[float, ...]:
+        """The leverage setting of each contract; without a number of contracts, those that are given.
+
+        Raises:
+            ValueError: a list has another length than there are contracts.
+        """
+        return _one_each("leverage", self.leverage, n_contracts)
+
+    def margin_modes(self, n_contracts: int | None = None) -> tuple[MarginMode, ...]:
+        """The margin mode of each contract; the arguments are those of :meth:`leverages`."""
+        return _one_each("margin_mode", self.margin_mode, n_contracts)
 
     @property
     def choices(self) -> tuple[int, ...]:
@@ -246,6 +285,16 @@ class EnvConfig:
         return choices_per_contract(
             self.action, self.ladder, self.head_sizes, self.head_stops, self.head_styles
         )
+
+
+def _one_each(name: str, setting: T | tuple[T, ...], n_contracts: int | None) -> tuple[T, ...]:
+    if not isinstance(setting, tuple):
+        return (setting,) * (n_contracts or 1)
+    if n_contracts is not None and len(setting) != n_contracts:
+        raise ValueError(
+            f"{name} must be one for all or a list of {n_contracts}, one a contract; was {setting}"
+        )
+    return setting
 
 
 def _ascending(name: str, values: tuple[float, ...], low: float, high: float) -> None:
@@ -258,3 +307,9 @@ def _ascending(name: str, values: tuple[float, ...], low: float, high: float) ->
 def _within(name: str, value: float, low: float, high: float, unit: str) -> None:
     if not low <= value <= high:
         raise ValueError(f"{name} must lie between {low:g} and {high:g} ({unit}), was {value}")
+
+
+def _whole(name: str, value: int, low: int, high: int, unit: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise ValueError(f"{name} must be a whole number from {low:g} to {high:g} ({unit}), was {value!r}")
+    _within(name, value, low, high, unit)

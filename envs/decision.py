@@ -10,11 +10,14 @@ from perpgym.envs.account import (
     DAY_EQUITY,
     DAY_LOW_EQUITY,
     EQUITY,
+    ORDER_AGE,
     ORDER_ASKED,
+    ORDER_DONE,
     ORDER_HELD,
     ORDER_LIMIT,
     ORDER_QUANTITY,
     ORDER_REASON,
+    ORDER_SIZE,
     ORDER_STOP,
     ORDER_STYLE,
     ORDER_WORKING,
@@ -26,7 +29,7 @@ from perpgym.envs.arrays import contract_rules
 from perpgym.envs.compile import kernel
 from perpgym.envs.execution import to_lots, to_tick
 from perpgym.envs.margin import worth
-from perpgym.envs.orders import LIMIT
+from perpgym.envs.orders import LIMIT, MARKET
 from perpgym.envs.risk.overlay import NOTIONAL, TIME_STOP, admitted_exposure
 
 # kinds of action, in the order of envs.actions.ACTION_KINDS
@@ -70,13 +73,17 @@ def _remember_level(order, level, target):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _describe_order(order, world, action, asset, quantity, now, contract):  # type: ignore[no-untyped-def]
-    """How a new order reaches the book, its stop, and where it rests."""
+def _describe_order(order, world, action, asset, quantity, is_forced, now, contract):  # type: ignore[no-untyped-def]
+    """How a new order reaches the book, its stop, where it rests; what a limit forces goes at the market."""
     rules = world.rules
+    order[ORDER_QUANTITY] = order[ORDER_SIZE] = quantity
+    order[ORDER_AGE] = 0.0
     order[ORDER_STYLE], order[ORDER_STOP] = rules.style, 0.0
     if rules.action == HEADS:
         order[ORDER_STOP] = world.choices.stops[int(action[4 * asset + 2])]
         order[ORDER_STYLE] = world.choices.styles[int(action[4 * asset + 3])]
+    if is_forced:
+        order[ORDER_STYLE] = MARKET
     if quantity != 0.0 and order[ORDER_STYLE] >= LIMIT:
         order[ORDER_LIMIT] = limit_price(quantity, world.market.last[now - 1, asset, CLOSE], contract, rules)
 
@@ -120,16 +127,32 @@ def exposure_of_quantity(quantity, mark_close, base, contract):  # type: ignore[
 
 @kernel
 def exposure_caps(wallet, rules):  # type: ignore[no-untyped-def]
-    """Largest gross exposure, the bit of the limit that sets it, and the largest exposure of one contract."""
+    """Largest gross exposure, and the bit of the limit that sets it."""
     if rules.is_unlimited > 0.0:
-        return math.inf, 0, math.inf
+        return math.inf, 0
     equity, base = wallet[EQUITY], sizing_base(wallet, rules)
     cap, bit = admitted_exposure(
         equity, wallet[PEAK_EQUITY], wallet[DAY_EQUITY], wallet[DAY_LOW_EQUITY], rules.max_leverage,
         rules.max_daily_loss, rules.drawdown_start, rules.max_drawdown,
     )  # fmt: skip
-    single = rules.max_notional / base if equity > 0.0 else 0.0
-    return cap * equity / base if base != equity else cap, bit, single
+    return cap * equity / base if base != equity else cap, bit
+
+
+@kernel
+def single_exposure_cap(wallet, mark_close, contract, rules):  # type: ignore[no-untyped-def]
+    """Largest exposure of one contract: ``max_notional`` is quote, whatever the contract settles in."""
+    if rules.is_unlimited > 0.0:
+        return math.inf
+    if wallet[EQUITY] <= 0.0:
+        return 0.0
+    in_settle = rules.max_notional / mark_close if contract.is_inverse > 0.0 else rules.max_notional
+    return in_settle / sizing_base(wallet, rules)
+
+
+@kernel
+def is_overdue(position, rules):  # type: ignore[no-untyped-def]
+    """Whether the time stop closes a position now, whatever the agent wants."""
+    return position[QUANTITY] != 0.0 and position[BARS_HELD] >= rules.max_bars_held
 
 
 @kernel
@@ -143,7 +166,7 @@ def decide(account, world, action, now):  # type: ignore[no-untyped-def]
         Bits of the limits that changed the action.
     """
     base = sizing_base(account.wallet, world.rules)
-    cap, bit, single_cap = exposure_caps(account.wallet, world.rules)
+    cap, bit = exposure_caps(account.wallet, world.rules)
     wanted_gross, held_gross = 0.0, 0.0
     changed = 0
     for asset in range(account.positions.shape[0]):
@@ -156,9 +179,10 @@ def decide(account, world, action, now):  # type: ignore[no-untyped-def]
         # what does not trade, or is not listed yet, is kept: its action must not shrink the others'
         if world.market.volume[now - 1, asset] > 0.0:
             wish = wanted_exposure(account, world, action, asset, exposure)
-        if account.positions[asset, BARS_HELD] >= world.rules.max_bars_held:
+        if is_overdue(account.positions[asset], world.rules):
             changed |= TIME_STOP
             wish = 0.0
+        single_cap = single_exposure_cap(account.wallet, mark, contract, world.rules)
         if abs(wish) > single_cap:
             wish = math.copysign(single_cap, wish)
             if single_cap < cap:
@@ -180,18 +204,30 @@ def decide(account, world, action, now):  # type: ignore[no-untyped-def]
         target = order[ORDER_QUANTITY] * scale
         # a decision that keeps what there is keeps what is being worked too
         order[ORDER_QUANTITY] = order[ORDER_WORKING]
-        order[ORDER_WORKING] = 0.0
+        order[ORDER_WORKING] = order[ORDER_DONE] = order[ORDER_REASON] = 0.0
         order[ORDER_HELD] = held
-        order[ORDER_REASON] = 0.0
         if world.rules.action == LADDER:
             _remember_level(order, world.choices.levels[int(action[asset])], target)
-        if abs(target - exposure) <= world.rules.rebalance_threshold:
-            if abs(exposure) <= single_cap and held_gross <= cap:
+        single_cap = single_exposure_cap(account.wallet, mark, contract, world.rules)
+        is_beyond = abs(exposure) > single_cap or held_gross > cap
+        is_timed_out = is_overdue(account.positions[asset], world.rules)
+        if abs(target - exposure) <= world.rules.rebalance_threshold and not is_timed_out:
+            if not is_beyond:
                 continue
             # a limit is obeyed however small the excess
             order[ORDER_ASKED] = math.nan
             changed |= NOTIONAL if single_cap < cap else bit
         quantity = wanted_quantity(account.positions[asset], target, base, mark, contract)
-        order[ORDER_QUANTITY] = quantity
-        _describe_order(order, world, action, asset, quantity, now, contract)
+        if world.rules.is_reduce_only > 0.0:
+            quantity = closing_part(held, quantity)
+        is_forced = is_timed_out or (is_beyond and abs(target) < abs(exposure))
+        _describe_order(order, world, action, asset, quantity, is_forced, now, contract)
     return changed
+
+
+@kernel
+def closing_part(held, quantity):  # type: ignore[no-untyped-def]
+    """What of an order closes; 0 of one that opens or adds."""
+    if held * quantity >= 0.0:
+        return 0.0
+    return math.copysign(min(abs(held), abs(quantity)), quantity)

@@ -2,8 +2,9 @@
 
 Assumptions: the book is a constant half spread around the last price; impact follows the square-root law
 (Tóth et al. 2011, "Anomalous price impact and the critical nature of liquidity", eq. 1), is paid by the
-order that causes it and leaves no trace on later prices. Queues, latency and other participants' reactions
-are not modelled here.
+order that causes it and leaves no trace on later prices (``envs/impact.py`` has what does). When an
+order meets the book, latency included, is said in ``envs/matching.py``; queues and other participants'
+reactions are not modelled.
 """
 
 from __future__ import annotations

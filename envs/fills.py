@@ -10,11 +10,13 @@ from perpgym.envs.account import (
     WALLET,
     apply_fill,
     flatten,
+    notional,
     on_lot_grid,
+    sizing_base,
 )
 from perpgym.envs.compile import kernel
 from perpgym.envs.execution import square_root_impact
-from perpgym.envs.fees import add_traded, taker_rate
+from perpgym.envs.fees import add_traded, maker_rate, taker_rate
 from perpgym.envs.impact import leave_push
 from perpgym.envs.margin import bankruptcy_worth, price_of, worth
 from perpgym.envs.orders import market_fill_price
@@ -25,6 +27,7 @@ _CLEARANCE, _SPREAD, _IMPACT = LEDGER["clearance"], LEDGER["spread"], LEDGER["im
 _INSURANCE, _TRADED, _FILLS = LEDGER["insurance"], LEDGER["traded_notional"], LEDGER["fills"]
 _LIQUIDATED, _STOPPED = LEDGER["liquidated"], LEDGER["stopped"]
 _FILLED, _PROFIT = CONTRACT_LEDGER["filled"], CONTRACT_LEDGER["profit"]
+_COSTS, _RECEIVED = CONTRACT_LEDGER["costs"], CONTRACT_LEDGER["funding"]
 
 # columns of a recorded fill: contract, signed quantity, quote, settle currency paid (fee or clearance),
 # settle currency that the price brought to the wallet, and why
@@ -57,6 +60,7 @@ def _record_fill(  # type: ignore[no-untyped-def]
     account.ledger[_FILLS] += 1.0
     account.holdings[asset, _FILLED] += quantity
     account.holdings[asset, _PROFIT] += profit - costs
+    account.holdings[asset, _COSTS] += costs
 
 
 @kernel
@@ -68,14 +72,40 @@ def take(account, asset, quantity, reference, bar, mark_close, reason, contract,
 
 
 @kernel
+def quadratic_rate(account, quantity, reference, contract, rules):  # type: ignore[no-untyped-def]
+    """Fraction of a fill's notional that ``cost=quadratic`` takes beside the linear rate; 0 otherwise.
+
+    Trading an exposure of x costs quadratic_cost / 2 * x**2 of what an exposure of 1 is, linear and inverse.
+    """
+    if rules.quadratic_cost == 0.0:
+        return 0.0
+    exposure = notional(quantity, reference, contract.is_inverse) / sizing_base(account.wallet, rules)
+    return 0.5 * rules.quadratic_cost * exposure
+
+
+@kernel
+def taker_cost_rate(account, quantity, reference, contract, rules):  # type: ignore[no-untyped-def]
+    """Fraction of a taker fill's notional."""
+    extra = quadratic_rate(account, quantity, reference, contract, rules)
+    return taker_rate(account.traded, contract) + extra
+
+
+@kernel
+def maker_cost_rate(account, quantity, reference, contract, rules):  # type: ignore[no-untyped-def]
+    """Fraction of a maker fill's notional."""
+    extra = quadratic_rate(account, quantity, reference, contract, rules)
+    return maker_rate(account.traded, contract) + extra
+
+
+@kernel
 def take_priced(  # type: ignore[no-untyped-def]
     account, asset, quantity, reference, touch, price, bar, mark_close, reason, contract, rules
 ):
     """A taker fill from ``reference`` over ``touch`` to ``price``, all quote."""
     wallet = account.wallet[WALLET]
     fee = apply_fill(
-        account.wallet, account.positions, asset, quantity, price, taker_rate(account.traded, contract),
-        contract, rules,
+        account.wallet, account.positions, asset, quantity, price,
+        taker_cost_rate(account, quantity, reference, contract, rules), contract, rules,
     )  # fmt: skip
     touch_worth = worth(touch, contract.is_inverse)
     spread = abs(quantity * (touch_worth - worth(reference, contract.is_inverse)))
@@ -120,6 +150,7 @@ def settle_funding(account, asset, mark_price, rate, contract):  # type: ignore[
         position[ISOLATED_WALLET] += received
     account.ledger[_FUNDING] += received
     account.holdings[asset, _PROFIT] += received
+    account.holdings[asset, _RECEIVED] += received
 
 
 @kernel

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perpgym.data.bars import Bars
-from perpgym.data.soundness import check_clock, check_prices, check_volume
+from perpgym.data.soundness import check_clock, check_inside, check_prices, check_volume
 from perpgym.data.tape import Tape
 from perpgym.data.union import before_listing, listing_bar, union_clock, until
 
@@ -60,7 +60,8 @@ class Finer:
 
         Raises:
             ValueError: another contract, bars that lie on no one grid, a length that does not divide the
-                tape's, no bar of the tape covered, or bars that hold what no market may.
+                tape's, no bar of the tape covered, bars that hold what no market may, or that do not make
+                the tape's own. A mark that is a copy of the last price (``mark=last``) makes no other mark.
         """
         series = [finer] if isinstance(finer, Bars) else list(finer)
         symbols = [b.contract.symbol for b in series]
@@ -92,9 +93,17 @@ class Finer:
         series = [until(b, opens) for b in series]
         placed = list(zip(series, listings, strict=True))
         volume = np.stack([np.concatenate([np.zeros(n), b.volume]) for b, n in placed], axis=1)
+        last = np.stack([before_listing(b.last, n) for b, n in placed], axis=1)
+        mark = np.stack([before_listing(b.mark, n) for b, n in placed], axis=1)
+        for asset, bars in enumerate(series):
+            pairs = [("last", tape.last, last)]
+            if bars.mark_rule == tape.mark_rules[asset]:
+                pairs.append(("mark", tape.mark, mark))
+            for name, of_bars, inside in pairs:
+                _check_one(tape, asset, name, of_bars, inside, volume, range(start, end), first, per_bar)
         return cls(
-            last=np.stack([before_listing(b.last, n) for b, n in placed], axis=1),
-            mark=np.stack([before_listing(b.mark, n) for b, n in placed], axis=1),
+            last=last,
+            mark=mark,
             # where the tape's bar trades nothing, nor does anything inside it
             volume=volume * _inside(tape.volume > 0.0, len(opens), first, per_bar),
             share=_expected_share(volume, first % per_bar, per_bar, DAY_MS // fine_ms),
@@ -103,6 +112,26 @@ class Finer:
             start_bar=start,
             end_bar=end,
         )
+
+
+def _check_one(
+    tape: Tape,
+    asset: int,
+    name: str,
+    of_bars: NDArray[np.float64],
+    inside: NDArray[np.float64],
+    volume: NDArray[np.float64],
+    covered: range,
+    first: int,
+    per_bar: int,
+) -> None:
+    """One contract's finer prices (Tf, A, 4) against the tape's (T, A, 4), where the tape's bars traded."""
+    bar = covered.start + np.flatnonzero(tape.volume[covered.start : covered.stop, asset] > 0.0)
+    slots = first + bar[:, None] * per_bar + np.arange(per_bar)
+    check_inside(
+        tape.contracts[asset].symbol, name, tape.open_time_ms[bar], of_bars[bar, asset], inside[slots, asset],
+        volume[slots, asset] > 0.0,
+    )  # fmt: skip
 
 
 def _inside(of_bars: NDArray[np.bool_], fine_bars: int, first: int, per_bar: int) -> NDArray[np.bool_]:

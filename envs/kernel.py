@@ -31,23 +31,25 @@ from perpgym.envs.decision import LADDER, decide, exposure_of
 from perpgym.envs.fees import roll_day
 from perpgym.envs.fills import ORDER, STOP, settle_funding, take
 from perpgym.envs.impact import decay_push
+from perpgym.envs.insolvency import forgive_debt
 from perpgym.envs.liquidation import STRAIGHT, is_short_at, liquidate_if_short, mark_on_way
 from perpgym.envs.margin import worth
 from perpgym.envs.matching import (
     AFTER_THE_WAY,
+    begin_fine_bar,
     carry_orders,
     fill_inside,
     has_orders,
     may_rest,
     send_orders,
 )
-from perpgym.envs.path import live_through, nothing_happens, opens_beyond_stop
+from perpgym.envs.path import live_through, nothing_happens, opens_beyond_stop, trail_stops
 from perpgym.envs.payoff import pay
 from perpgym.envs.spaces import CONTRACT_LEDGER, LEDGER
 
 _EQUITY, _EQUITY_BEFORE = LEDGER["equity"], LEDGER["equity_before"]
 _PRICE_PNL, _FEES, _SPREAD, _IMPACT = LEDGER["price_pnl"], LEDGER["fees"], LEDGER["spread"], LEDGER["impact"]
-_INSURANCE, _EXPOSURE, _GROSS = LEDGER["insurance"], LEDGER["exposure"], LEDGER["gross_exposure"]
+_EXPOSURE, _GROSS = LEDGER["exposure"], LEDGER["gross_exposure"]
 _STOPPED, _DRAWDOWN = LEDGER["stopped"], LEDGER["drawdown"]
 _OVERLAY = LEDGER["overlay"]
 _POSITION, _FIRST_FILL_PRICE = LEDGER["position"], LEDGER["fill_price"]
@@ -126,12 +128,16 @@ def _fine_bar(account, world, now, fine, open_ms, number, scratch):  # type: ign
     if world.rules.leaves_trace > 0.0:
         for asset in range(account.positions.shape[0]):
             decay_push(account.orders[asset], world.rules)
+    if may_rest(world):
+        begin_fine_bar(account)
     if has_orders(account):
         if is_short_at(account, world, fine, OPEN) and liquidate_if_short(
             account, world, now, fine, STRAIGHT, 0, 0.0
         ):
             return True
         send_orders(account, world, now, fine, number)
+        # what an order lost beyond bankruptcy stands in the way of no later one
+        forgive_debt(account, world)
     is_eventful = _settles_inside(world, now, open_ms, account.positions.shape[0])
     # margin that suffices at every adverse extreme suffices at the open and at the close
     is_eventful = is_eventful or not nothing_happens(account, world, fine)
@@ -143,6 +149,8 @@ def _fine_bar(account, world, now, fine, open_ms, number, scratch):  # type: ign
         and live_through(account, world, now, fine, scratch)
     ):
         return True
+    if world.rules.is_trailing > 0.0:
+        trail_stops(account, world, fine)
     is_settled = _settle_at_close(account, world, now, fine, open_ms)
     is_changed = is_eventful or is_settled or may_rest(world)
     return (
@@ -190,20 +198,38 @@ def _settle_inside(account, world, now, fine, open_ms, is_cost):  # type: ignore
     Returns:
         Whether the cross positions were liquidated whole.
     """
-    for asset in range(account.positions.shape[0]):
-        contract = contract_rules(world.contracts[asset])
-        for stamp in range(world.market.stamp_start[asset, now], world.market.stamp_start[asset, now + 1]):
-            elapsed = world.market.stamp_time_ms[stamp] - open_ms
-            rate = world.market.stamp_rate[stamp] * world.rules.funding_multiplier
-            flow = account.positions[asset, QUANTITY] * rate
-            if flow == 0.0 or (flow > 0.0) != is_cost or not 0 < elapsed < world.market.fine_ms:
-                continue
-            share = elapsed / world.market.fine_ms
-            mark = mark_on_way(world, fine, asset, STRAIGHT, 0, share, 1.0, contract.is_inverse)
-            settle_funding(account, asset, mark, rate, contract)
-            if is_cost and liquidate_if_short(account, world, now, fine, STRAIGHT, 0, share):
-                return True
+    elapsed = _next_stamp(world, now, account.positions.shape[0], open_ms)
+    while elapsed < world.market.fine_ms:
+        share = elapsed / world.market.fine_ms
+        is_any = False
+        for asset in range(account.positions.shape[0]):
+            contract = contract_rules(world.contracts[asset])
+            for stamp in range(
+                world.market.stamp_start[asset, now], world.market.stamp_start[asset, now + 1]
+            ):
+                rate = world.market.stamp_rate[stamp] * world.rules.funding_multiplier
+                flow = account.positions[asset, QUANTITY] * rate
+                is_now = world.market.stamp_time_ms[stamp] == open_ms + elapsed
+                if is_now and flow != 0.0 and (flow > 0.0) == is_cost:
+                    mark = mark_on_way(world, fine, asset, STRAIGHT, 0, share, 1.0, contract.is_inverse)
+                    settle_funding(account, asset, mark, rate, contract)
+                    is_any = True
+        if is_any and is_cost and liquidate_if_short(account, world, now, fine, STRAIGHT, 0, share):
+            return True
+        elapsed += _next_stamp(world, now, account.positions.shape[0], open_ms + elapsed)
     return False
+
+
+@kernel
+def _next_stamp(world, now, n_contracts, after_ms):  # type: ignore[no-untyped-def]
+    """Milliseconds from an instant to the bar's next settlement of any contract; beyond the bar if none."""
+    soonest = world.market.bar_ms + 1
+    for asset in range(n_contracts):
+        for stamp in range(world.market.stamp_start[asset, now], world.market.stamp_start[asset, now + 1]):
+            wait = world.market.stamp_time_ms[stamp] - after_ms
+            if 0 < wait < soonest:
+                soonest = wait
+    return soonest
 
 
 @cold_kernel
@@ -251,7 +277,8 @@ def _sell_all(account, world, now, fine):  # type: ignore[no-untyped-def]
     """Close every position at the last price of the bar, as a taker."""
     for asset in range(account.positions.shape[0]):
         quantity = account.positions[asset, QUANTITY]
-        if quantity != 0.0:
+        # what does not trade cannot be sold
+        if quantity != 0.0 and world.market.fine_volume[fine, asset] > 0.0:
             contract = contract_rules(world.contracts[asset])
             bar = read_bar(world.market, now, fine, asset, contract.is_inverse)
             mark_close = world.market.mark[now, asset, CLOSE]
@@ -275,19 +302,14 @@ def _close_books(account, world, equity_before, now, is_over):  # type: ignore[n
     """
     open_ms = world.market.open_time_ms[now]
     is_midnight = open_ms // DAY_MS != (open_ms + world.market.bar_ms) // DAY_MS
+    # an order or a stop filled beyond bankruptcy: nobody owes the exchange more than the margin posted
+    forgive_debt(account, world)
     equity = account.wallet[WALLET]
-    is_flat = True
     for asset in range(account.positions.shape[0]):
         if account.positions[asset, QUANTITY] != 0.0:
-            is_flat = False
             mark = world.market.mark[now, asset, CLOSE]
             equity += unrealised_profit(account.positions[asset], mark, world.contracts[asset, 0])
             account.positions[asset, BARS_HELD] += 1.0
-    if is_flat and equity < 0.0 and world.rules.is_unlimited == 0.0:
-        # an order or a stop filled beyond bankruptcy: nobody owes the exchange more than the wallet
-        account.ledger[_INSURANCE] -= equity
-        account.wallet[WALLET] = 0.0
-        equity = 0.0
     peak_before = account.wallet[PEAK_EQUITY]
     account.wallet[EQUITY] = equity
     account.wallet[PEAK_EQUITY] = max(account.wallet[PEAK_EQUITY], equity)

@@ -45,6 +45,7 @@ from perpgym.envs.fills import (
     settle_funding,
     take_at,
 )
+from perpgym.envs.insolvency import forgive_debt
 from perpgym.envs.kernel import inside_bar
 from perpgym.envs.ledger_format import Order, Scenario, Step, read_scenario
 from perpgym.envs.liquidation import STRAIGHT, liquidate_if_short
@@ -53,7 +54,9 @@ from perpgym.envs.rules import one_bar_market
 from perpgym.envs.spaces import LEDGER
 
 _REASONS = {ORDER: "order", STOP: "stop_loss", TARGET: "take_profit", LIQUIDATION: "liquidation"}
-_MOST_FILLS = 64
+# of one contract in a step: an order, a stop or target, and a reduction from each bracket that a bar crosses;
+# a short whose bar climbs along a bracket's floor is reduced several times there
+_MOST_FILLS = 256
 # the one bar of a step, behind a bar of which nothing is used
 _NOW, _BAR_MS = 1, 3_600_000
 
@@ -65,7 +68,7 @@ class Ledger:
         self.scenario = scenario
         self.symbols = list(scenario.contracts)
         count = len(self.symbols)
-        self.account, self.scratch = (make_account(count, _MOST_FILLS) for _ in range(2))
+        self.account, self.scratch = (make_account(count, count * _MOST_FILLS) for _ in range(2))
         self.contracts = np.array([scenario.contracts[s].rules for s in self.symbols], dtype=np.float64)
         self.sizes = np.array([scenario.contracts[s].contract_size for s in self.symbols])
         self.world = World(None, self.contracts, scenario.bracket_array(), scenario.rules)  # type: ignore[arg-type]
@@ -92,14 +95,17 @@ class Ledger:
         held = self.account.positions[:, QUANTITY].copy()
         liquidate_if_short(self.account, world, _NOW, _NOW, STRAIGHT, 0, 0.0)
         refused = [s for s, leverage in step.leverage.items() if not self._set_leverage(s, leverage)]
+        forgiven = 0.0
         for symbol, order in step.orders.items():
             asset = self.symbols.index(symbol)
             # a position that has just been liquidated takes its order with it
             if self.account.positions[asset, QUANTITY] == held[asset]:
                 self._order(asset, order, last[asset, OPEN], mark[asset, CLOSE])
+                forgiven += forgive_debt(self.account, world)
         inside_bar(self.account, world, _NOW, _NOW, 0, self.scratch)
         liquidate_if_short(self.account, world, _NOW, _NOW, STRAIGHT, 0, 1.0)
-        return self._show(mark[:, CLOSE]) | ({"refused_leverage": refused} if refused else {})
+        forgiven += forgive_debt(self.account, world)
+        return self._show(mark[:, CLOSE], forgiven) | ({"refused_leverage": refused} if refused else {})
 
     def _contract(self, asset: int) -> ContractRules:
         return ContractRules(*self.contracts[asset])
@@ -133,9 +139,12 @@ class Ledger:
             if order.take_profit is not None:
                 position[TARGET_PRICE] = order.take_profit
 
-    def _show(self, marks: np.ndarray) -> dict[str, Any]:
+    def _show(self, marks: np.ndarray, forgiven: float) -> dict[str, Any]:
         account, ledger = self.account, self.account.ledger
-        fills = account.fills[: int(ledger[LEDGER["fills"]])]
+        count = int(ledger[LEDGER["fills"]])
+        if count > len(account.fills):
+            raise ValueError(f"a step had {count} fills, more than the {len(account.fills)} that are kept")
+        fills = account.fills[:count]
         is_forced = fills[:, FILL_REASON] == LIQUIDATION
         symbols = {s: self._show_symbol(i, marks) for i, s in enumerate(self.symbols)}
         unrealised = sum(row["unrealised"] for row in symbols.values())
@@ -147,7 +156,8 @@ class Ledger:
             "equity": wallet + unrealised,
             "fee": float(ledger[LEDGER["fees"]]),
             "funding": float(ledger[LEDGER["funding"]]),
-            "realised": float(fills[~is_forced, FILL_REALISED].sum()),
+            # what the price took beyond all there was, others bore
+            "realised": float(fills[~is_forced, FILL_REALISED].sum()) + forgiven,
             "liquidated": list(dict.fromkeys(self.symbols[int(row[FILL_ASSET])] for row in forced)),
             "liquidation_loss": float((forced[:, FILL_FEE] - forced[:, FILL_REALISED]).sum()),
             "insurance": max(float(ledger[LEDGER["insurance"]]), 0.0),
@@ -219,7 +229,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for path in map(Path, paths):
         try:
             for row in replay(path):
-                print(json.dumps(row))
+                # inf and nan are no JSON: a scenario that leads there says so
+                print(json.dumps(row, allow_nan=False))
         except (ValueError, OSError) as error:
             print(json.dumps({"scenario": path.stem, "error": str(error)}))
             failed = 1

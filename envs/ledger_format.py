@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from perpgym.data.contract import Bracket, Contract
 from perpgym.envs.arrays import AccountRules, ContractRules
 
 Prices = tuple[float, float, float, float]
+
+_DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,10 +87,12 @@ def read_scenario(path: Path) -> Scenario:
     """
     try:
         raw = json.loads(path.read_text("utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 text: {error}") from error
+    except RecursionError:
+        raise ValueError("not a scenario: brackets nested too deeply to be read") from None
+    except ValueError as error:
+        raise ValueError(f"not JSON: {error}") from error
     body = _mapping(
         raw, "the file", {"contracts", "account", "rules", "steps"}, {"contracts", "account", "steps"}
     )
@@ -132,8 +137,9 @@ def _contract(symbol: str, raw: Any, margin_mode: str, leverage: float) -> Scena
         min_quantity=0.0,
         max_quantity=math.inf,
         min_notional=0.0,
-        taker_rate=_number(spec.get("taker", 0), f"{where}.taker", low=-1.0, high=1.0),
-        maker_rate=_number(spec.get("maker", 0), f"{where}.maker", low=-1.0, high=1.0),
+        # only who waits in the book is paid for trading, and no more than a hundredth
+        taker_rate=_number(spec.get("taker", 0), f"{where}.taker", low=0.0, high=1.0),
+        maker_rate=_number(spec.get("maker", 0), f"{where}.maker", low=-0.01, high=1.0),
         clearance_rate=_number(spec.get("clearance_fee", 0), f"{where}.clearance_fee", low=0.0, high=1.0),
         leverage=leverage,
         max_position_notional=math.inf,
@@ -282,10 +288,12 @@ def _number(
 ) -> float:
     if isinstance(raw, bool) or not isinstance(raw, int | float | str):
         raise ValueError(f"{where} must be a number or a decimal string, was {raw!r}")
+    if isinstance(raw, str) and not _DECIMAL.fullmatch(raw):
+        raise ValueError(f"{where} must be a number or a decimal string, was {raw!r}")
     try:
         value = float(raw)
-    except ValueError:
-        raise ValueError(f"{where} must be a number or a decimal string, was {raw!r}") from None
+    except OverflowError:
+        raise ValueError(f"{where} must be below 1.8e308, was a whole number of more digits") from None
     if not math.isfinite(value):
         raise ValueError(f"{where} must be finite, was {raw!r}")
     if (low is not None and value < low) or (above is not None and value <= above):

@@ -14,6 +14,7 @@ from perpgym.envs.account import (
     ENTRY_PRICE,
     ISOLATED_WALLET,
     QUANTITY,
+    WALLET,
     is_in_group,
     margin_balance,
     position_excess,
@@ -23,6 +24,7 @@ from perpgym.envs.arrays import contract_rules, read_bar
 from perpgym.envs.compile import cold_kernel, kernel
 from perpgym.envs.execution import to_lots
 from perpgym.envs.fills import close_by_force
+from perpgym.envs.insolvency import bear_rest
 from perpgym.envs.margin import bracket_row, maintenance_margin, price_of, worth
 
 _FLOOR, _MMR, _CUM = 0, 2, 3
@@ -132,7 +134,22 @@ def liquidation_share(account, world, group, fine, way, leg, begin):  # type: ig
         excess, slope = group_excess(account, world, group, fine, way, leg, share)
         if excess >= 0.0:
             break
-    return share
+    # what costs more than a bar moves (a debt of another position) finds no crossing at a price of the bar
+    return share if share >= 0.0 or _is_in_bar(account, world, group, fine, way, leg, share) else begin
+
+
+@kernel
+def _is_in_bar(account, world, group, fine, way, leg, share):  # type: ignore[no-untyped-def]
+    """Whether every mark of the group lies in the bar's range after ``share`` of a leg, also one below 0."""
+    for asset in range(account.positions.shape[0]):
+        contract = contract_rules(world.contracts[asset])
+        position = account.positions[asset]
+        if position[QUANTITY] != 0.0 and is_in_group(asset, group, contract):
+            mark = mark_on_way(world, fine, asset, way, leg, share, side_of(position), contract.is_inverse)
+            marks = world.market.fine_mark[fine, asset]
+            if not marks[LOW] <= mark <= marks[HIGH]:
+                return False
+    return True
 
 
 @cold_kernel
@@ -193,9 +210,12 @@ def _force(account, world, group, asset, size, now, fine, way, leg, share):  # t
     mark = mark_on_way(
         world, fine, asset, way, leg, share, side_of(account.positions[asset]), contract.is_inverse
     )
+    wallet = account.wallet[WALLET]
     close_by_force(
         account, asset, size, balance, mark, bar, world.market.mark[now, asset, CLOSE], contract, world.rules
     )
+    if group != CROSS and balance < 0.0 and account.positions[asset, QUANTITY] == 0.0:
+        bear_rest(account, asset, max(wallet - account.wallet[WALLET] - balance, 0.0))
 
 
 @kernel

@@ -8,13 +8,27 @@ from perpgym.envs.account import (
     EQUITY,
     ISOLATED_WALLET,
     ORDER_ASKED,
+    ORDER_WORKING,
     QUANTITY,
     margin_balance,
+    notional,
     sizing_base,
 )
 from perpgym.envs.arrays import Account, contract_rules
 from perpgym.envs.compile import kernel
-from perpgym.envs.decision import FLAT, HEADS, HOLD, LONG, SHORT, exposure_caps, exposure_of
+from perpgym.envs.decision import (
+    FLAT,
+    HEADS,
+    HOLD,
+    LONG,
+    SHORT,
+    exposure_caps,
+    exposure_of,
+    is_overdue,
+    single_exposure_cap,
+)
+from perpgym.envs.execution import square_root_impact
+from perpgym.envs.fees import taker_rate
 
 # a choice at the very limit is allowed
 _SLACK = 1.0 + 1e-9
@@ -41,24 +55,49 @@ def _others(account, world, asset, base, now):  # type: ignore[no-untyped-def]
 def is_admitted(account, world, asset, wish, now):  # type: ignore[no-untyped-def]
     """Whether an exposure may be asked for at the close of ``now``: reducing always, more within every limit.
 
-    The market may move before the order arrives: what is admitted here can still be cut.
+    The other contracts are taken as they are, and the next bar to open here with this bar's volume: the
+    market may move before the order arrives, and what is admitted here can still be cut.
     """
-    contract = contract_rules(world.contracts[asset])
-    base = sizing_base(account.wallet, world.rules)
-    present = exposure_of(account.positions[asset], world.market.mark[now, asset, CLOSE], base, contract)
-    if wish == 0.0 or (wish * present > 0.0 and abs(wish) <= abs(present)):
+    contract, rules = contract_rules(world.contracts[asset]), world.rules
+    position, mark = account.positions[asset], world.market.mark[now, asset, CLOSE]
+    if is_overdue(position, rules):
+        return wish == 0.0
+    base = sizing_base(account.wallet, rules)
+    present = exposure_of(position, mark, base, contract)
+    is_reducing = wish == 0.0 or (wish * present > 0.0 and abs(wish) <= abs(present))
+    if is_reducing or rules.is_unlimited > 0.0:
         return True
-    if world.rules.is_unlimited > 0.0:
-        return True
-    cap, _bit, single = exposure_caps(account.wallet, world.rules)
+    traded = abs(wish - present) * base
+    if rules.is_reduce_only > 0.0 or _is_too_small(traded, mark, contract):
+        return False
+    cap, _bit = exposure_caps(account.wallet, rules)
     gross, free = _others(account, world, asset, base, now)
     size = abs(wish)
     return (
         gross + size <= cap * _SLACK
-        and size <= single * _SLACK
+        and size <= single_exposure_cap(account.wallet, mark, contract, rules) * _SLACK
         and size * base <= contract.max_position_notional * _SLACK
-        and size * base / contract.leverage <= free * _SLACK
+        and size * base / contract.leverage + traded * _cost_share(account, world, asset, traded, now)
+        <= free * _SLACK
     )
+
+
+@kernel
+def _is_too_small(traded, mark, contract):  # type: ignore[no-untyped-def]
+    """Whether an order of this notional, settle currency, is below the exchange's smallest."""
+    quantity = traded / notional(1.0, mark, contract.is_inverse)
+    in_quote = quantity if contract.is_inverse > 0.0 else quantity * mark
+    return quantity < contract.min_quantity or in_quote < contract.min_notional
+
+
+@kernel
+def _cost_share(account, world, asset, traded, now):  # type: ignore[no-untyped-def]
+    """Fee, half spread and impact of a market order over its notional."""
+    contract, rules = contract_rules(world.contracts[asset]), world.rules
+    quantity = traded / notional(1.0, world.market.mark[now, asset, CLOSE], contract.is_inverse)
+    volume, sigma = world.market.volume[now, asset], world.market.sigma_per_bar[now, asset]
+    impact = min(square_root_impact(quantity, volume, sigma, rules.impact_coefficient), 0.5)
+    return max(taker_rate(account.traded, contract), 0.0) + rules.half_spread + impact
 
 
 @kernel
@@ -80,9 +119,10 @@ def mask_account(account, world, now, out):  # type: ignore[no-untyped-def]
         is_trading = world.market.volume[now, asset] > 0.0
         if world.rules.action != HEADS:
             asked, nearest, is_any = account.orders[asset, ORDER_ASKED], 0, False
+            is_late = is_overdue(account.positions[asset], world.rules)
             for level in range(n_levels):
                 # the level that stands means no order; a comparison with nan is false
-                is_allowed = levels[level] == asked
+                is_allowed = levels[level] == asked and not (is_trading and is_late)
                 if is_trading and not is_allowed:
                     is_allowed = is_admitted(account, world, asset, levels[level], now)
                 out[place + level] = is_allowed
@@ -102,9 +142,11 @@ def mask_account(account, world, now, out):  # type: ignore[no-untyped-def]
             is_long_any, is_short_any = is_long_any or is_long, is_short_any or is_short
         if not (is_long_any or is_short_any):
             out[place + 4] = True
-        out[place + HOLD] = True
+        out[place + HOLD] = not (is_trading and is_overdue(account.positions[asset], world.rules))
         out[place + LONG], out[place + SHORT] = is_long_any, is_short_any
-        out[place + FLAT] = is_trading and account.positions[asset, QUANTITY] != 0.0
+        # nothing to close, but an order on its way can be called back
+        is_engaged = account.positions[asset, QUANTITY] != 0.0 or account.orders[asset, ORDER_WORKING] != 0.0
+        out[place + FLAT] = is_trading and is_engaged
         for other in range(n_stops + n_styles):
             out[place + 4 + n_levels + other] = True
         place += 4 + n_levels + n_stops + n_styles

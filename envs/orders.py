@@ -11,13 +11,11 @@ from perpgym.envs.account import (
     QUANTITY,
     margin_balance,
     notional,
-    sizing_base,
     unrealised_profit,
 )
 from perpgym.envs.arrays import contract_rules
 from perpgym.envs.compile import kernel
 from perpgym.envs.execution import quote, square_root_impact, to_lots, to_tick
-from perpgym.envs.fees import taker_rate
 from perpgym.envs.impact import fill_shift
 from perpgym.envs.margin import worth
 
@@ -36,7 +34,7 @@ def market_fill_price(account, asset, reference, quantity, bar, contract, rules)
     """Touch and fill price of a taker order against ``reference``, the last price at that moment."""
     side = 1.0 if quantity > 0.0 else -1.0
     touch = quote(reference, rules.half_spread, contract, side)
-    move = side * reference * own_impact(account, quantity, reference, bar, contract, rules)
+    move = side * reference * own_impact(quantity, bar, rules)
     if rules.leaves_trace > 0.0:
         move += trace_shift(account, asset, quantity, reference, bar, contract, rules)
     return touch, to_tick(touch + move, contract, side)
@@ -52,11 +50,8 @@ def trace_shift(account, asset, quantity, reference, bar, contract, rules):  # t
 
 
 @kernel
-def own_impact(account, quantity, reference, bar, contract, rules):  # type: ignore[no-untyped-def]
-    """Fraction of the price by which an order moves it: the square-root law, or the quadratic cost."""
-    if rules.quadratic_cost > 0.0:
-        exposure = notional(quantity, reference, contract.is_inverse) / sizing_base(account.wallet, rules)
-        return 0.5 * rules.quadratic_cost * exposure
+def own_impact(quantity, bar, rules):  # type: ignore[no-untyped-def]
+    """Fraction of the price by which an order moves it: the square-root law, at most a half."""
     return min(square_root_impact(quantity, bar.volume, bar.sigma_per_bar, rules.impact_coefficient), 0.5)
 
 
@@ -138,7 +133,7 @@ def sliced_fill_price(account, asset, quantity, bar, contract, rules):  # type: 
     side = 1.0 if quantity > 0.0 else -1.0
     reference = 0.5 * (bar.last_open + bar.last_close)
     touch = quote(reference, rules.half_spread, contract, side)
-    move = side * reference * SLICED_IMPACT * own_impact(account, quantity, reference, bar, contract, rules)
+    move = side * reference * SLICED_IMPACT * own_impact(quantity, bar, rules)
     if rules.leaves_trace > 0.0:
         move += trace_shift(account, asset, quantity, reference, bar, contract, rules)
     return (
@@ -156,9 +151,10 @@ def volume_beyond(quantity, limit, bar, contract):  # type: ignore[no-untyped-de
     """
     depth = limit - bar.last_low if quantity > 0.0 else bar.last_high - limit
     width = bar.last_high - bar.last_low
-    if depth < contract.tick_size * (1.0 - 1e-6) or depth <= 0.0 or width <= 0.0:
+    if depth < contract.tick_size * (1.0 - 1e-6) or depth <= 0.0:
         return 0.0
-    return bar.volume * min(depth / width, 1.0)
+    # a bar without range traded at one price, all of it beyond
+    return bar.volume * min(depth / width, 1.0) if width > 0.0 else bar.volume
 
 
 @kernel
@@ -181,8 +177,17 @@ def admitted_by_volume(quantity, volume, bar, contract, rules):  # type: ignore[
 
 
 @kernel
-def admitted_by_margin(account, world, fine, asset, quantity, price, bar, contract):  # type: ignore[no-untyped-def]
+def admitted_by_margin(  # type: ignore[no-untyped-def]
+    account, world, fine, asset, quantity, ordered, price, fee_rate, bar, contract
+):
     """What of it margin, brackets and the smallest order admit at a fill price; closing always goes through.
+
+    Args:
+        quantity: signed, what would fill.
+        ordered: signed, the order that the exchange holds to its smallest: an order in the book was admitted
+            as it came, however little of it fills at once.
+        price: quote, of the fill.
+        fee_rate: fraction of notional.
 
     Returns:
         (quantity, reason): signed, in whole lots, 0 if nothing is left; bits of the rules that cut it.
@@ -197,10 +202,11 @@ def admitted_by_margin(account, world, fine, asset, quantity, price, bar, contra
         quantity,
         price,
         bar.mark_open,
-        taker_rate(account.traded, contract),
+        fee_rate,
         contract,
     )
-    size = abs(quantity)
+    # what margin cut is a smaller order
+    size = min(abs(ordered), abs(quantity)) if reason != 0 else abs(ordered)
     in_quote = size if contract.is_inverse > 0.0 else size * bar.last_open
     is_small = size < contract.min_quantity or in_quote < contract.min_notional
     if is_small and not is_reduce_only(held, quantity):

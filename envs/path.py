@@ -26,8 +26,7 @@ from perpgym.envs.account import (
 from perpgym.envs.arrays import contract_rules, read_bar
 from perpgym.envs.compile import cold_kernel, kernel
 from perpgym.envs.execution import to_tick
-from perpgym.envs.fees import taker_rate
-from perpgym.envs.fills import STOP, TARGET, take, take_at
+from perpgym.envs.fills import STOP, TARGET, take, take_at, taker_cost_rate
 from perpgym.envs.liquidation import (
     ADVERSE_FIRST,
     HIGHS_FIRST,
@@ -121,28 +120,7 @@ def walk_leg(account, world, group, now, fine, way, leg):  # type: ignore[no-unt
         else:
             break
     _take_profits(account, world, group, now, fine, way, leg)
-    if world.rules.is_trailing > 0.0:
-        _trail_stops(account, world, group, now, fine, way, leg)
     return False
-
-
-@kernel
-def _trail_stops(account, world, group, now, fine, way, leg):  # type: ignore[no-untyped-def]
-    """Draw stops after the price at the end of a leg; they never move back."""
-    for asset in range(account.positions.shape[0]):
-        contract = contract_rules(world.contracts[asset])
-        position = account.positions[asset]
-        # what filled inside this bar may have filled after its favourable extreme
-        is_fresh = account.orders[asset, ORDER_FRESH] > 0.0
-        if position[QUANTITY] == 0.0 or is_fresh or not is_in_group(asset, group, contract):
-            continue
-        bar = read_bar(world.market, now, fine, asset, contract.is_inverse)
-        side = side_of(position)
-        _start, best = leg_prices(bar, way, leg, side, world.rules.stop_on_mark > 0.0)
-        distance = stop_distance(position, world.rules)
-        stop = to_tick(best * (1.0 - side * distance), contract, -side)
-        if bar.volume > 0.0 and side * (stop - position[STOP_PRICE]) > 0.0:
-            position[STOP_PRICE] = stop
 
 
 @kernel
@@ -190,7 +168,7 @@ def _take_profits(account, world, group, now, fine, way, leg):  # type: ignore[n
                 asset,
                 -position[QUANTITY],
                 target,
-                taker_rate(account.traded, contract),
+                taker_cost_rate(account, position[QUANTITY], target, contract, world.rules),
                 world.market.mark[now, asset, CLOSE],
                 TARGET,
                 contract,
@@ -223,8 +201,6 @@ def opens_beyond_stop(position, bar, rules):  # type: ignore[no-untyped-def]
 @kernel
 def nothing_happens(account, world, fine):  # type: ignore[no-untyped-def]
     """Whether no stop or target is touched and margin suffices with every contract at its adverse extreme."""
-    if world.rules.is_trailing > 0.0:
-        return False
     for asset in range(account.positions.shape[0]):
         position = account.positions[asset]
         quantity = position[QUANTITY]
@@ -240,8 +216,35 @@ def nothing_happens(account, world, fine):  # type: ignore[no-untyped-def]
             return False
         if not is_long and (high >= stop or low <= target):
             return False
-    if world.rules.is_unlimited > 0.0:
-        return True
+    return world.rules.is_unlimited > 0.0 or _margin_suffices(account, world, fine)
+
+
+@kernel
+def trail_stops(account, world, fine):  # type: ignore[no-untyped-def]
+    """Draw stops after the best price of a bar that was survived; they never move back.
+
+    Not before the bar has ended: a stop drawn up inside it would fill, on the way back to the close, at a
+    distance from the best price of the whole bar, which the price of the moment may not have seen yet. That
+    earns on a market without drift (``tests/envs/test_martingale.py``).
+    """
+    prices = world.market.fine_mark if world.rules.stop_on_mark > 0.0 else world.market.fine_last
+    for asset in range(account.positions.shape[0]):
+        position = account.positions[asset]
+        # what filled inside this bar may have filled after its favourable extreme
+        is_fresh = account.orders[asset, ORDER_FRESH] > 0.0
+        if position[QUANTITY] == 0.0 or is_fresh or world.market.fine_volume[fine, asset] == 0.0:
+            continue
+        side = side_of(position)
+        best = prices[fine, asset, HIGH if side > 0.0 else LOW]
+        distance = stop_distance(position, world.rules)
+        stop = to_tick(best * (1.0 - side * distance), contract_rules(world.contracts[asset]), -side)
+        if side * (stop - position[STOP_PRICE]) > 0.0:
+            position[STOP_PRICE] = stop
+
+
+@kernel
+def _margin_suffices(account, world, fine):  # type: ignore[no-untyped-def]
+    """Whether every margin group survives with every contract at its adverse extreme."""
     cross = margin_balance(account, CROSS)
     has_cross = False
     for asset in range(account.positions.shape[0]):

@@ -18,13 +18,27 @@ from perpgym.envs.account import EQUITY, STOP_PRICE
 from perpgym.envs.config import EnvConfig
 from perpgym.envs.render import EpisodeRecord, Step, draw
 from perpgym.envs.risk.limits import RiskLimits
-from perpgym.envs.spaces import LEDGER_COLUMNS, TOTAL_COLUMNS, observation_table
+from perpgym.envs.spaces import (
+    CONTRACT_LEDGER,
+    CONTRACT_LEDGER_COLUMNS,
+    LEDGER_COLUMNS,
+    TOTAL_COLUMNS,
+    observation_table,
+)
 from perpgym.envs.vector import PerpVecEnv
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Observation = dict[str, NDArray[Any]]
+_INFO_NAMES = (
+    *LEDGER_COLUMNS,
+    *(f"total_{name}" for name in TOTAL_COLUMNS),
+    *(f"contract_{name}" for name in CONTRACT_LEDGER_COLUMNS),
+)
+_FILL_PRICE = CONTRACT_LEDGER["fill_price"]
+# of a step that a picture can show: an order in slices has many
+_MOST_FILLS = 256
 
 
 class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
@@ -55,15 +69,18 @@ class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
     bar, adverse side first; settlements at the close; mark to the mark close; margin check; reward;
     observation of bar t+1.
 
-    Reward: log equity return g, floored at log(reward_equity_floor), less
-    (reward_risk_aversion - 1) / 2 * g**2, times reward_scale.
+    Reward (``EnvConfig.reward``), from the log equity return g, floored at log(reward_equity_floor):
+    ``log_return`` (default) g less (reward_risk_aversion - 1) / 2 * g**2; ``differential_sharpe`` and
+    ``differential_sortino`` (their running moments are observed); ``mean_variance``, exposures times returns
+    less risk and costs. Less the penalties on drawdown, turnover and liquidation, times reward_scale.
 
     Episode end: *terminated* on a cross liquidation or a drawdown of ``max_drawdown``; *truncated* at the end
     of the episode or of the data.
 
     ``info`` holds the ledger of the step (``envs.spaces.LEDGER_COLUMNS``), which adds up to the change of
-    equity, the same parts summed since the episode began (``total_…``), and ``time_ms``, the close of the
-    newest bar.
+    equity, that of each contract (``contract_…``, (A,) float64, ``envs.spaces.CONTRACT_LEDGER_COLUMNS``;
+    ``envs.reasons`` puts ``contract_reason`` in words), the parts summed since the episode began
+    (``total_…``), and ``time_ms``, the close of the newest bar. A fill price is 0 where nothing filled.
 
     Args:
         tape: the market; None makes a small simulated one.
@@ -112,6 +129,7 @@ class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
         self._buffers = self.batch.make_buffers()
         self._is_running = False
         self._record = None if render_mode is None else EpisodeRecord(self.tape, render_bars)
+        self._fills = self.batch.keep_fills(0 if render_mode is None else _MOST_FILLS)
 
     @classmethod
     def from_frame(
@@ -165,15 +183,21 @@ class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
         if self._record is not None:
             stop = float(self.batch.state_dict()["positions"][0, 0, STOP_PRICE])
         self.batch.step_into(np.asarray(action, np.float32).reshape(1, -1), out)
-        info: dict[str, Any] = dict(zip(LEDGER_COLUMNS, out.ledger[0].tolist(), strict=True))
-        totals = self.batch.totals(out)[0].tolist()
-        info |= zip((f"total_{name}" for name in TOTAL_COLUMNS), totals, strict=True)
+        booked = out.ledger[0].tolist() + self.batch.totals(out)[0].tolist()
+        # one copy, a row of it for each contract column
+        by_contract = out.holdings[0].T.copy()
+        # Gymnasium's checker compares infos, and nan is never equal to itself
+        fill_price = by_contract[_FILL_PRICE]
+        np.fmax(fill_price, 0.0, out=fill_price)
+        info: dict[str, Any] = dict(zip(_INFO_NAMES, booked + list(by_contract), strict=True))
+        info["fill_price"] = fill_price.item(0)
         is_over = bool(out.terminated[0] or out.truncated[0])
         self._is_running = not is_over
         bar = out.final_bar if is_over else out.bar
         info["time_ms"] = self._time_ms(bar)
         if self._record is not None:
-            self._record.add(Step(int(bar[0]), out.ledger[0].copy(), out.holdings[0].copy(), stop))
+            fills = self._fills[: int(info["fills"])].copy()
+            self._record.add(Step(int(bar[0]), out.ledger[0].copy(), out.holdings[0].copy(), stop, fills))
         observation = self.batch.final_observation(out) if is_over else self.batch.observation(out)
         return (
             _first(observation),

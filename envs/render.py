@@ -11,12 +11,23 @@ from numpy.typing import NDArray
 from perpgym.data.bars import CLOSE, HIGH, LOW
 from perpgym.data.clock import iso
 from perpgym.data.tape import Tape
+from perpgym.envs.fills import (
+    FILL_ASSET,
+    FILL_PRICE,
+    FILL_QUANTITY,
+    FILL_REASON,
+    LIQUIDATION,
+    ORDER,
+    STOP,
+    TARGET,
+)
 from perpgym.envs.rules import settle_currency
 from perpgym.envs.spaces import CONTRACT_LEDGER, LEDGER
 
 INK, MUTED, GRID, SURFACE = "#1b1f24", "#6a737d", "#e1e4e8", "#ffffff"
 LINE, BOUGHT, SOLD, LOSS, STOPPED = "#1f6feb", "#1a7f37", "#cf222e", "#cf222e", "#c2570c"
-CONTRACT_LINES = (LINE, "#c2570c", "#0f7b6c", "#8250df", "#bf3989", "#6a737d")
+TAKEN = "#8250df"
+CONTRACT_LINES = (LINE, "#b08800", "#0f7b6c", "#bf3989", "#6a737d", "#54aeff")
 # inches at 100 dots each: sharp on a laptop's screen, small enough for a video
 SIZE, DOTS = (12.8, 8.0), 100
 _STYLE: Any = {
@@ -45,13 +56,28 @@ _STYLE: Any = {
 class Step(NamedTuple):
     """One booked bar, as it was when it had been booked.
 
-    ``stop`` is the first contract's stop-loss price when the bar began, nan without one.
+    Attributes:
+        bar: on the tape.
+        ledger, holdings: rows of the account and of its contracts.
+        stop: the first contract's stop-loss price when the bar began, nan without one.
+        fills: (n, 6), columns ``envs.fills.FILL_*``.
     """
 
     bar: int
     ledger: NDArray[np.float64]
     holdings: NDArray[np.float64]
     stop: float
+    fills: NDArray[np.float64]
+
+
+class Event(NamedTuple):
+    """What was traded of a contract in a bar for one reason (``envs.fills``), at its mean price."""
+
+    bar: int
+    asset: int
+    reason: int
+    quantity: float
+    price: float
 
 
 class EpisodeRecord:
@@ -85,6 +111,32 @@ class EpisodeRecord:
         """(n, A) of the contract ledger."""
         rows = [step.holdings[:, CONTRACT_LEDGER[name]] for step in self.steps]
         return np.array(rows).reshape(len(rows), len(self.tape.contracts))
+
+    def events(self) -> list[Event]:
+        """What was traded, bar by bar.
+
+        Of a bar that was walked in two ways, the fills that were written down may be those of the way that
+        was not kept: what they do not add up to is one event at the close instead.
+        """
+        return [event for step in self.steps for event in self._events_of(step)]
+
+    def _events_of(self, step: Step) -> list[Event]:
+        filled = step.holdings[:, CONTRACT_LEDGER["filled"]]
+        is_liquidated, is_stopped = (step.ledger[LEDGER[name]] > 0 for name in ("liquidated", "stopped"))
+        events: list[Event] = []
+        for asset in range(len(filled)):
+            fills = step.fills[step.fills[:, FILL_ASSET] == asset]
+            if not np.isclose(fills[:, FILL_QUANTITY].sum(), filled[asset], rtol=1e-6, atol=1e-12):
+                reason = LIQUIDATION if is_liquidated else STOP if is_stopped else ORDER
+                close = float(self.tape.last[step.bar, asset, CLOSE])
+                events.append(Event(step.bar, asset, reason, float(filled[asset]), close))
+                continue
+            for reason in np.unique(fills[:, FILL_REASON]):
+                rows = fills[fills[:, FILL_REASON] == reason]
+                quantity, sizes = rows[:, FILL_QUANTITY].sum(), np.abs(rows[:, FILL_QUANTITY])
+                price = float(np.average(rows[:, FILL_PRICE], weights=sizes))
+                events.append(Event(step.bar, asset, int(reason), float(quantity), price))
+        return events
 
     @property
     def booked(self) -> NDArray[np.int64]:
@@ -143,73 +195,76 @@ def _span(record: EpisodeRecord) -> NDArray[np.int64]:
 
 
 def _draw_price(axes: Any, record: EpisodeRecord) -> None:
+    """One contract's prices, or how far each of several has gone since the left edge."""
     tape, bars = record.tape, _span(record)
-    last, mark = tape.last[bars, 0], tape.mark[bars, 0]
+    if len(tape.contracts) == 1:
+        _draw_one_price(axes, record, bars)
+        axes.set_ylabel("price")
+        axes.yaxis.set_major_formatter(_thousands)
+    else:
+        for asset, contract in enumerate(tape.contracts):
+            closes = tape.last[bars, asset, CLOSE]
+            axes.plot(bars, 100.0 * (closes / closes[0] - 1.0), color=_colour(asset), label=contract.symbol)
+        axes.set_ylabel("price, %")
+    low, high = axes.get_ylim()
+    _mark_events(axes, record, bars)
+    # a stop far away shall not flatten the price, nor the legend hide it
+    axes.set_ylim(low - 0.03 * (high - low), high + 0.13 * (high - low))
+    axes.legend(loc="upper left", ncols=8, borderaxespad=0.2, columnspacing=1.2)
+
+
+def _draw_one_price(axes: Any, record: EpisodeRecord, bars: NDArray[np.int64]) -> None:
+    last, mark = record.tape.last[bars, 0], record.tape.mark[bars, 0]
     axes.vlines(bars, last[:, LOW], last[:, HIGH], color=MUTED, alpha=0.35, linewidth=1.0)
     axes.plot(bars, last[:, CLOSE], color=INK, linewidth=1.2, label="last")
     if not np.array_equal(last, mark):
         axes.plot(bars, mark[:, CLOSE], color=LINE, linewidth=0.8, alpha=0.7, label="mark")
-    low, high = axes.get_ylim()
     stops = np.array([step.stop for step in record.steps])
     if np.isfinite(stops).any():
+        limits = axes.get_ylim()
         axes.step(
-            record.booked, stops, where="mid", color=STOPPED, linewidth=0.9, linestyle="--", label="stop-loss"
+            record.booked, stops, where="mid", color=STOPPED, linewidth=0.9, linestyle="--", label="stop"
         )
-    _mark_events(axes, record)
-    # a stop far away shall not flatten the price, nor the legend hide it
-    axes.set_ylim(low, high + 0.13 * (high - low))
-    axes.yaxis.set_major_formatter(_thousands)
-    axes.set_ylabel("price" if len(tape.contracts) == 1 else tape.contracts[0].symbol)
-    axes.legend(loc="upper left", ncols=6, borderaxespad=0.2)
+        axes.set_ylim(limits)
 
 
-def _mark_events(axes: Any, record: EpisodeRecord) -> None:
-    """Orders at their fill prices; stops at their price; liquidations at the extreme that hurt."""
-    if not record.steps:
-        return
-    prices, filled = record.contract_column("fill_price")[:, 0], record.contract_column("filled")[:, 0]
-    after = record.contract_column("position")[:, 0]
-    before = after - filled
-    is_stopped, is_liquidated = record.column("stopped") > 0, record.column("liquidated") > 0
-    bars = record.booked
-    has_order = np.isfinite(prices)
-    # where an order and a stop filled in one bar, the order was on the side of what the stop closed
-    bought = np.where(is_stopped | is_liquidated, before <= 0, filled > 0)
-    shape = {"edgecolor": SURFACE, "linewidth": 0.6, "zorder": 5}
-    for chosen, marker, colour, label in (
-        (has_order & bought, "^", BOUGHT, "bought"),
-        (has_order & ~bought, "v", SOLD, "sold"),
-    ):
-        if chosen.any():
+def _mark_events(axes: Any, record: EpisodeRecord, bars: NDArray[np.int64]) -> None:
+    """Every trade at the price that it had."""
+    events = record.events()
+    kinds: tuple[tuple[int, float, str, int, str, str], ...] = (
+        (ORDER, 1.0, "^", 52, BOUGHT, "bought"),
+        (ORDER, -1.0, "v", 52, SOLD, "sold"),
+        (TARGET, 0.0, "P", 64, TAKEN, "target taken"),
+        (STOP, 0.0, "X", 64, STOPPED, "stopped"),
+        (LIQUIDATION, 0.0, "X", 150, INK, "liquidated"),
+    )
+    for reason, side, marker, size, colour, label in kinds:
+        chosen = [e for e in events if e.reason == reason and e.quantity * side >= 0.0]
+        if chosen:
             axes.scatter(
-                bars[chosen], prices[chosen], s=52, marker=marker, color=colour, label=label, **shape
-            )
-    low, high = record.tape.last[bars, 0, LOW], record.tape.last[bars, 0, HIGH]
-    stops = np.array([step.stop for step in record.steps])
-    at_stop = np.clip(np.where(np.isfinite(stops), stops, 0.5 * (low + high)), low, high)
-    mark_low, mark_high = record.tape.mark[bars, 0, LOW], record.tape.mark[bars, 0, HIGH]
-    was_long = np.where(before != 0.0, before > 0.0, bought)
-    worst = np.where(was_long, mark_low, mark_high)
-    for chosen, where, marker, size, colour, label in (
-        (is_stopped, at_stop, "X", 70, STOPPED, "stop or target"),
-        (is_liquidated, worst, "X", 150, INK, "liquidated"),
-    ):
-        if chosen.any():
-            axes.scatter(
-                bars[chosen], where[chosen], s=size, marker=marker, color=colour, label=label, **shape
-            )
+                [event.bar for event in chosen], [_height(record, event, bars[0]) for event in chosen],
+                s=size, marker=marker, color=colour, label=label, edgecolor=SURFACE, linewidth=0.6, zorder=5,
+            )  # fmt: skip
+
+
+def _height(record: EpisodeRecord, event: Event, first: np.int64) -> float:
+    """Where a price is in the panel."""
+    if len(record.tape.contracts) == 1:
+        return event.price
+    return 100.0 * (event.price / float(record.tape.last[first, event.asset, CLOSE]) - 1.0)
+
+
+def _colour(asset: int) -> str:
+    return CONTRACT_LINES[asset % len(CONTRACT_LINES)]
 
 
 def _draw_exposure(axes: Any, record: EpisodeRecord) -> None:
     exposure = record.contract_column("exposure")
     axes.axhline(0.0, color=MUTED, linewidth=0.8)
-    for asset, contract in enumerate(record.tape.contracts):
-        colour = CONTRACT_LINES[asset % len(CONTRACT_LINES)]
-        axes.step(record.booked, exposure[:, asset], where="mid", color=colour, label=contract.symbol)
+    for asset in range(len(record.tape.contracts)):
+        axes.step(record.booked, exposure[:, asset], where="mid", color=_colour(asset))
     if len(record.tape.contracts) == 1:
         axes.fill_between(record.booked, exposure[:, 0], step="mid", color=LINE, alpha=0.15, linewidth=0.0)
-    else:
-        axes.legend(loc="upper left", ncols=6, borderaxespad=0.2)
     axes.set_ylabel("exposure")
 
 
@@ -218,11 +273,15 @@ def _draw_equity(axes: Any, record: EpisodeRecord) -> None:
     # the highest equity of the whole episode, which may lie before what is kept
     peak = equity / np.maximum(1.0 - drawdown, 1e-9)
     peak = np.where(drawdown < 1.0, peak, np.nan)
-    axes.fill_between(record.booked, equity, peak, color=LOSS, alpha=0.18, linewidth=0.0)
-    axes.plot(record.booked, equity, color=LINE)
+    axes.fill_between(record.booked, equity, peak, color=LOSS, alpha=0.18, linewidth=0.0, label="drawdown")
+    axes.plot(record.booked, equity, color=LINE, label="equity")
     axes.axhline(record.start_equity, color=MUTED, linewidth=0.8, linestyle=":")
-    axes.set_ylabel("equity\n(red: drawdown)")
+    axes.set_ylabel("equity")
     axes.yaxis.set_major_formatter(_thousands)
+    if record.steps:
+        low, high = axes.get_ylim()
+        axes.set_ylim(low - 0.2 * (high - low), high)
+        axes.legend(loc="lower left", ncols=2, borderaxespad=0.2)
 
 
 def _draw_costs(axes: Any, record: EpisodeRecord) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from perpgym.data.contract import HOUR_MS, Contract
 from perpgym.data.tape import Tape
 from perpgym.envs.actions import ACTION_KINDS
 from perpgym.envs.arrays import AccountRules, Choices, ContractRules, Market, World
-from perpgym.envs.config import EXECUTION_STYLES, REWARD_KINDS, EnvConfig
+from perpgym.envs.config import EXECUTION_STYLES, REWARD_KINDS, EnvConfig, MarginMode
 from perpgym.envs.execution import whole_inverse
 from perpgym.envs.finer import Finer
 from perpgym.envs.risk.limits import RiskLimits
@@ -20,8 +21,10 @@ from perpgym.envs.risk.limits import RiskLimits
 Float64 = NDArray[np.float64]
 
 
-def make_contract_rules(contract: Contract, config: EnvConfig) -> ContractRules:
-    """The kernel's rules for one contract.
+def make_contract_rules(
+    contract: Contract, config: EnvConfig, leverage: float, margin_mode: MarginMode
+) -> ContractRules:
+    """The kernel's rules for one contract at its own leverage setting and margin mode.
 
     Raises:
         ValueError: the contract admits no position at this leverage.
@@ -35,7 +38,7 @@ def make_contract_rules(contract: Contract, config: EnvConfig) -> ContractRules:
     lot_size = contract.lot_size if is_rounded else 0.0
     return ContractRules(
         is_inverse=float(contract.kind == "inverse"),
-        is_isolated=float(config.margin_mode == "isolated" and is_limited),
+        is_isolated=float(margin_mode == "isolated" and is_limited),
         tick_size=tick_size,
         tick_inverse=whole_inverse(tick_size),
         lot_size=lot_size,
@@ -46,8 +49,8 @@ def make_contract_rules(contract: Contract, config: EnvConfig) -> ContractRules:
         taker_rate=taker_rate,
         maker_rate=maker_rate,
         clearance_rate=contract.clearance_rate,
-        leverage=config.leverage,
-        max_position_notional=(_max_position_notional(contract, config.leverage) if is_limited else math.inf),
+        leverage=leverage,
+        max_position_notional=_max_position_notional(contract, leverage) if is_limited else math.inf,
     )
 
 
@@ -66,6 +69,7 @@ def make_account_rules(
         is_unlimited=float(not is_limited),
         is_sold_at_end=float(config.terminal == "liquidate"),
         quadratic_cost=config.quadratic_cost_rate if config.cost == "quadratic" else 0.0,
+        is_reduce_only=float(config.reduce_only),
         leaves_trace=float(config.impact.kind != "none"),
         **dict(zip(("push_0", "push_1", "push_2", "push_permanent"), push, strict=True)),
         **dict(zip(("keep_0", "keep_1", "keep_2"), keep, strict=True)),
@@ -75,7 +79,7 @@ def make_account_rules(
         style=float(EXECUTION_STYLES.index(config.execution)),
         limit_offset=config.limit_offset_bps * 1e-4,
         iceberg_clip=config.iceberg_clip,
-        latency_ms=config.latency_ms,
+        latency_ms=config.latency_ms + config.latency_bars * bar_ms,
         carries_remainder=float(config.remainder == "carry"),
         stop_loss=config.stop_loss or 0.0,
         stop_volatility=config.stop_volatility or 0.0,
@@ -112,8 +116,16 @@ def pack_contracts(contracts: tuple[Contract, ...], config: EnvConfig) -> tuple[
     """Rules (A, len(ContractRules)) and brackets (A, B, 5), short tables filled up with their last row.
 
     Raises:
-        ValueError: the contracts settle in different currencies, or one admits no position at this leverage.
+        ValueError: the contracts settle in different currencies or in one that their symbols do not say, or
+            one admits no position at this leverage.
     """
+    nameless = [c.symbol for c in contracts if not settle_currency(c)]
+    if nameless and len(contracts) > 1:
+        raise ValueError(
+            "contracts on one tape must settle in one currency, but that of "
+            f"{', '.join(nameless)} is unknown: name them as ccxt does, BASE/QUOTE:SETTLE "
+            "such as BTC/USDT:USDT"
+        )
     currencies = {settle_currency(c) for c in contracts}
     if len(currencies) > 1:
         raise ValueError(
@@ -121,7 +133,9 @@ def pack_contracts(contracts: tuple[Contract, ...], config: EnvConfig) -> tuple[
             f"{', '.join(sorted(currencies))}: collateral of several currencies is not modelled, "
             "build one tape for each"
         )
-    rules = np.array([make_contract_rules(c, config) for c in contracts], dtype=np.float64)
+    leverages, modes = config.leverages(len(contracts)), config.margin_modes(len(contracts))
+    settings = zip(contracts, leverages, modes, strict=True)
+    rules = np.array([make_contract_rules(c, config, x, mode) for c, x, mode in settings], dtype=np.float64)
     rows = max(len(c.brackets) for c in contracts)
     tables = [c.bracket_table() for c in contracts]
     brackets = np.stack([np.concatenate([t, np.repeat(t[-1:], rows - len(t), axis=0)]) for t in tables])
@@ -143,14 +157,27 @@ def make_world(tape: Tape, config: EnvConfig, limits: RiskLimits, finer: Finer |
     market = market_arrays(tape, finer)
     if config.impact.kind != "none":
         market = market._replace(root_illiquidity=config.impact.root_illiquidity(tape))
-    if config.latency_ms > 0.0 and config.latency_ms > (market.fine_per_bar - 1) * market.fine_ms:
+    account_rules = make_account_rules(config, limits, bar_ms=tape.bar_ms, fine_ms=market.fine_ms)
+    if account_rules.latency_ms % tape.bar_ms > (market.fine_per_bar - 1) * market.fine_ms:
         raise ValueError(
             f"latency_ms={config.latency_ms:g} needs finer bars that resolve it: pass finer= bars of at most "
-            f"that length to the env (its bars have {market.fine_ms} ms), or set latency_ms to 0"
+            f"that length to the env (its bars have {market.fine_ms} ms), set latency_ms to 0, or count in "
+            "whole bars with latency_bars"
         )
-    account_rules = make_account_rules(config, limits, bar_ms=tape.bar_ms, fine_ms=market.fine_ms)
     tiers = np.zeros((0, 3)) if config.fees is None else config.fees.tier_table()
+    market = Market(*(frozen(part) if isinstance(part, np.ndarray) else part for part in market))
     return World(market, rules, brackets, account_rules, make_choices(config), tiers)
+
+
+def frozen(array: NDArray[Any]) -> NDArray[Any]:
+    """A read-only view in C order of an array in memory or in a mapped file.
+
+    Numba compiles anew, for a minute or more, for another layout, and for arrays that may be written where
+    others may not.
+    """
+    view = np.ascontiguousarray(array).view()
+    view.setflags(write=False)
+    return view
 
 
 def make_choices(config: EnvConfig) -> Choices:
@@ -176,7 +203,7 @@ def market_arrays(tape: Tape, finer: Finer | None = None) -> Market:
         stamp_start=tape.stamp_start,
         stamp_time_ms=tape.stamp_time_ms,
         stamp_rate=tape.stamp_rate,
-        root_illiquidity=np.zeros_like(tape.volume),
+        root_illiquidity=np.zeros(tape.volume.shape),
         planted=np.empty((0, len(tape.contracts))) if tape.planted is None else tape.planted,
         bar_ms=tape.bar_ms,
         fine_last=finer.last,
@@ -244,10 +271,13 @@ def one_bar_market(
 
 
 def settle_currency(contract: Contract) -> str:
-    """The currency of margin and profit: after the colon of ccxt's symbol, else quote, base if inverse."""
+    """The currency of margin and profit: after the colon of ccxt's symbol, else quote, base if inverse.
+
+    Empty where the symbol is no such name (``BTCUSDT``), which nobody can take apart.
+    """
     pair, _, settle = contract.symbol.partition(":")
     base, _, quote = pair.partition("/")
-    return settle or (base if contract.kind == "inverse" else quote)
+    return settle or (base if quote and contract.kind == "inverse" else quote)
 
 
 def _max_position_notional(contract: Contract, leverage: float) -> float:

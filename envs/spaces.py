@@ -101,7 +101,9 @@ CONTRACT_LEDGER_COLUMNS: tuple[str, ...] = (
     "exposure",  # signed notional over equity at the mark close, after the step
     "fill_price",  # quote, of the order decided at the last close; nan without a fill
     "filled",  # signed, all that was bought less all that was sold in the step
-    "profit",  # settle currency: price_pnl + funding less every cost; adds up to the equity change
+    "profit",  # settle currency: price_pnl + funding - costs; of all contracts, the equity change
+    "costs",  # paid > 0: fees, spread, impact and clearance, less what the insurance fund bore
+    "funding",  # received > 0
     "reason",  # bits of envs.orders: why the order was cut or dropped; 0 = it was not
 )
 CONTRACT_LEDGER = {name: i for i, name in enumerate(CONTRACT_LEDGER_COLUMNS)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ from perpgym.envs.fees import TRADED_COLUMNS
 from perpgym.envs.finer import Finer
 from perpgym.envs.masks import mask_batch
 from perpgym.envs.risk.limits import RiskLimits
-from perpgym.envs.rules import make_world
+from perpgym.envs.rules import frozen, make_world
 from perpgym.envs.spaces import (
     CONTRACT_LEDGER_COLUMNS,
     LEDGER_COLUMNS,
@@ -116,9 +117,9 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
                 f"the first decision can be taken at bar {self.first_bar} (look-back {tape.first_valid_bar}, "
                 f"window {self.config.window_bars}), the last bar is {self.end_bar - 1}; use a longer period"
             )
-        self._world = make_world(tape, self.config, self.limits, inside)
-        self._features = _rows(tape.features)
-        self._risk = _rows(tape.risk)
+        self._finer = inside
+        self._read_tape()
+        self._check_initial_margin()
         self._allocate()
         self.single_observation_space = observation_space(tape, self.config.window_bars, with_windows)
         self.single_action_space = action_space(self.config.action, len(tape.contracts), self.config.choices)
@@ -129,6 +130,20 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
         self._action_shape = (self.num_envs, self.action_dim)
         self._step: Callable[..., int] | None = None
         self._copy: Callable[..., None] | None = None
+
+    def _check_initial_margin(self) -> None:
+        config = self.config
+        needed = sum(abs(config.initial_exposure) / x for x in config.leverages(len(self.tape.contracts)))
+        if needed > 1.0 and config.limits == "on":
+            raise ValueError(
+                f"initial_exposure={config.initial_exposure:g} of {len(self.tape.contracts)} contracts needs "
+                f"{needed:.2f} times the wallet as initial margin: lower it, or raise leverage"
+            )
+
+    def _read_tape(self) -> None:
+        """What the kernels see of the tape."""
+        self._world = make_world(self.tape, self.config, self.limits, self._finer)
+        self._features, self._risk = _rows(self.tape.features), _rows(self.tape.risk)
 
     def _allocate(self) -> None:
         n, p, a = self.num_envs, self.n_paths, len(self.tape.contracts)
@@ -177,6 +192,17 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
         restart_batch(self._world, self._state, bar)
         self._draw_restarts(every_account)
         self.observe_into(out)
+
+    def keep_fills(self, most: int) -> NDArray[np.float64]:
+        """From now on, write the first ``most`` fills of a step's last account into the array returned.
+
+        Returns:
+            (most, 6) float64, columns ``envs.fills.FILL_*``; the ledger's ``fills`` says how many rows count.
+        """
+        has_tiers = self.config.fees is not None
+        self._scratch = make_account(len(self.tape.contracts), most, has_tiers=has_tiers)
+        fills: NDArray[np.float64] = self._scratch.fills
+        return fills
 
     def observe_into(self, out: StepBuffers) -> None:
         """Write the present observation, without stepping (after ``load_state_dict``)."""
@@ -282,19 +308,28 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
         scale = np.exp(self._rng.uniform(-_WALLET_LOG_RANGE, _WALLET_LOG_RANGE, accounts.size))
         self._state.restart_wallet[accounts] = config.initial_wallet * scale
         n_contracts = len(self.tape.contracts)
-        bound = min(config.max_exposure, self.limits.max_leverage / n_contracts)
-        self._state.restart_exposure[accounts] = self._rng.uniform(
-            -bound, bound, (accounts.size, n_contracts)
-        )
+        # all together no more than the overlay admits, nor than the wallet can margin
+        margin = config.leverages(n_contracts) if config.limits == "on" else (math.inf,)
+        bound = np.minimum(margin, self.limits.max_leverage) / n_contracts
+        exposure = self._rng.uniform(-1.0, 1.0, (accounts.size, n_contracts))
+        self._state.restart_exposure[accounts] = exposure * np.minimum(bound, config.max_exposure)
 
     def __getstate__(self) -> dict[str, Any]:
-        # machine code does not travel
-        return {**self.__dict__, "_step": None, "_copy": None}
+        # machine code does not travel, and views of the tape would travel as a second copy of it
+        apart = dict.fromkeys(("_step", "_copy", "_world", "_features", "_risk"))
+        return {**self.__dict__, **apart}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._read_tape()
 
     def totals(self, out: StepBuffers) -> NDArray[np.float64]:
         """(N, 8) the ledger's parts summed since the episode began; of an episode that just ended, whole."""
-        done = (out.terminated | out.truncated)[:, None]
-        return np.where(done, out.final_totals, self._state.totals)
+        totals: NDArray[np.float64] = self._state.totals.copy()
+        done = out.terminated | out.truncated
+        if done.any():
+            totals[done] = out.final_totals[done]
+        return totals
 
     # --- resuming ---
 
@@ -374,7 +409,7 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
 
 def _rows(columns: NDArray[np.float32]) -> NDArray[np.float32]:
     """(T, A, F) as (T, A * F), sharing memory."""
-    return np.ascontiguousarray(columns).reshape(columns.shape[0], -1)
+    return frozen(frozen(columns).reshape(columns.shape[0], -1))
 
 
 def _as_dict(

@@ -8,14 +8,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from perpgym.agents.baselines import RandomTiming
 from perpgym.agents.protocol import Agent
+from perpgym.agents.random_timing import RandomTiming
 from perpgym.data.bars import CLOSE
+from perpgym.data.contract import Contract
 from perpgym.data.tape import Tape
 from perpgym.envs.buffers import StepBuffers
 from perpgym.envs.config import EnvConfig
+from perpgym.envs.margin import worth
 from perpgym.envs.risk.limits import RiskLimits
-from perpgym.envs.spaces import LEDGER
+from perpgym.envs.spaces import CONTRACT_LEDGER, LEDGER
 from perpgym.envs.vector import PerpVecEnv
 
 Floats = NDArray[np.float64]
@@ -28,21 +30,25 @@ class BacktestResult:
 
     Attributes:
         name: of the agent.
+        contracts: A contracts, in the tape's order.
         bar_ms: length of a bar, milliseconds.
         open_time_ms: (n,) int64 UTC, of the bars that were booked.
         equity: (n + 1,) quote; ``equity[0]`` is at the close at which the first decision was taken.
         ledger: (n, L) float64, columns ``LEDGER_COLUMNS``; zero (equity constant) after the account's end.
+        holdings: (n, A, H) float64, columns ``CONTRACT_LEDGER_COLUMNS``; zero after the account's end.
         actions: (n, action_dim) float32, as the agent gave them; zero after the account's end.
-        mark_close: (n + 1,) quote, at the instants of ``equity``.
+        mark_close: (n + 1, A) quote, at the instants of ``equity``.
         ended_at: row in which the account was liquidated or stopped for good, None if it lived on.
         end_reason: ``liquidation`` or ``drawdown stop``, None if it lived on.
     """
 
     name: str
+    contracts: tuple[Contract, ...]
     bar_ms: int
     open_time_ms: NDArray[np.int64]
     equity: Floats
     ledger: Floats
+    holdings: Floats
     actions: NDArray[np.float32]
     mark_close: Floats
     ended_at: int | None = None
@@ -55,6 +61,19 @@ class BacktestResult:
             KeyError: no such column.
         """
         return self.ledger[:, LEDGER[name]]
+
+    def contract_column(self, name: str) -> Floats:
+        """(n, A) one column of the ledger by contract.
+
+        Raises:
+            KeyError: no such column.
+        """
+        return self.holdings[:, :, CONTRACT_LEDGER[name]]
+
+    def worth(self, asset: int) -> Floats:
+        """(n + 1,) settle currency, signed: what one unit of position is worth at the mark closes."""
+        is_inverse = float(self.contracts[asset].kind == "inverse")
+        return np.array([worth(close, is_inverse) for close in self.mark_close[:, asset]])
 
     @property
     def bars_per_year(self) -> float:
@@ -115,6 +134,7 @@ def run_backtest(
         raise ValueError("run_backtest needs at least one agent")
     bars = _check_period(tape, start_bar, end_bar, config)
     books: list[NDArray[np.float64]] = []
+    holdings: list[NDArray[np.float64]] = []
     actions: list[NDArray[np.float32]] = []
     endings: dict[int, tuple[int, str]] = {}
     for row, (action, out, is_new_end) in enumerate(
@@ -122,23 +142,16 @@ def run_backtest(
     ):
         actions.append(action)
         books.append(out.ledger.copy())
+        holdings.append(out.holdings.copy())
         for account in np.flatnonzero(is_new_end):
             is_liquidated = out.ledger[account, LEDGER["liquidated"]] > 0
             endings[int(account)] = (row, "liquidation" if is_liquidated else "drawdown stop")
         if progress is not None:
             progress(row + 1, bars)
     ledgers, taken = np.stack(books, axis=1), np.stack(actions, axis=1)  # N n L, N n action_dim
-    booked = slice(start_bar + 1, end_bar)
+    by_contract = np.stack(holdings, axis=1)  # N n A H
     return [
-        close_books(
-            agent.name,
-            tape.bar_ms,
-            tape.open_time_ms[booked],
-            ledgers[i],
-            taken[i],
-            tape.mark[start_bar:end_bar, 0, CLOSE],
-            endings.get(i),
-        )
+        close_books(agent.name, tape, start_bar, ledgers[i], by_contract[i], taken[i], endings.get(i))
         for i, agent in enumerate(agents)
     ]
 
@@ -184,11 +197,14 @@ def matched_random(
         draws: number of accounts.
         seed: of the placing.
     """
-    position = result.column("position")
-    before = np.concatenate(([0.0], position[:-1]))
+    position = result.contract_column("position")  # n A
+    before = np.concatenate((np.zeros_like(position[:1]), position[:-1]))
     equity = np.maximum(result.column("equity_before"), 1e-12)
     # what was asked for at a decision is known from what came of it, at the price of the decision
-    asked = position * result.mark_close[:-1] / equity
+    notional = position * np.stack(
+        [np.abs(result.worth(i)[:-1]) for i in range(len(result.contracts))], axis=1
+    )
+    asked = notional / equity[:, None]
     asked = np.clip(asked, -config.max_exposure, config.max_exposure)
     return RandomTiming(
         config,
@@ -202,25 +218,26 @@ def matched_random(
 
 def close_books(
     name: str,
-    bar_ms: int,
-    open_time_ms: NDArray[np.int64],
+    tape: Tape,
+    start_bar: int,
     ledger: Floats,
+    holdings: Floats,
     actions: NDArray[np.float32],
-    mark_close: Floats,
     ending: tuple[int, str] | None = None,
 ) -> BacktestResult:
     """Turn one account's raw ledger rows into a result, flat from its end on.
 
     Args:
         name: of the agent.
-        bar_ms: length of a bar, milliseconds.
-        open_time_ms: (n,) int64 UTC.
+        tape: the market.
+        start_bar: the first decision was taken at the close of this bar.
         ledger: (n, L) as the env booked it; rows after ``ending`` belong to another life and are blanked.
+        holdings: (n, A, H), the same by contract.
         actions: (n, action_dim).
-        mark_close: (n + 1,) quote.
         ending: row and reason of the account's end, if it had one.
     """
-    ledger, actions = ledger.copy(), actions.copy()
+    end_bar = start_bar + 1 + len(ledger)
+    ledger, holdings, actions = ledger.copy(), holdings.copy(), actions.copy()
     if ending is not None:
         after = slice(ending[0] + 1, None)
         left = ledger[ending[0], LEDGER["equity"]]
@@ -229,26 +246,25 @@ def close_books(
         ledger[after, LEDGER["equity_before"]] = left
         ledger[after, LEDGER["fill_price"]] = np.nan
         ledger[after, LEDGER["drawdown"]] = ledger[ending[0], LEDGER["drawdown"]]
+        holdings[after] = 0.0
+        holdings[after, :, CONTRACT_LEDGER["fill_price"]] = np.nan
         actions[after] = 0.0
     return BacktestResult(
         name=name,
-        bar_ms=bar_ms,
-        open_time_ms=np.array(open_time_ms),
+        contracts=tape.contracts,
+        bar_ms=tape.bar_ms,
+        open_time_ms=np.array(tape.open_time_ms[start_bar + 1 : end_bar]),
         equity=np.concatenate((ledger[:1, LEDGER["equity_before"]], ledger[:, LEDGER["equity"]])),
         ledger=ledger,
+        holdings=holdings,
         actions=actions,
-        mark_close=np.array(mark_close),
+        mark_close=np.array(tape.mark[start_bar:end_bar, :, CLOSE]),
         ended_at=None if ending is None else ending[0],
         end_reason=None if ending is None else ending[1],
     )
 
 
 def _check_period(tape: Tape, start_bar: int, end_bar: int, config: EnvConfig) -> int:
-    if len(tape.contracts) != 1:
-        raise ValueError(
-            f"evaluation judges one contract for now, the tape has {len(tape.contracts)}: "
-            "build the tape from one contract's bars"
-        )
     earliest = tape.first_valid_bar + config.window_bars - 1
     if not (earliest <= start_bar and start_bar + 2 < end_bar <= len(tape)):
         raise ValueError(

@@ -78,7 +78,7 @@ def compare(
     """
     if not agents:
         raise ValueError("compare needs at least one agent; the first is the one that is judged")
-    baselines = standard_baselines(config)
+    baselines = standard_baselines(config, n_contracts=len(tape.contracts))
     everyone = [*agents, *baselines, *([oracle] if oracle is not None else [])]
     names = [agent.name for agent in everyone]
     if len(set(names)) < len(names):

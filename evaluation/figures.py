@@ -26,6 +26,7 @@ from perpgym.evaluation import metrics
 from perpgym.evaluation.backtest import BacktestResult
 from perpgym.evaluation.comparison import HOLD, UNLIMITED_HOLD
 from perpgym.evaluation.judge import ReportInput
+from perpgym.evaluation.numerals import base
 from perpgym.evaluation.scorecard import returns_of
 from perpgym.evaluation.trials import curves, smooth
 
@@ -142,19 +143,70 @@ def _equity(report: ReportInput) -> Figure:
 
 
 def _exposure(report: ReportInput) -> Figure:
-    figure, (top, bottom) = _axes(2, height=3.8, ratios=(1.4, 1))
     result = _headline(report)
+    if len(result.contracts) > 1:
+        return _exposures(result)
+    figure, (top, bottom) = _axes(2, height=3.8, ratios=(1.4, 1))
     rows = _thin(result.equity.shape[0])
-    top.plot(_when(result)[rows], result.mark_close[rows], color=MUTED, lw=1.0)
+    top.plot(_when(result)[rows], result.mark_close[rows, 0], color=MUTED, lw=1.0)
     top.set_title("Mark price, quote")
     top.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.6g}"))
-    exposure = result.column("exposure")
+    _fill_exposure(bottom, result, result.column("exposure"))
+    bottom.set_title("Exposure, signed notional over equity")
+    return figure
+
+
+def _exposures(result: BacktestResult) -> Figure:
+    """The whole account's exposure, and below it that of every contract, all on one scale."""
+    count = len(result.contracts)
+    figure, (top, *rest) = _axes(1 + count, height=1.9 + 0.72 * count, ratios=(1.9, *[1.0] * count))
+    gross, net = result.column("gross_exposure"), result.column("exposure")
+    rows = _thin(gross.shape[0])
+    when = _when(result)[1:][rows]
+    top.step(when, gross[rows], where="post", color=MUTED, lw=0.9, label="sum without signs")
+    top.step(when, net[rows], where="post", color=AGENT, lw=1.2, label="with signs")
+    top.axhline(0, color=MUTED, lw=0.7)
+    top.set_title("Exposure of all contracts, notional over equity")
+    top.legend(loc="lower right", bbox_to_anchor=(1.0, 0.98), ncols=2)
+    exposures = result.contract_column("exposure")
+    bound = max(float(np.abs(exposures).max()), 1e-3) * 1.05
+    for asset, axes in enumerate(rest):
+        _fill_exposure(axes, result, exposures[:, asset])
+        axes.set_ylim(-bound, bound)
+        axes.set_ylabel(base(result.contracts[asset].symbol), rotation=0, ha="right", va="center")
+    rest[0].set_title("of each contract: long above zero, short below")
+    return figure
+
+
+def _fill_exposure(axes: Axes, result: BacktestResult, exposure: NDArray[np.float64]) -> None:
     rows = _thin(exposure.shape[0])
     when = _when(result)[1:][rows]
-    bottom.fill_between(when, np.maximum(exposure[rows], 0), color=AGENT, lw=0, step="post")
-    bottom.fill_between(when, np.minimum(exposure[rows], 0), color=SECOND, lw=0, step="post")
-    bottom.axhline(0, color=MUTED, lw=0.7)
-    bottom.set_title("Exposure, signed notional over equity")
+    axes.fill_between(when, np.maximum(exposure[rows], 0), color=AGENT, lw=0, step="post")
+    axes.fill_between(when, np.minimum(exposure[rows], 0), color=SECOND, lw=0, step="post")
+    axes.axhline(0, color=MUTED, lw=0.7)
+
+
+def _by_contract(report: ReportInput) -> Figure | None:
+    if len(report.contracts) == 1:
+        return None
+    figure, (axes,) = _axes(1, height=1.1 + 0.34 * len(report.contracts))
+    initial = report.card.initial_equity
+    # funding and costs are paid where they are positive
+    parts = (
+        ("price", "price_pnl", 1.0, AGENT),
+        ("funding", "funding", -1.0, THIRD),
+        ("costs", "costs", -1.0, SECOND),
+    )
+    for y, card in enumerate(reversed(report.contracts)):
+        values = [(sign * getattr(card, name) / initial, colour) for _, name, sign, colour in parts]
+        _stack(axes, y, values)
+        axes.plot([card.profit / initial], [y], marker="D", ms=4.5, color=INK, ls="none", zorder=4)
+    for label, _, _, colour in parts:
+        axes.bar(0, 0, width=0, color=colour, label=label)
+    axes.plot([], [], marker="D", ms=4.5, color=INK, ls="none", label="profit")
+    axes.set_yticks(range(len(report.contracts)), [base(card.symbol) for card in reversed(report.contracts)])
+    _finish_bars(axes, len(report.contracts))
+    axes.set_title(f"Profit of {report.comparison.headline} by contract, share of initial equity")
     return figure
 
 
@@ -163,21 +215,29 @@ def _costs(report: ReportInput) -> Figure:
     figure, (axes,) = _axes(1, height=0.9 + 0.3 * max(len(names), 1))
     parts = (("fees", AGENT), ("spread", SECOND), ("impact", FOURTH), ("funding", THIRD), ("clearance", LOSS))
     for y, name in enumerate(reversed(names)):
-        card, left, right = report.scorecards[name], 0.0, 0.0
-        for part, colour in parts:
-            share = getattr(card, part) / card.initial_equity
-            # what was received stands left of zero, what was paid right of it
-            axes.barh(y, share, left=right if share >= 0 else left, color=colour, height=0.65)
-            left, right = left + min(share, 0.0), right + max(share, 0.0)
+        card = report.scorecards[name]
+        _stack(axes, y, [(getattr(card, part) / card.initial_equity, colour) for part, colour in parts])
     for part, colour in parts:
-        axes.bar(0, 0, color=colour, label=part)
+        axes.bar(0, 0, width=0, color=colour, label=part)
     axes.set_yticks(range(len(names)), list(reversed(names)))
+    _finish_bars(axes, len(names))
+    axes.set_title("What trading and holding cost, share of initial equity (left of 0: received)")
+    return figure
+
+
+def _stack(axes: Axes, y: int, values: list[tuple[float, str]]) -> None:
+    """One bar of several parts: those below zero left of it, the others right."""
+    left, right = 0.0, 0.0
+    for value, colour in values:
+        axes.barh(y, value, left=right if value >= 0 else left, color=colour, height=0.65)
+        left, right = left + min(value, 0.0), right + max(value, 0.0)
+
+
+def _finish_bars(axes: Axes, count: int) -> None:
     axes.grid(axis="y", visible=False)
     axes.axvline(0, color=MUTED, lw=0.7)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
-    axes.set_title("What trading and holding cost, share of initial equity (left of 0: received)")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.4, -0.18 - 0.5 / (len(names) + 1)), ncols=5)
-    return figure
+    axes.legend(loc="upper center", bbox_to_anchor=(0.4, -0.18 - 0.5 / (count + 1)), ncols=5)
 
 
 def _monthly(report: ReportInput) -> Figure | None:
@@ -234,7 +294,8 @@ def _random(report: ReportInput) -> Figure | None:
     axes.axvline(float(np.median(draws)), color=MUTED, lw=1.0, ls="--", label="median of the draws")
     axes.set_xlabel("Sharpe ratio, annualised")
     axes.set_ylabel("draws")
-    axes.set_title(f"The same trades at random times, {draws.shape[0]} draws")
+    what = "trades" if len(report.contracts) == 1 else "book"
+    axes.set_title(f"The same {what} at random times, {draws.shape[0]} draws")
     axes.legend(loc="upper left")
     return figure
 
@@ -265,6 +326,7 @@ def _validation(report: ReportInput) -> Figure | None:
 _FIGURES: dict[str, tuple[str, Draw]] = {
     "equity": ("Did it make money, and how deep did it fall?", _equity),
     "exposure": ("What did it hold, and when?", _exposure),
+    "by_contract": ("Which contracts made the result?", _by_contract),
     "random": ("Was it the timing?", _random),
     "validation": ("What was the checkpoint chosen from?", _validation),
     "rolling_sharpe": ("Was it steady?", _rolling),

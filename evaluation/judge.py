@@ -17,6 +17,7 @@ from perpgym.envs.risk.limits import RiskLimits
 from perpgym.evaluation import metrics
 from perpgym.evaluation.backtest import BacktestResult, Draws
 from perpgym.evaluation.bootstrap import Interval, sharpe_difference_interval
+from perpgym.evaluation.by_contract import ContractCard, measure_contracts
 from perpgym.evaluation.comparison import UNLIMITED_HOLD, Comparison
 from perpgym.evaluation.scorecard import Scorecard, measure, returns_of
 from perpgym.evaluation.trials import TrialSummary, summarise_trials
@@ -70,7 +71,9 @@ class ReportInput:
         trials: the trial log.
         trial_summary: counted.
         source, data_hash, mark_rules: of the tape; rules by contract.
-        price_return: change of the mark close over the period, fraction.
+        price_returns: by contract, change of the mark close over the period or since it became valid,
+            fraction.
+        contracts: by contract, what it added to the headline account.
         config, limits: of the env.
         has_edge: None on real markets.
     """
@@ -88,7 +91,8 @@ class ReportInput:
     source: str
     data_hash: str
     mark_rules: Mapping[str, str]
-    price_return: float
+    price_returns: Mapping[str, float]
+    contracts: tuple[ContractCard, ...]
     config: EnvConfig
     limits: RiskLimits
     has_edge: bool | None
@@ -135,7 +139,6 @@ def judge(
     has_edge = None if tape.planted is None else bool(np.any(tape.planted))
     draw_sharpes = _draw_sharpes(comparison.draws, config, tape.bars_per_year)
     evidence = _evidence(comparison, cards, config, context, summary, has_edge, draw_sharpes)
-    close = tape.mark[:, 0, CLOSE]
     return ReportInput(
         verdict=decide(evidence),
         evidence=evidence,
@@ -150,11 +153,22 @@ def judge(
         source=tape.source,
         data_hash=tape.data_hash,
         mark_rules={c.symbol: r for c, r in zip(tape.contracts, tape.mark_rules, strict=True)},
-        price_return=float(close[comparison.end_bar - 1] / close[comparison.start_bar] - 1.0),
+        price_returns=_price_returns(tape, comparison),
+        contracts=measure_contracts(comparison.result(comparison.headline)),
         config=config,
         limits=limits,
         has_edge=has_edge,
     )
+
+
+def _price_returns(tape: Tape, comparison: Comparison) -> dict[str, float]:
+    """By contract; ``nan`` for one that is not valid before the period's last bar."""
+    last, out = comparison.end_bar - 1, {}
+    for asset, contract in enumerate(tape.contracts):
+        first = max(comparison.start_bar, int(tape.is_valid[:, asset].argmax()))
+        close = tape.mark[:, asset, CLOSE]
+        out[contract.symbol] = float(close[last] / close[first] - 1.0) if first < last else math.nan
+    return out
 
 
 def day(time_ms: int) -> str:

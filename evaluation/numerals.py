@@ -46,6 +46,11 @@ def hours(value: float) -> str:
     return f"{value:.1f} h" if value < 72 else f"{value / 24:.1f} d"
 
 
+def base(symbol: str) -> str:
+    """A contract in a narrow place: its base currency."""
+    return symbol.partition("/")[0]
+
+
 def probability(value: float | None) -> str:
     """A probability, three decimals."""
     return "–" if value is None or not math.isfinite(value) else f"{value:.3f}"

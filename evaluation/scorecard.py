@@ -9,7 +9,7 @@ import numpy as np
 from perpgym.evaluation import metrics
 from perpgym.evaluation.backtest import BacktestResult
 from perpgym.evaluation.bootstrap import Interval, sharpe_interval
-from perpgym.evaluation.trades import find_trades
+from perpgym.evaluation.by_contract import all_trades
 
 _DAY_MS = 86_400_000
 
@@ -31,8 +31,8 @@ class Scorecard:
         sortino, calmar: per square root of a year, and per year.
         max_drawdown: fraction of the peak.
         turnover_per_day: traded notional over equity.
-        mean_exposure: mean |signed notional over equity| at bar closes.
-        time_in_market: share of bar closes with a position.
+        mean_exposure: mean |signed notional over equity| at bar closes, of several contracts their sum.
+        time_in_market: share of bar closes with any position.
         trades, win_rate, profit_factor: see ``evaluation.trades``.
         average_trade: quote, net profit of the mean trade.
         average_trade_fraction: the same over the equity before the trade.
@@ -112,7 +112,7 @@ def measure(
     if not result.column("traded_notional").any():
         # nothing at risk: a Sharpe ratio made of the risk-free rate alone would be minus infinity
         excess = np.zeros_like(excess)
-    trades = find_trades(result.ledger, result.mark_close)
+    trades = all_trades(result)
     before = np.maximum(result.column("equity_before"), 1e-12)
     days = len(returns) * result.bar_ms / _DAY_MS
     return Scorecard(
@@ -130,8 +130,8 @@ def measure(
         calmar=metrics.calmar_ratio(equity, bars_per_year=year),
         max_drawdown=metrics.max_drawdown(equity),
         turnover_per_day=float((result.column("traded_notional") / before).sum() / days),
-        mean_exposure=float(np.abs(result.column("exposure")).mean()),
-        time_in_market=float(np.mean(result.column("position") != 0)),
+        mean_exposure=float(result.column("gross_exposure").mean()),
+        time_in_market=float(np.mean(result.contract_column("position").any(axis=1))),
         trades=len(trades),
         win_rate=trades.win_rate,
         profit_factor=trades.profit_factor,

@@ -6,7 +6,17 @@ import math
 from html import escape
 
 from perpgym.evaluation.judge import ReportInput, day
-from perpgym.evaluation.numerals import decimal, hours, interval, money, number, percent, probability, share
+from perpgym.evaluation.numerals import (
+    base,
+    decimal,
+    hours,
+    interval,
+    money,
+    number,
+    percent,
+    probability,
+    share,
+)
 from perpgym.evaluation.scorecard import Scorecard
 from perpgym.evaluation.verdict import SIGNIFICANT_Z
 
@@ -30,13 +40,19 @@ def alarms(report: ReportInput) -> list[str]:
         out.append(f"Not the data that was asked for: {report.context.fallback_reason}")
     if report.has_edge is not None:
         out.append("Simulated market: whatever happens here says nothing about a real one.")
-    for symbol, rule in report.mark_rules.items():
-        if rule == "last":
-            out.append(
-                f"mark=last for {symbol}: no mark price was there, so liquidations and stops follow the last "
-                "price, whose spikes liquidate positions that the exchange would have kept."
-            )
+    if markless := _by_mark_rule(report).get("last"):
+        out.append(
+            f"mark=last for {', '.join(markless)}: no mark price was there, so liquidations and stops follow "
+            "the last price, whose spikes liquidate positions that the exchange would have kept."
+        )
     return out
+
+
+def _by_mark_rule(report: ReportInput) -> dict[str, list[str]]:
+    rules: dict[str, list[str]] = {}
+    for symbol, rule in report.mark_rules.items():
+        rules.setdefault(rule, []).append(symbol)
+    return rules
 
 
 def facts(report: ReportInput) -> list[tuple[str, str]]:
@@ -45,10 +61,16 @@ def facts(report: ReportInput) -> list[tuple[str, str]]:
     facts = [("Data", report.source)]
     if report.has_edge is not None:
         facts.append(("Planted edges", "on" if report.has_edge else "off"))
-    facts += [("Mark price", ", ".join(f"{s}: mark={r}" for s, r in report.mark_rules.items()))]
+    rules = [
+        f"mark={rule}: {', '.join(map(base, symbols))}" for rule, symbols in _by_mark_rule(report).items()
+    ]
+    facts.append(("Mark price", "; ".join(rules)))
     facts += [(name.capitalize(), f"{first} to {last}") for name, (first, last) in context.folds.items()]
     facts.append(("Judged on", report.evidence.period))
-    facts.append(("Price change in that period", percent(report.price_return)))
+    changes = [f"{base(symbol)} {percent(change)}" for symbol, change in report.price_returns.items()]
+    if len(changes) == 1:
+        changes = [percent(change) for change in report.price_returns.values()]
+    facts.append(("Price change in that period", ", ".join(changes)))
     facts.append(("Seeds", ", ".join(str(seed) for seed in context.seeds) or "–"))
     facts.append(("Commit", context.commit or "unknown"))
     facts.append(("Data hash", report.data_hash[:16]))
@@ -128,6 +150,12 @@ def comparison_note(report: ReportInput) -> str:
         "hit the drawdown stop is flat from then on; “Buy and hold, no stops” shows what holding without "
         "them did."
     ]
+    if len(report.contracts) > 1:
+        lines.append(
+            "Baselines trade every contract that is valid: holders in equal notionals, arranged anew where a "
+            "contract comes in; the others in equal parts of the risk. Exposure is the sum of all "
+            "contracts' without signs."
+        )
     if report.evidence.oracle_share is not None and report.growth_share is not None:
         lines.append(
             "The oracle sees the planted edge, which no agent can, and pays the same costs. On average "
@@ -175,9 +203,13 @@ def _timing_lines(report: ReportInput) -> list[str]:
     draws = report.draw_sharpes
     as_good = round(p_value * (draws.shape[0] + 1)) - 1
     return [
-        f"Of {draws.shape[0]} accounts that make the same trades at random times, {as_good} did at least as "
-        f"well (p = {p_value:.3f})."
+        f"Of {draws.shape[0]} accounts that {_same_trades(report)} at random times, {as_good} did at least "
+        f"as well (p = {p_value:.3f})."
     ]
+
+
+def _same_trades(report: ReportInput) -> str:
+    return "make the same trades" if len(report.contracts) == 1 else "hold the same book"
 
 
 def _seed_lines(report: ReportInput) -> list[str]:
@@ -215,6 +247,40 @@ def trades_table(report: ReportInput) -> str:
     return _row(head, "", tag="th") + "".join(rows)
 
 
+def by_contract(report: ReportInput) -> str:
+    """What each contract added to the headline account; nothing where there is but one."""
+    if len(report.contracts) == 1:
+        return ""
+    head = (
+        "", "Price change", "Profit", "from the price", "Funding paid", "Costs", "Trades", "Win rate",
+        "Mean |exposure|", "Mean exposure", "In market",
+    )  # fmt: skip
+    initial = report.card.initial_equity
+    rows = [
+        (
+            card.symbol,
+            percent(report.price_returns[card.symbol]),
+            percent(card.profit / initial),
+            percent(card.price_pnl / initial),
+            percent(card.funding / initial, sign=""),
+            percent(card.costs / initial, sign=""),
+            f"{card.trades:,}",
+            share(card.win_rate, 0),
+            decimal(card.mean_exposure),
+            number(card.net_exposure),
+            share(card.time_in_market, 0),
+        )
+        for card in report.contracts
+    ]
+    table = _row(head, "", tag="th") + "".join(_row(cells, "") for cells in rows)
+    return (
+        f"<h2>{escape(report.comparison.headline)}, by contract</h2>\n"
+        f'<section><div class="scroll"><table>{table}</table></div>\n'
+        '<p class="note">Shares of initial equity. Profits add up to the net return: price, less funding '
+        "paid, less costs (fees, spread, impact and clearance).</p></section>"
+    )
+
+
 def trials(report: ReportInput) -> str:
     """What the chosen checkpoint was chosen from."""
     summary = report.trial_summary
@@ -234,10 +300,12 @@ def assumptions(report: ReportInput) -> list[str]:
     """What the numbers take for granted."""
     env, limits = report.config, report.limits
     taker = "the contract's" if env.taker_rate is None else f"{100 * env.taker_rate:g} %"
+    each = " in each contract" if len(report.contracts) > 1 else ""
+    modes, leverages = " / ".join(env.margin_modes()), " / ".join(f"{one:g}" for one in env.leverages())
     loss = "none" if limits.max_daily_loss is None else share(limits.max_daily_loss, 0)
     return [
-        f"Account: {money(env.initial_wallet)} in the settle currency, {env.margin_mode} margin, leverage "
-        f"setting {env.leverage:g}×, exposure up to ±{env.max_exposure:g}, traded when off by more than "
+        f"Account: {money(env.initial_wallet)} in the settle currency, {modes} margin, leverage setting "
+        f"{leverages}×, exposure up to ±{env.max_exposure:g}{each}, traded when off by more than "
         f"{env.rebalance_threshold:g} of equity.",
         f"Costs: taker fee {taker} of notional, half spread {env.half_spread_bps:g} bp, impact "
         f"{env.impact_coefficient:g} × volatility × √participation, at most "

@@ -142,7 +142,7 @@ def judge_run(
         fallback_reason=market.fallback_reason or facts.get("fallback_reason"),
         seed_names=candidates.chosen if len(candidates.chosen) > 1 else (),
         chosen_step=candidates.step,
-        notes=tuple(dict.fromkeys((*facts.get("notes", ()), *market.notes))),
+        notes=tuple(dict.fromkeys((*facts.get("notes", ()), *market.notes, *_about_oracle(market)))),
         alarms=tuple(_alarms(folder, facts, market, candidates)),
         seen_as=_SEEN_AS[period],
     )
@@ -178,10 +178,19 @@ def _alarms(
 
 
 def _oracle(market: Market) -> Agent | None:
-    if market.tape.planted is None:
+    if market.tape.planted is None or len(market.tape.contracts) > 1:
         return None
     return OracleAgent(
         market.tape, action=market.env_config.action, max_exposure=market.env_config.max_exposure
+    )
+
+
+def _about_oracle(market: Market) -> tuple[str, ...]:
+    if market.tape.planted is None or len(market.tape.contracts) == 1:
+        return ()
+    return (
+        f"No oracle stands beside the agent: it solves one contract at a time, and here are "
+        f"{len(market.tape.contracts)}.",
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat, configure
 
@@ -25,6 +26,7 @@ from perpgym.agents.ppo import PerpPPO
 from perpgym.agents.trained import TrainedAgent
 from perpgym.evaluation import metrics
 from perpgym.evaluation.backtest import BacktestResult, run_backtest
+from perpgym.evaluation.numerals import base
 from perpgym.evaluation.trials import TrialLog, curves, smooth
 from perpgym.experiments.market import Market, training_env
 from perpgym.experiments.run_folder import RunError, RunFolder, commit
@@ -254,7 +256,7 @@ def trading_record(result: BacktestResult, market: Market) -> dict[str, float]:
         "sharpe": 0.0 if np.isnan(sharpe) else float(sharpe),
         "equity": float(result.equity[-1]),
         "max_drawdown": float(result.column("drawdown").max()),
-        "mean_exposure": float(np.abs(result.column("exposure")).mean()),
+        "mean_exposure": float(result.column("gross_exposure").mean()),
         "fees": float(result.column("fees").sum()) / initial,
         "spread_and_impact": float((result.column("spread") + result.column("impact")).sum()) / initial,
         "funding": float(result.column("funding").sum()) / initial,
@@ -304,6 +306,7 @@ def _write_curves(folder: Path, result: BacktestResult) -> None:
         "equity": result.equity[1:],
         "drawdown": result.column("drawdown"),
         "exposure": result.column("exposure"),
+        **_exposures(result),
         "fees": np.cumsum(result.column("fees")) / initial,
         "funding": np.cumsum(result.column("funding")) / initial,
         "turnover": np.cumsum(result.column("traded_notional")) / initial,
@@ -315,6 +318,15 @@ def _write_curves(folder: Path, result: BacktestResult) -> None:
             logger.record(f"trading/{name}", float(values[bar]))
         logger.dump(int(bar))
     logger.close()
+
+
+def _exposures(result: BacktestResult) -> dict[str, NDArray[np.float64]]:
+    """Of several contracts, that of each."""
+    if len(result.contracts) == 1:
+        return {}
+    columns = result.contract_column("exposure").T
+    names = [base(contract.symbol) for contract in result.contracts]
+    return {f"exposure_{name}": column for name, column in zip(names, columns, strict=True)}
 
 
 @contextmanager

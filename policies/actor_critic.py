@@ -17,6 +17,7 @@ from perpgym.data.tape import Tape
 from perpgym.policies.config import PolicyConfig
 from perpgym.policies.features import PerpFeatures
 from perpgym.policies.forecast import WithForecasts
+from perpgym.policies.popart import PopArtLinear
 
 _LOG_SQRT_TWO_PI = 0.5 * math.log(2.0 * math.pi)
 
@@ -79,6 +80,11 @@ class PerpActorCriticPolicy(ActorCriticPolicy):
         del self.pi_features_extractor, self.vf_features_extractor
         self.features_extractor.reset_parameters()
         self._start_from_forecasts()
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        super()._build(lr_schedule)
+        assert isinstance(self.value_net, nn.Linear)
+        self.value_net = PopArtLinear(self.value_net)
 
     def _build_mlp_extractor(self) -> None:
         super()._build_mlp_extractor()
@@ -145,6 +151,17 @@ class PerpActorCriticPolicy(ActorCriticPolicy):
         """(S, n_bars, C) contexts of consecutive bars; see :meth:`PerpFeatures.stretch_context`."""
         return self.features_extractor.stretch_context(first_bar, n_bars)
 
+    @property
+    def value_head(self) -> PopArtLinear:
+        """The last layer of the values, which PopArt rescales."""
+        assert isinstance(self.value_net, PopArtLinear)
+        return self.value_net
+
+    @property
+    def has_own_encoders(self) -> bool:
+        """Whether the policy's own loss moves its encoders; where they forecast, that loss alone does."""
+        return self.features_extractor.forecast is None
+
     def tokens(self, n_bars: int) -> int:
         """What ``n_bars`` consecutive contexts cost; see :meth:`PerpFeatures.tokens`."""
         return self.features_extractor.tokens(n_bars)
@@ -159,26 +176,31 @@ class PerpActorCriticPolicy(ActorCriticPolicy):
         Returns:
             (..., action_dim).
         """
-        features = self.features_extractor.fuse(context, state)
-        mean: torch.Tensor = self.action_net(self.mlp_extractor.forward_actor(features))
-        return mean
+        return self._mean(self._fuse(context, state))
 
     def state_values(self, context: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         """(...,) values; arguments as in :meth:`action_mean`."""
-        values: torch.Tensor = self.value_net(
-            self.mlp_extractor.forward_critic(self.features_extractor.fuse(context, state))
-        )
-        return values.squeeze(-1)
+        return self._value(self._fuse(context, state))
 
     def evaluate_states(
         self, context: torch.Tensor, state: torch.Tensor, actions: torch.Tensor
     ) -> Evaluation:
         """What the PPO loss needs of (..., action_dim) actions; arguments as in :meth:`action_mean`."""
-        features = self.features_extractor.fuse(context, state)
-        mean = self.action_net(self.mlp_extractor.forward_actor(features))
-        values = self.value_net(self.mlp_extractor.forward_critic(features)).squeeze(-1)
+        features = self._fuse(context, state)
         entropy = (self.log_std + 0.5 + _LOG_SQRT_TWO_PI).sum()
-        return Evaluation(values, gaussian_log_prob(mean, self.log_std, actions), entropy)
+        log_prob = gaussian_log_prob(self._mean(features), self.log_std, actions)
+        return Evaluation(self._value(features), log_prob, entropy)
+
+    def _fuse(self, context: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        return self.features_extractor.fuse(self.features_extractor.split(context), state)
+
+    def _mean(self, features: torch.Tensor) -> torch.Tensor:
+        mean: torch.Tensor = self.action_net(self.mlp_extractor.policy_net(features))
+        return mean
+
+    def _value(self, features: torch.Tensor) -> torch.Tensor:
+        value: torch.Tensor = self.value_net(self.mlp_extractor.value_net(features))
+        return value.squeeze(-1)
 
 
 def gaussian_log_prob(mean: torch.Tensor, log_std: torch.Tensor, action: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -38,6 +39,8 @@ class PolicyConfig:
         band_width_init: initial mean of the second action where there is one, the width of the no-trade band;
             -1 is no band. Inside a wide band no centre makes a difference, and none is learnt.
         policy_hidden, value_hidden: widths of the two heads' hidden layers.
+        state_clip: scaled account and portfolio columns are clipped to ± this. Market features are clipped by
+            their scaler, at ``features.clip`` deviations.
         log_std_init: initial logarithm of the actions' standard deviation (actions lie in [-1, 1]).
     """
 
@@ -60,6 +63,7 @@ class PolicyConfig:
     policy_hidden: tuple[int, ...] = (64, 64)
     value_hidden: tuple[int, ...] = (64, 64)
     log_std_init: float = -0.5
+    state_clip: float = 5.0
 
     def __post_init__(self) -> None:
         if self.encoder not in get_args(EncoderName):
@@ -67,6 +71,8 @@ class PolicyConfig:
                 f"encoder must be one of {', '.join(get_args(EncoderName))}, was {self.encoder!r}"
             )
         self._check_sizes()
+        if not 0.0 < self.state_clip < math.inf:
+            raise ValueError(f"state_clip must be positive and finite, was {self.state_clip}")
         if not -5.0 <= self.log_std_init <= 1.0:
             raise ValueError(f"log_std_init must lie between -5 and 1 (a logarithm), was {self.log_std_init}")
         horizons = tuple(int(horizon) for horizon in self.forecast_bars)

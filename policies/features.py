@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
@@ -15,9 +17,20 @@ from perpgym.policies.forecast import ForecastHead
 from perpgym.policies.fusion import GatedFusion
 from perpgym.policies.market_encoder import build_market_encoder, build_risk_encoder
 from perpgym.policies.scaler import FrozenScaler
-from perpgym.policies.state import STATE_CLIP, state_divisors
+from perpgym.policies.state import state_divisors
 
 Observation = dict[str, torch.Tensor]
+
+
+class Context(NamedTuple):
+    """What the network says of bars: value and gate (..., D) of the fusion, forecasts (..., A * H).
+
+    Forecasts are in deviations of the return over each horizon.
+    """
+
+    value: torch.Tensor
+    gate: torch.Tensor
+    forecasts: torch.Tensor
 
 
 def count_contracts(observation_space: spaces.Dict) -> int:
@@ -30,8 +43,9 @@ def count_contracts(observation_space: spaces.Dict) -> int:
 class PerpFeatures(BaseFeaturesExtractor):
     """Scalers, encoders, forecasts and fusion.
 
-    A bar's *context* is all that is blind to the account: C columns, 2D of the fusion, then one forecast
-    for each contract and horizon. With several contracts, one that is not valid at a bar says nothing there.
+    A bar's *embedding* is what the encoders make of it, M columns; its *context* is all that is blind to the
+    account, made from that: C columns, 2D of the fusion, then one forecast for each contract and horizon;
+    :meth:`split` names them. With several contracts, one that is not valid at a bar says nothing there.
 
     Two faces of one function. An *index* observation holds ``bar``, ``account`` and ``portfolio``, and the
     bound tape supplies the market. A *window* observation carries its own ``market`` (N, R, A, F), ``risk``
@@ -56,16 +70,17 @@ class PerpFeatures(BaseFeaturesExtractor):
         self.risk_scaler = FrozenScaler(risk_scaler, n_assets)
         self.market_encoder = build_market_encoder(config, len(market_scaler.center), n_assets)
         self.risk_encoder = build_risk_encoder(config, len(risk_scaler.center), n_assets)
+        self.state_clip = config.state_clip
         divisors = state_divisors(n_assets)
         self.register_buffer("inverse_divisors", 1.0 / divisors, persistent=False)
-        embedding_size = self.market_encoder.out_features
+        self.embedding_size = self.market_encoder.out_features
         if self.risk_encoder is not None:
-            embedding_size += self.risk_encoder.out_features
+            self.embedding_size += self.risk_encoder.out_features
         # one head for all contracts, which reads what is said of each
-        width = embedding_size // n_assets
+        width = self.embedding_size // n_assets
         self.forecast = ForecastHead(width, config.forecast_bars) if config.forecast_bars else None
         self.fusion = GatedFusion(
-            market_features=embedding_size,
+            market_features=self.embedding_size,
             state_features=len(divisors),
             out_features=config.d_model,
         )
@@ -107,72 +122,81 @@ class PerpFeatures(BaseFeaturesExtractor):
                 raise ValueError(f"the policy reads {want} {name} columns, the tape has {have}")
         self._bound = BoundTape.of(tape, self.inverse_divisors.device)
 
-    def context(self, market: torch.Tensor, risk: torch.Tensor, first_bar: torch.Tensor) -> torch.Tensor:
-        """All that is blind to the account.
+    def embed(self, market: torch.Tensor, risk: torch.Tensor, first_bar: torch.Tensor) -> torch.Tensor:
+        """Encode consecutive bars.
 
         Args:
             market, risk: (B, L, A * F) and (B, L, A * K) float32, raw, L >= R.
             first_bar: (B,) int64, bars since the epoch of the first bar, or modulo 2**20.
 
         Returns:
-            (B, L - R + 1, C).
+            (B, L - R + 1, M).
         """
         skip = self.receptive_field - self.market_encoder.receptive_field
         embedding = self.market_encoder.encode(self.market_scaler(market[:, skip:]), first_bar + skip)
-        if self.risk_encoder is not None:
-            skip = self.receptive_field - self.risk_encoder.receptive_field
-            state = self.risk_encoder.encode(self.risk_scaler(risk[:, skip:]), first_bar + skip)
-            embedding = torch.cat((embedding, state), dim=-1)  # B L-R+1 M
-        if self.forecast is None:
-            return self.fusion.context(embedding)  # B L-R+1 2D
-        # encoders that forecast learn from that alone (Stooke et al. 2021): a policy gradient is mostly noise
-        context = self.fusion.context(embedding.detach())  # B L-R+1 2D
-        return torch.cat((context, self._forecast(self.forecast, embedding, market)), dim=-1)  # B L-R+1 C
+        if self.risk_encoder is None:
+            return embedding
+        skip = self.receptive_field - self.risk_encoder.receptive_field
+        state = self.risk_encoder.encode(self.risk_scaler(risk[:, skip:]), first_bar + skip)
+        return torch.cat((embedding, state), dim=-1)  # B L-R+1 M
 
-    def _forecast(self, head: ForecastHead, embedding: torch.Tensor, market: torch.Tensor) -> torch.Tensor:
-        """(B, n, A * H) forecasts, contract by contract; none of a contract that is not valid.
+    def context_of(self, embedding: torch.Tensor) -> torch.Tensor:
+        """All that is blind to the account: (..., M) -> (..., C)."""
+        if self.forecast is None:
+            return self.fusion.context(embedding)  # ... 2D
+        # encoders that forecast learn from that alone (Stooke et al. 2021): a policy gradient is mostly noise
+        context = self.fusion.context(embedding.detach())  # ... 2D
+        return torch.cat((context, self._forecast(self.forecast, embedding)), dim=-1)  # ... C
+
+    def _forecast(self, head: ForecastHead, embedding: torch.Tensor) -> torch.Tensor:
+        """(..., A * H) forecasts, contract by contract; none of a contract that is not valid.
 
         Args:
             head: of one contract.
-            embedding: (B, n, A * D), of the risk columns behind all of the market's.
-            market: (B, L, A * F) raw.
+            embedding: (..., M), of the risk columns behind all of the market's.
         """
-        width, lead = self.market_encoder.out_features, (*embedding.shape[:2], self.n_assets)
-        parts = [embedding[..., :width].reshape(*lead, -1)]  # B n A D
+        forecast: torch.Tensor
+        if self.n_assets == 1:
+            forecast = head(embedding)  # ... H
+            return forecast
+        width, lead = self.market_encoder.out_features, (*embedding.shape[:-1], self.n_assets)
+        of_contract = embedding[..., :width].reshape(*lead, -1)  # ... A D
         if self.risk_encoder is not None:
-            parts.append(embedding[..., width:].reshape(*lead, -1))
-        forecast: torch.Tensor = head(torch.cat(parts, dim=-1))  # B n A H
-        if self.n_assets > 1:
-            newest = market[:, -embedding.shape[1] :].reshape(*lead, -1)  # B n A F
-            forecast = forecast.masked_fill(newest.isnan().any(dim=-1, keepdim=True), 0.0)
+            of_contract = torch.cat((of_contract, embedding[..., width:].reshape(*lead, -1)), dim=-1)
+        # AcrossContracts gives zeros, and nothing else does, where a contract is not valid
+        is_silent = (of_contract.detach() == 0.0).all(dim=-1, keepdim=True)
+        forecast = head(of_contract).masked_fill(is_silent, 0.0)  # ... A H
         return forecast.flatten(-2)
 
-    def forecasts(self, context: torch.Tensor) -> torch.Tensor:
-        """(..., C) contexts -> (..., A * H) forecasts, in deviations of the return over each horizon."""
-        return context[..., 2 * self.fusion.out_features :]
+    def context(self, market: torch.Tensor, risk: torch.Tensor, first_bar: torch.Tensor) -> torch.Tensor:
+        """(B, L - R + 1, C): :meth:`context_of` what :meth:`embed` gives."""
+        return self.context_of(self.embed(market, risk, first_bar))
 
-    def fuse(self, context: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+    def split(self, context: torch.Tensor) -> Context:
+        """The columns of contexts by what they are for."""
+        size = self.fusion.out_features
+        return Context(context[..., :size], context[..., size : 2 * size], context[..., 2 * size :])
+
+    def fuse(self, context: Context, state: torch.Tensor) -> torch.Tensor:
         """The features of accounts; leading axes broadcast.
 
         Args:
-            context: (..., C).
+            context: of the bars, from :meth:`split`.
             state: (..., S) raw account columns, then portfolio columns.
 
         Returns:
             (..., D + A * H).
         """
-        fused: torch.Tensor = self.fusion(
-            context[..., : 2 * self.fusion.out_features], self.scale_state(state)
-        )  # ... D
+        fused: torch.Tensor = self.fusion(context.value, context.gate, self.scale_state(state))  # ... D
         if self.forecast is None:
             return fused
-        forecasts = self.forecast.for_heads(self.forecasts(context))  # ... A*H
+        forecasts = self.forecast.for_heads(context.forecasts)  # ... A*H
         return torch.cat((fused, forecasts.expand(*fused.shape[:-1], -1)), dim=-1)  # ... D+A*H
 
-    def stretch_context(
+    def stretch_embedding(
         self, first_bar: torch.Tensor, n_bars: int, bound: BoundTape | None = None
     ) -> torch.Tensor:
-        """Contexts of consecutive bars of a tape, each bar encoded once.
+        """Embeddings of consecutive bars of a tape, each bar encoded once.
 
         Args:
             first_bar: (S,) int64, index on the tape of the first bar wanted; R - 1 bars lie before it.
@@ -180,11 +204,17 @@ class PerpFeatures(BaseFeaturesExtractor):
             bound: another tape than the one that observations refer to.
 
         Returns:
-            (S, n_bars, C).
+            (S, n_bars, M).
         """
         warmup = self.receptive_field - 1
         tape = self.bound if bound is None else bound
-        return self.context(*tape.stretches(first_bar - warmup, warmup + n_bars))
+        return self.embed(*tape.stretches(first_bar - warmup, warmup + n_bars))
+
+    def stretch_context(
+        self, first_bar: torch.Tensor, n_bars: int, bound: BoundTape | None = None
+    ) -> torch.Tensor:
+        """(S, n_bars, C): :meth:`context_of` what :meth:`stretch_embedding` gives."""
+        return self.context_of(self.stretch_embedding(first_bar, n_bars, bound))
 
     def explain(self, first_bar: torch.Tensor, n_bars: int, bound: BoundTape | None = None) -> Explanation:
         """What the embeddings of consecutive bars rest on: for people, training has no use for it.
@@ -218,7 +248,7 @@ class PerpFeatures(BaseFeaturesExtractor):
 
     def scale_state(self, raw: torch.Tensor) -> torch.Tensor:
         """(..., S) account columns then portfolio columns -> the same, divided by fixed divisors."""
-        return (raw * self.inverse_divisors).clamp_(-STATE_CLIP, STATE_CLIP)
+        return (raw * self.inverse_divisors).clamp_(-self.state_clip, self.state_clip)
 
     def forward(self, observation: Observation) -> torch.Tensor:
         """(N, D + A * H) features of either face of an observation."""
@@ -229,7 +259,7 @@ class PerpFeatures(BaseFeaturesExtractor):
             bars, inverse = torch.unique(observation["bar"].reshape(-1), return_inverse=True)
             context = self.stretch_context(bars, 1)[:, 0][inverse]  # N C
         state = torch.cat((observation["account"].flatten(1), observation["portfolio"].flatten(1)), dim=1)
-        return self.fuse(context, state)  # N D+A*H
+        return self.fuse(self.split(context), state)  # N D+A*H
 
     def _window_context(self, observation: Observation) -> torch.Tensor:
         market = observation["market"].flatten(2)  # N W A*F

@@ -28,20 +28,19 @@ class GatedFusion(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def context(self, market: torch.Tensor) -> torch.Tensor:
-        """The share of the bar: (..., M) -> (..., 2D)."""
+        """The share of the bar, its value and its gate: (..., M) -> (..., 2D)."""
         context: torch.Tensor = self.market(market)
         return context
 
-    def forward(self, context: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+    def forward(self, value: torch.Tensor, gate: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         """Fuse; leading axes broadcast.
 
         Args:
-            context: (..., 2D), of :meth:`context`.
+            value, gate: (..., D), the halves of :meth:`context`.
             state: (..., S), scaled account state.
 
         Returns:
             (..., D).
         """
-        market_value, market_gate = context.chunk(2, dim=-1)  # ... D
         state_value, state_gate = self.state(state).chunk(2, dim=-1)  # ... D
-        return torch.lerp(state_value, market_value, torch.sigmoid(market_gate + state_gate))
+        return torch.lerp(state_value, value, torch.sigmoid(gate + state_gate))

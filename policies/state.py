@@ -6,8 +6,6 @@ import torch
 
 from perpgym.envs.spaces import ACCOUNT_COLUMNS, PORTFOLIO_COLUMNS, Column
 
-STATE_CLIP = 5.0
-
 # what counts as a large value, in the column's unit; a column that is not listed is divided by its range
 _TYPICAL = {
     "exposure": 1.0,

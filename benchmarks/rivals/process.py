@@ -42,6 +42,9 @@ class Rival:
 GYM_TRADING_ENV = Rival(
     name="gym-trading-env", script="run_gym_trading_env.py", requirements=("gym-trading-env==0.3.5",)
 )
+GYM_ANYTRADING = Rival(
+    name="gym-anytrading", script="run_gym_anytrading.py", requirements=("gym-anytrading==2.0.0",)
+)
 # the build of torch that runs here (the label after "+"): a machine without a GPU gets no libraries for one
 _, _plus, _build = metadata.version("torch").partition("+")
 TORCHTRADE = Rival(

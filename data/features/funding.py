@@ -7,6 +7,7 @@ spans and not numbers of bars; a stamp that is older than the memory is forgotte
 from __future__ import annotations
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from perpgym.data.bars import Bars
@@ -21,6 +22,13 @@ Z_MEMORY_MS = 30 * DAY_MS
 PRESSURE_MEMORY_MS = 7 * DAY_MS
 # no exchange that we know settles less often; a longer gap between stamps is missing data, not an interval
 LONGEST_INTERVAL_MS = 8 * HOUR_MS
+
+# Binance's constants: interest, and the band around it in which the premium does not show
+INTEREST_PER_8H = 1e-4
+INTEREST_BAND = 5e-4
+# Binance, "Important Updates on Funding Rate Formula and Mark Price Calculation of Futures Contracts",
+# 2025-09-16: settlements after 2025-09-18 08:01 UTC divide premium and band by 8 h / interval too
+WHOLE_SCALED_FROM_MS = 1_758_182_400_000  # 2025-09-18 08:00: what closes then sees the first such settlement
 
 _RATE_STD_FLOOR = 1e-5  # fraction per settlement: rates often rest at exactly 1 bp for weeks
 
@@ -93,12 +101,66 @@ def time_to_settlement(bars: Bars) -> NDArray[np.float64]:
     contract's own), the contract's if only one is known: an announced change shows when it first settles.
     """
     start, stop = known_stamps(bars, LEVEL_MEMORY_MS)
+    interval = _interval_in_force(bars, start, stop)
+    elapsed = bars.close_time_ms - _newest(bars.stamp_time_ms.astype(np.float64), stop)
+    return np.where(stop > start, 1.0 - elapsed / interval, 1.0)
+
+
+def _interval_in_force(bars: Bars, start: NDArray[np.int64], stop: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(T,) milliseconds between the two newest stamps known, the contract's if only one is."""
     usual = bars.contract.funding_interval_ms
     gap = np.diff(bars.stamp_time_ms.astype(np.float64), prepend=-np.inf)
     gap = np.minimum(gap, max(usual, LONGEST_INTERVAL_MS))
-    interval = np.where(stop - start >= 2, _newest(gap, stop), float(usual))
-    elapsed = bars.close_time_ms - _newest(bars.stamp_time_ms.astype(np.float64), stop)
-    return np.where(stop > start, 1.0 - elapsed / interval, 1.0)
+    return np.where(stop - start >= 2, _newest(gap, stop), float(usual))
+
+
+@feature(
+    name="predicted_funding",
+    group="named",
+    unit="fraction of notional per settlement",
+    memory_ms=LEVEL_MEMORY_MS,
+    low=-0.05,
+    high=0.05,
+    source="Binance, Introduction to Binance Futures Funding Rates: (P + clamp(I - P, -5 bp, 5 bp)) / (8 h / "
+    "interval), capped; before 2025-09-18 08:01 UTC undivided with I / (8 h / interval)",
+)
+def predicted_funding(bars: Bars) -> NDArray[np.float64]:
+    """The coming settlement's rate as the exchange would show it now; the newest settled one without premium.
+
+    P is the premium index of the interval so far, later bars weighing more (1, 2, 3, ...); I is 1 bp per 8 h.
+    Until September 2025 only I shrank with the interval: SOL's settlements every 2 h in November 2022 rest at
+    0.25 bp.
+    """
+    start, stop = known_stamps(bars, LEVEL_MEMORY_MS)
+    settled = np.where(stop > start, _newest(bars.stamp_rate, stop), 0.0)
+    if bars.premium is None:
+        return settled
+    owner = _newest(bars.stamp_bar().astype(np.float64), stop).astype(np.int64)
+    # right after a settlement the newest bar says most about the interval that begins
+    first = np.minimum(owner + 1, np.arange(len(bars)))
+    premium = _rising_mean(bars.premium, np.where(stop > start, first, np.arange(len(bars))))
+    share = _interval_in_force(bars, start, stop) / (8 * HOUR_MS)
+    is_scaled = bars.close_time_ms >= WHOLE_SCALED_FROM_MS
+    interest = INTEREST_PER_8H * np.where(is_scaled, 1.0, share)
+    rate = premium + np.clip(interest - premium, -INTEREST_BAND, INTEREST_BAND)
+    rate *= np.where(is_scaled, share, 1.0)
+    cap = bars.contract.funding_cap
+    return np.where(np.isfinite(premium), np.clip(rate, -cap, cap), settled)
+
+
+@njit(cache=True)
+def _rising_mean(values: NDArray[np.float64], first: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Mean of ``values[first[t]:t + 1]`` with weights 1, 2, 3, ...; what is nan weighs nothing."""
+    out = np.full(values.shape[0], np.nan)
+    for t in range(values.shape[0]):
+        total, weights = 0.0, 0.0
+        for i in range(first[t], t + 1):
+            if not np.isnan(values[i]):
+                total += (i - first[t] + 1) * values[i]
+                weights += i - first[t] + 1
+        if weights > 0.0:
+            out[t] = total / weights
+    return out
 
 
 @feature(

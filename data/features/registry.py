@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from perpgym.data.bars import Bars
 
-Group = Literal["market", "risk"]
+Group = Literal["market", "risk", "named"]
 FeatureFunction = Callable[..., NDArray[np.float64]]
 
 _FEATURES: dict[str, Feature] = {}
@@ -32,7 +32,8 @@ class Feature:
 
     Attributes:
         name: column name.
-        group: ``market`` (for the market encoder) or ``risk`` (exogenous risk) by default.
+        group: ``market`` (for the market encoder) or ``risk`` (exogenous risk) by default; ``named`` is in no
+            default set.
         unit: what a value of 1.0 is.
         lookback: bars that the value of one bar depends on, itself included.
         memory_ms: wall-clock memory, for what happens by the clock and not by the bar (funding).

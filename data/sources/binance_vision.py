@@ -19,13 +19,16 @@ from perpgym.data.frames import (
     RawFrames,
     funding_frame,
     kline_frame,
+    premium_frame,
     times,
 )
 
 _NAME = re.compile(
     r"(?:.*-)?(?P<market>[A-Z0-9]+)-(?P<what>\d+[mhdw]|fundingRate)-(?P<date>\d{4}-\d{2}(?:-\d{2})?)\.(?:zip|csv)"
 )
-_OTHER_SERIES = ("indexPriceKlines", "premiumIndexKlines", "spot", "cm", "option")
+_OTHER_SERIES = ("indexPriceKlines", "spot", "cm", "option")
+# archives of these differ from others by their folder, not by their name
+_BY_FOLDER = {"markPriceKlines": "mark", "premiumIndexKlines": "premium"}
 _KLINE_HEADER = ["open_time", "open", "high", "low", "close", "volume"]
 _FUNDING_HEADER = ["calc_time", "funding_interval_hours", "last_funding_rate"]
 
@@ -34,7 +37,7 @@ _FUNDING_HEADER = ["calc_time", "funding_interval_hours", "last_funding_rate"]
 class _Archive:
     path: Path
     market: str
-    series: str  # last, mark or funding
+    series: str  # last, mark, premium or funding
     timeframe: str
     date: str
 
@@ -42,8 +45,9 @@ class _Archive:
 def read_binance_vision(path: str | Path, symbol: str, timeframe: str | None = None) -> RawFrames:
     """Read one contract from an archive, or from every archive in a folder and the folders below.
 
-    Mark-price klines are told from others by ``markPriceKlines`` in their path, as in the exchange's own
-    tree, since the archives' names are the same. Daily and monthly archives may overlap.
+    Klines of the mark price and the premium index are told from others by ``markPriceKlines`` and
+    ``premiumIndexKlines`` in their path, as in the exchange's own tree, since the archives' names are the
+    same. Daily and monthly archives may overlap.
 
     Args:
         path: a zip (or an unpacked CSV), or a folder of them.
@@ -51,7 +55,7 @@ def read_binance_vision(path: str | Path, symbol: str, timeframe: str | None = N
         timeframe: of the bars; None takes the one there is.
 
     Returns:
-        The frames; ``mark`` and ``funding`` are None where there is no archive of them.
+        The frames; ``mark``, ``funding`` and ``premium`` are None where there is no archive of them.
 
     Raises:
         DataError: nothing fits, or an archive is cut off, damaged or not what its name says.
@@ -62,6 +66,7 @@ def read_binance_vision(path: str | Path, symbol: str, timeframe: str | None = N
     chosen = {
         "last": [a for a in archives if a.series == "last" and a.timeframe == timeframe],
         "mark": [a for a in archives if a.series == "mark" and a.timeframe == timeframe],
+        "premium": [a for a in archives if a.series == "premium" and a.timeframe == timeframe],
         "funding": [a for a in archives if a.series == "funding"],
     }
     return RawFrames(
@@ -70,6 +75,7 @@ def read_binance_vision(path: str | Path, symbol: str, timeframe: str | None = N
         last=_read_all(chosen["last"]),
         mark=_read_all(chosen["mark"]) if chosen["mark"] else None,
         funding=_read_all(chosen["funding"]) if chosen["funding"] else None,
+        premium=_read_all(chosen["premium"]) if chosen["premium"] else None,
         origin={series: _origin(root, found, series) for series, found in chosen.items()},
         source=f"Binance Vision archives in {root}",
     )
@@ -101,12 +107,12 @@ def _archives(root: Path) -> list[_Archive]:
         if match is None or any(other in below or f"{other}-" in where for other in _OTHER_SERIES):
             continue
         is_funding = match["what"] == "fundingRate"
-        is_mark = "markPriceKlines" in where or root.name == "markPriceKlines"
+        series = [s for name, s in _BY_FOLDER.items() if name in where or root.name == name]
         found.append(
             _Archive(
                 path=path,
                 market=match["market"],
-                series="funding" if is_funding else "mark" if is_mark else "last",
+                series="funding" if is_funding else series[0] if series else "last",
                 timeframe="" if is_funding else match["what"],
                 date=match["date"],
             )
@@ -161,7 +167,10 @@ def _read(archive: _Archive) -> pd.DataFrame:
         table = table.iloc[:, : len(header)].set_axis(header, axis=1)
     if archive.series == "funding":
         return funding_frame(table, origin, columns={"time": "calc_time", "rate": "last_funding_rate"})
-    frame = kline_frame(table, origin, columns={"time": "open_time"}, volume=archive.series == "last")
+    if archive.series == "premium":
+        frame = premium_frame(table, origin)
+    else:
+        frame = kline_frame(table, origin, columns={"time": "open_time"}, volume=archive.series == "last")
     _check_inside(archive, frame)
     return frame
 

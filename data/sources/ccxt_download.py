@@ -48,7 +48,7 @@ class DownloadRequest:
         timeframe: of the bars, e.g. ``1h``.
         start, end: UTC, ISO 8601; a bare ``end`` date includes its day.
         exchange: ccxt's exchange id.
-        kinds: of ``last``, ``mark`` and ``funding``.
+        kinds: of ``last``, ``mark``, ``funding`` and ``premium``.
         timeout_s: how long one request may take, and how long a first answer may.
         max_attempts: of one page, once the exchange has answered.
     """
@@ -58,7 +58,7 @@ class DownloadRequest:
     end: str
     timeframe: str = "1h"
     exchange: str = "binance"
-    kinds: tuple[Kind, ...] = KINDS
+    kinds: tuple[Kind, ...] = ("last", "mark", "funding")
     timeout_s: float = 10.0
     max_attempts: int = 6
 
@@ -223,10 +223,13 @@ class _Pager:
         if kind == "funding":
             found = self.exchange.fetch_funding_rate_history(symbol, since, _PAGE_ROWS, params)
             return sorted([row["timestamp"], row["fundingRate"]] for row in found)
-        price = {"price": "mark"} if kind == "mark" else {}
+        # ccxt's names of the klines that are not of trades
+        price = {"mark": {"price": "mark"}, "premium": {"price": "premiumIndex"}}.get(kind, {})
         rows = self.exchange.fetch_ohlcv(
             symbol, self.request.timeframe, since, _PAGE_ROWS, {**params, **price}
         )
+        if kind == "premium":
+            return sorted([row[0], row[4]] for row in rows)
         # a mark series has no volume
         return sorted([*row[:5], (row[5] or 0.0) if kind == "last" else 0.0] for row in rows)
 

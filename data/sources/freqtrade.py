@@ -1,4 +1,6 @@
-"""Reads a freqtrade data folder: ``BTC_USDT_USDT-1h-futures``, ``…-1h-mark``, ``…-8h-funding_rate``."""
+"""Reads a freqtrade data folder: ``BTC_USDT_USDT-1h-futures``, ``…-1h-mark``, ``…-8h-funding_rate``, and
+``…-1h-premiumIndex`` where it is there.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,11 @@ import pandas as pd
 
 from perpgym.data.clock import timeframe_ms
 from perpgym.data.errors import DataError
-from perpgym.data.frames import RawFrames, funding_frame, kline_frame
+from perpgym.data.frames import RawFrames, funding_frame, kline_frame, premium_frame
 from perpgym.data.store import symbol_folder
 
 _NAME = re.compile(
-    r"(?P<pair>.+)-(?P<timeframe>\d+[mhdw])-(?P<kind>futures|mark|funding_rate)\.(?P<format>feather|parquet)"
+    r"(?P<pair>.+)-(?P<timeframe>\d+[mhdw])-(?P<kind>futures|mark|funding_rate|premiumIndex)\.(?P<format>feather|parquet)"
 )
 
 
@@ -66,7 +68,7 @@ def read_freqtrade(
         exchange: see :func:`find_folder`.
 
     Returns:
-        The frames; ``mark`` and ``funding`` are None where their files are missing. A mark series at
+        The frames; ``mark``, ``funding`` and ``premium`` are None where files are missing. A mark series at
         another timeframe than the bars is left out and noted.
 
     Raises:
@@ -87,6 +89,7 @@ def read_freqtrade(
             folder / named.get("funding_rate", f"{symbol_folder(symbol)}-8h-funding_rate.feather")
         ),
     }
+    premium = folder / named["premiumIndex"] if "premiumIndex" in named else None
     return RawFrames(
         symbol=symbol,
         bar_ms=timeframe_ms(timeframe),
@@ -99,7 +102,8 @@ def read_freqtrade(
         )
         if "funding_rate" in named
         else None,
-        origin=origin,
+        premium=None if premium is None else premium_frame(_read(premium), str(premium)),
+        origin=origin if premium is None else origin | {"premium": str(premium)},
         source=f"freqtrade folder {folder}",
         notes=notes,
     )

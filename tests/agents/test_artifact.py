@@ -151,8 +151,14 @@ def test_tape_that_does_not_fit_is_refused_by_name(folder: Path, tape: Tape) -> 
     other = replace(tape, contracts=(replace(tape.contracts[0], taker_rate=0.001),))
     with pytest.raises(ValueError, match=r"contract taker_rate: trained on 0\.0004, was 0\.001"):
         artifact.check_tape(other)
+    minutes = tape.open_time_ms[0] + 60_000 * np.arange(len(tape))
+    stampless = {
+        "stamp_start": np.zeros_like(tape.stamp_start),
+        "stamp_time_ms": tape.stamp_time_ms[:0],
+        "stamp_rate": tape.stamp_rate[:0],
+    }
     with pytest.raises(ValueError, match="bar_ms"):
-        artifact.check_tape(replace(tape, bar_ms=60_000))
+        artifact.check_tape(replace(tape, bar_ms=60_000, open_time_ms=minutes, **stampless))
 
 
 @pytest.mark.parametrize("name", [META_FILE, WEIGHTS_FILE])

@@ -11,12 +11,11 @@ import pytest
 from perpgym.agents.baselines import (
     Flat,
     FundingCarry,
+    FundingHarvest,
     Hold,
     Momentum,
     MovingAverageCross,
-    RandomTiming,
     VolatilityTarget,
-    hold_action,
     standard_baselines,
 )
 from perpgym.data.tape import Tape
@@ -29,7 +28,8 @@ CONFIG = EnvConfig()
 
 def _act(agent, tape: Tape, bar: int, *exposures: float) -> np.ndarray:  # type: ignore[no-untyped-def]
     account = np.zeros((len(exposures), 1, len(ACCOUNT_NAMES)), np.float32)
-    account[:, 0, 0] = exposures
+    for column in ("exposure", "asked"):
+        account[:, 0, ACCOUNT_NAMES.index(column)] = exposures
     return agent.act(tape, bar, account, np.zeros((len(exposures), len(PORTFOLIO_NAMES)), np.float32))
 
 
@@ -148,56 +148,109 @@ def test_carry_learns_a_rate_at_the_close_that_settles_it_and_not_before(make_ta
         FundingCarry(CONFIG, stamps=0)
 
 
-def test_a_hold_is_the_widest_band_or_the_present_target() -> None:
-    present = np.array([0.5, -3.0])
-    np.testing.assert_allclose(
-        hold_action(present, action="band", max_exposure=2.0), [[0.25, 1.0], [-1.0, 1.0]]
+# --- several contracts ---
+
+
+def _act_on(agent, tape: Tape, bar: int, *exposures: float) -> np.ndarray:  # type: ignore[no-untyped-def]
+    """(A, 2) the bands of one account that holds these exposures."""
+    account = np.zeros((1, len(exposures), len(ACCOUNT_NAMES)), np.float32)
+    for column in ("exposure", "asked"):
+        account[0, :, ACCOUNT_NAMES.index(column)] = exposures
+    action = agent.act(tape, bar, account, np.zeros((1, len(PORTFOLIO_NAMES)), np.float32))
+    return np.asarray(action.reshape(len(exposures), 2))
+
+
+def _wishes(action: np.ndarray) -> list[float]:
+    """By contract the exposure asked for; ``nan`` where it is held."""
+    wishes = np.where(action[:, 1] == 1.0, np.nan, action[:, 0] * CONFIG.max_exposure)
+    return [float(wish) for wish in wishes]
+
+
+def test_a_contract_that_is_not_valid_has_no_part_in_any_rule(make_portfolio: TapeFactory) -> None:
+    tape = make_portfolio((0, 0, 750), bars=900)
+    for agent in standard_baselines(CONFIG, n_contracts=3):
+        before, after = _act_on(agent, tape, 740, 0.0, 0.0, 0.0), _act_on(agent, tape, 760, 0.0, 0.0, 0.0)
+        assert np.nan_to_num(_wishes(before)[2]) == 0.0, agent.name
+        if agent.name != "Flat" and agent.name != "Funding harvest":
+            assert abs(_wishes(after)[2]) > 0.0, agent.name
+
+
+def test_on_two_equal_contracts_each_rule_asks_for_half_of_what_it_asks_for_on_one(
+    make_tape: TapeFactory, merge_tapes: Callable[..., Tape]
+) -> None:
+    tape = make_tape(bars=900)
+    twins = merge_tapes([tape, tape])
+    for agent, same in zip(standard_baselines(CONFIG), standard_baselines(CONFIG), strict=True):
+        if agent.name != "Flat":
+            alone = _asked(_act(agent, tape, 800, 0.0))
+            np.testing.assert_allclose(_wishes(_act_on(same, twins, 800, 0.0, 0.0)), alone / 2, rtol=1e-6)
+
+
+def test_a_calm_contract_is_held_in_as_much_more_as_it_is_calmer(
+    make_tape: TapeFactory, merge_tapes: Callable[..., Tape]
+) -> None:
+    tape = merge_tapes([make_tape(bars=900, sigma=0.01), make_tape(bars=900, sigma=0.005, seed=1)])
+    for agent in (
+        VolatilityTarget(CONFIG),
+        Momentum(CONFIG),
+        MovingAverageCross(CONFIG),
+        FundingCarry(CONFIG),
+    ):
+        wild, calm = np.abs(_wishes(_act_on(agent, tape, 800, 0.0, 0.0)))
+        assert calm == pytest.approx(2 * wild, rel=1e-6), agent.name
+    assert _wishes(_act_on(Hold(CONFIG, exposure=1.0), tape, 800, 0.0, 0.0)) == [0.5, 0.5]
+
+
+def test_holders_make_room_for_a_new_contract_once_and_then_let_it_drift(make_portfolio: TapeFactory) -> None:
+    tape, agent = make_portfolio((0, 50), bars=100), Hold(CONFIG, exposure=1.0)
+    assert _wishes(_act_on(agent, tape, 48, 0.0, 0.0))[0] == 1.0
+    assert np.isnan(_wishes(_act_on(agent, tape, 49, 1.3, 0.0))).all()
+    assert _wishes(_act_on(agent, tape, 50, 1.3, 0.0)) == [0.5, 0.5]
+    # the volume took but half of the new one
+    assert np.isnan(_wishes(_act_on(agent, tape, 51, 0.5, 0.25))).tolist() == [True, False]
+    assert np.isnan(_wishes(_act_on(agent, tape, 52, 0.8, 0.5))).all()
+
+
+def test_the_harvest_is_long_where_funding_is_low_and_bets_nothing_on_the_market(
+    make_tape: TapeFactory, merge_tapes: Callable[..., Tape]
+) -> None:
+    rates = (3e-4, -1e-4, 1e-4)
+    tape = merge_tapes([make_tape(bars=900, funding_rate=rate, seed=i) for i, rate in enumerate(rates)])
+    wishes = _wishes(_act_on(FundingHarvest(CONFIG), tape, 800, 0.0, 0.0, 0.0))
+    assert wishes[:2] == [-0.5, 0.5]
+    assert np.isnan(wishes[2])
+    # one contract has nobody to be hedged with
+    alone = make_tape(bars=900)
+    assert _holds(_act(FundingHarvest(CONFIG), alone, 800, 0.0))
+
+
+@pytest.mark.parametrize("bar", [640, 700])
+def test_no_baseline_sees_the_future_of_any_contract(make_portfolio: TapeFactory, bar: int) -> None:
+    # the third becomes valid just before or long after
+    tape = make_portfolio((0, 0, 650), bars=1_200)
+    rng = np.random.default_rng(2)
+    future = np.where(np.arange(len(tape))[:, None] > bar, np.exp(rng.standard_normal((len(tape), 3))), 1.0)
+    stamps = tape.stamp_rate.copy()
+    for start in tape.stamp_start:
+        coming = slice(start[bar + 1], start[-1])
+        stamps[coming] = rng.standard_normal(stamps[coming].shape[0])
+    is_valid = tape.is_valid.copy()
+    is_valid[bar + 1 :] = True
+    changed = replace(
+        tape,
+        last=tape.last * future[:, :, None],
+        mark=tape.mark * future[:, :, None],
+        volume=tape.volume * future,
+        sigma_per_bar=tape.sigma_per_bar * future,
+        stamp_rate=stamps,
+        is_valid=is_valid,
+        _cache={},
     )
-    np.testing.assert_allclose(hold_action(present, action="target", max_exposure=2.0), [[0.25], [-1.0]])
-
-
-def _path() -> tuple[np.ndarray, np.ndarray]:
-    """Flat, long 1 then 2, short 1, flat, long 0.5: with holds in between."""
-    nan = np.nan
-    exposure = np.array([nan, nan, 1.0, nan, 2.0, nan, -1.0, nan, nan, 0.0, nan, 0.5])
-    side = np.array([0, 0, 1, 1, 1, 1, -1, -1, -1, 0, 0, 1], dtype=np.int64)
-    return exposure, side
-
-
-def _random(draws: int, seed: int = 0) -> RandomTiming:
-    exposure, side = _path()
-    return RandomTiming(CONFIG, exposure=exposure, side=side, first_bar=0, draws=draws, seed=seed)
-
-
-def _held(path: np.ndarray) -> np.ndarray:
-    """Exposure held at each decision, when nothing drifts."""
-    out, now = np.empty_like(path), 0.0
-    for i, value in enumerate(path):
-        now = now if np.isnan(value) else value
-        out[i] = now
-    return out
-
-
-def test_random_timing_keeps_exposures_and_time_in_market() -> None:
-    exposure, _ = _path()
-    own = np.sort(_held(exposure))
-    paths = _random(50).paths
-    assert paths.shape == (12, 50)
-    for path in paths.T:
-        np.testing.assert_allclose(np.sort(_held(path)), own)
-
-
-def test_random_timing_differs_from_draw_to_draw_and_repeats_with_its_seed() -> None:
-    paths = _random(50).paths
-    assert len({path.tobytes() for path in paths.T}) > 20
-    np.testing.assert_array_equal(paths, _random(50).paths)
-    assert not np.array_equal(paths, _random(50, seed=1).paths, equal_nan=True)
-
-
-def test_random_timing_follows_each_accounts_own_path(make_tape: TapeFactory) -> None:
-    agent = _random(3)
-    action = _act(agent, make_tape(), 2, 0.3, 0.3, 0.3)
-    for i in range(3):
-        wanted = agent.paths[2, i]
-        expected = [0.15, 1.0] if np.isnan(wanted) else [wanted / 2, -1.0]
-        np.testing.assert_allclose(action[i], expected, rtol=1e-6)
+    pairs = zip(*(standard_baselines(CONFIG, n_contracts=3) for _ in range(2)), strict=True)
+    for here, there in pairs:
+        seen = [_act_on(agent, t, bar, 0.3, -0.2, 0.0) for agent, t in ((here, tape), (there, changed))]
+        np.testing.assert_array_equal(*seen, err_msg=here.name)
+        # the negative control: what sizes by volatility has seen another market a week later
+        if here.name in ("Volatility-targeted long", "Time-series momentum"):
+            later = [_act_on(agent, t, bar + 168, 0, 0, 0) for agent, t in ((here, tape), (there, changed))]
+            assert not np.array_equal(*later), here.name

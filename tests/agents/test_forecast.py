@@ -110,15 +110,32 @@ def test_forecast_loss_moves_the_encoders_and_the_policy_loss_does_not(tape: Tap
     encoders = [*extractor.market_encoder.parameters(), *extractor.risk_encoder.parameters()]
 
     model.policy.zero_grad()
-    model.loss(batch)[0].backward()
+    model.loss(batch).total.backward()
     assert all(p.grad is None or not p.grad.any() for p in encoders)
     assert model.policy.action_net.weight.grad is not None
 
     model.policy.zero_grad()
     encoded = model.policy.stretch_context(batch.first_bar, STEPS)
-    task.loss(extractor.forecasts(encoded), batch.first_bar, batch.length).backward()
+    task.loss(extractor.split(encoded).forecasts, batch.first_bar, batch.length).backward()
     assert all(p.grad is not None and p.grad.any() for p in encoders)
     assert model.policy.action_net.weight.grad is None
+
+
+def test_embeddings_kept_from_the_rollout_are_those_of_the_present_encoders(tape: Tape) -> None:
+    model = make_model(tape, n_epochs=2)
+    model.learn(PATHS * ACCOUNTS * STEPS * 2)
+    model.collect_rollouts(model.env, model._init_callback(None), model.rollout_buffer, STEPS)
+    rollout = model.rollout_buffer
+    assert len(rollout.segments) > PATHS
+    before = model.objective.tokens
+    with torch.no_grad():
+        for batch in rollout.minibatches(2, np.random.default_rng(0)):
+            kept = model.objective.contexts(batch, STEPS)
+            encoded = batch.arrange(model.policy.stretch_context(batch.first_bar, STEPS))
+            torch.testing.assert_close(kept, encoded, rtol=0, atol=1e-5)
+            assert kept.std() > 0.01
+    # nothing was encoded for the policy's epochs
+    assert model.objective.tokens == before
 
 
 def test_a_feature_that_tells_the_next_return_is_forecast(make_tape: Callable[..., Tape]) -> None:
@@ -132,7 +149,7 @@ def test_a_feature_that_tells_the_next_return_is_forecast(make_tape: Callable[..
     bars = 400 + np.arange(500)  # never seen in training
     with torch.no_grad():
         context = model.policy.stretch_context(torch.tensor([400]), 500)
-        forecast = model.policy.features_extractor.forecasts(context)[0, :, 0].numpy()
+        forecast = model.policy.features_extractor.split(context).forecasts[0, :, 0].numpy()
     assert np.corrcoef(forecast, sign[bars])[0, 1] > 0.9
 
 
@@ -189,11 +206,14 @@ def test_path_baseline_takes_out_what_all_accounts_of_a_path_have_in_common(tape
     model = make_model(tape)
     model.learn(1)
     rollout = model.rollout_buffer
-    rollout.finish(np.zeros_like(rollout.reward))
+    rollout.finish(np.zeros(rollout.reward.shape))
     own = rollout.advantages.clone()
     rollout.advantages += torch.linspace(-5, 5, STEPS).view(1, -1, 1)  # the market's own move
-    rollout.subtract_path_baseline()
-    torch.testing.assert_close(rollout.advantages, own - own.mean(2, keepdim=True), rtol=1e-4, atol=1e-4)
+    rollout.weigh_advantages(path_baseline=True, normalise=False)
+    order = np.random.default_rng(0).permutation(PATHS)
+    batch = next(iter(rollout.minibatches(PATHS, np.random.default_rng(0))))
+    expected = (own - own.mean(2, keepdim=True))[order]
+    torch.testing.assert_close(batch.advantages, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_path_baseline_of_a_lone_account_is_refused(tape: Tape) -> None:

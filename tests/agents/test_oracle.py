@@ -381,7 +381,8 @@ def test_the_oracle_refuses_a_market_with_nothing_planted(small: Tape) -> None:
 
 def test_the_oracle_refuses_another_tape_than_its_own(small: Tape) -> None:
     oracle = OracleAgent(small)
-    other = replace(small, open_time_ms=small.open_time_ms + small.bar_ms)
+    later = {n: getattr(small, n) + small.bar_ms for n in ("open_time_ms", "stamp_time_ms")}
+    other = replace(small, **later)
     with pytest.raises(ValueError, match="one tape only"):
         oracle.act(other, 10, *account_of([0.0]))
 

@@ -131,7 +131,7 @@ def test_what_a_contract_that_is_not_valid_would_show_is_not_looked_at(tape: Tap
 def test_nothing_is_forecast_of_a_contract_that_is_not_valid(trained: PerpPPO) -> None:
     with torch.no_grad():
         context = trained.policy.stretch_context(torch.tensor([LATE - 20]), 40)
-    forecast = trained.policy.features_extractor.forecasts(context)[0].view(40, 2, 2)  # n A H
+    forecast = trained.policy.features_extractor.split(context).forecasts[0].view(40, 2, 2)  # n A H
     assert not forecast[:20, 1].any()
     assert forecast[20:, 1].any(dim=-1).all()
     assert forecast[:, 0].any(dim=-1).all()
@@ -172,7 +172,7 @@ def test_forecasts_of_both_contracts_are_learnt_by_one_head(tape: Tape) -> None:
     model.learn(PATHS * ACCOUNTS * STEPS * 20)
     with torch.no_grad():
         context = model.policy.stretch_context(torch.tensor([600]), 90)
-        forecast = model.policy.features_extractor.forecasts(context)[0].numpy()  # n A
+        forecast = model.policy.features_extractor.split(context).forecasts[0].numpy()  # n A
     for asset in (0, 1):
         assert np.corrcoef(forecast[:, asset], sign[600:690, asset])[0, 1] > 0.8
 

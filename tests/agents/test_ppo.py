@@ -219,8 +219,8 @@ def test_accounts_on_one_path_share_its_encoding(tape: Tape) -> None:
     segments, reach = len(model.rollout_buffer.segments), SMALL.receptive_field
     assert segments >= 4
     longest = segments * (33 + reach - 1) + 3 * segments * (32 + reach - 1)
-    assert model.rollout_buffer.tokens <= longest
-    assert model.rollout_buffer.tokens / (8 * 32) < 4
+    assert model.objective.tokens <= longest
+    assert model.objective.tokens / (8 * 32) < 4
 
 
 def test_no_further_epoch_once_the_policy_has_moved_too_far(tape: Tape) -> None:
@@ -233,7 +233,7 @@ def test_no_further_epoch_once_the_policy_has_moved_too_far(tape: Tape) -> None:
 
 
 def test_learning_rate_anneals_to_zero_over_the_run(tape: Tape) -> None:
-    model = make_model(make_env(tape), learning_rate=1e-3, anneal_learning_rate=True)
+    model = make_model(make_env(tape), learning_rate=1e-3, learning_rate_schedule="linear")
     model.learn(8 * 32 * 4)
     assert model.policy.optimizer.param_groups[0]["lr"] == pytest.approx(0.0)
 
@@ -295,7 +295,7 @@ def test_impossible_setting_is_refused_by_name(field: str, value: float) -> None
 def test_the_learning_rate_never_turns_negative_where_the_last_rollout_runs_past_the_total(
     tape: Tape,
 ) -> None:
-    model = make_model(make_env(tape), learning_rate=1e-3, anneal_learning_rate=True)
+    model = make_model(make_env(tape), learning_rate=1e-3, learning_rate_schedule="linear")
     per_rollout = model.n_steps * model.n_envs
     model.learn(per_rollout + 1)
     assert model.num_timesteps == 2 * per_rollout

@@ -37,7 +37,7 @@ def make_model(tape: Tape, n_paths: int = 3, **config: Any) -> PerpPPO:
     return PerpPPO(
         PerpActorCriticPolicy,
         PerpVecEnv(tape, n_paths=n_paths, accounts_per_path=2, config=env_config),
-        config=PPOConfig(**{"n_steps": 16, "batch_size": 32, "anneal_learning_rate": True, **config}),
+        config=PPOConfig(**{"n_steps": 16, "batch_size": 32, "learning_rate_schedule": "linear", **config}),
         policy_kwargs={
             "config": SMALL,
             "market_scaler": fit_scaler(tape.features, 0, 400),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from perpgym.agents.ppo import PerpPPO, PPOConfig
-from perpgym.agents.rollout import gae
+from perpgym.agents.rollout import PathRollout, gae
 from perpgym.data.features.scaler import fit_scaler
 from perpgym.data.tape import Tape
 from perpgym.envs import EnvConfig, PerpVecEnv
@@ -128,6 +128,25 @@ def test_returns_bootstrap_truncated_accounts_at_their_final_observation_and_no_
     torch.testing.assert_close(rollout.returns, rollout.advantages + rollout.values[:, :-1])
 
 
+def test_a_million_steps_take_less_than_100_megabytes(model: PerpPPO) -> None:
+    space = model.observation_space
+    rollout = PathRollout(128, space, model.action_space, n_envs=64, n_paths=8)
+    assert rollout.nbytes / (128 * 64) < 100
+
+
+def test_minibatches_hold_advantages_of_mean_zero_and_deviation_one_and_returns_in_the_rewards_unit(
+    model: PerpPPO,
+) -> None:
+    rollout = model.rollout_buffer
+    rollout.weigh_advantages(path_baseline=False, normalise=True)
+    (batch,) = rollout.minibatches(PATHS, np.random.default_rng(0))
+    order = np.random.default_rng(0).permutation(PATHS)
+    assert float(batch.advantages.mean()) == pytest.approx(0.0, abs=1e-5)
+    assert float(batch.advantages.std()) == pytest.approx(1.0, abs=1e-5)
+    assert abs(float(rollout.advantages.std()) - 1.0) > 0.01
+    torch.testing.assert_close(batch.returns, rollout.returns[order])
+
+
 def test_minibatch_arranges_every_decision_beside_the_bar_it_was_taken_at(model: PerpPPO) -> None:
     rollout, policy = model.rollout_buffer, model.policy
     shuffle = np.random.default_rng(0)
@@ -137,7 +156,7 @@ def test_minibatch_arranges_every_decision_beside_the_bar_it_was_taken_at(model:
     with torch.no_grad():
         for group, batch in zip(np.array_split(order, 3), rollout.minibatches(2, shuffle), strict=True):
             assert batch.slot is not None
-            arranged = batch.arrange(policy.stretch_context(batch.first_bar, STEPS))[:, :, 0]  # G T 2D
+            arranged = batch.arrange(policy.stretch_context(batch.first_bar, STEPS))  # G T C
             alone = policy.stretch_context(bars[group].flatten(), 1).view_as(arranged)
             torch.testing.assert_close(arranged, alone, rtol=0, atol=1e-5)
             torch.testing.assert_close(batch.state, rollout.state[group, :-1])
@@ -153,7 +172,7 @@ def test_paths_that_do_not_jump_need_no_rearrangement(model: PerpPPO) -> None:
     assert len(batches) == 1
     assert batches[0].slot is None
     encoded = torch.randn(PATHS, STEPS, 4)
-    assert batches[0].arrange(encoded).shape == (PATHS, STEPS, 1, 4)
+    assert batches[0].arrange(encoded) is encoded
 
 
 def test_advantages_of_a_worked_example() -> None:

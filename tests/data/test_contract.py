@@ -91,6 +91,15 @@ def test_brackets_with_a_hole_are_refused() -> None:
         Contract(symbol="X/USDT:USDT", brackets=rows[1:])
 
 
+def test_a_cum_that_the_exchange_rounded_to_the_cent_is_taken() -> None:
+    # 6,666.67 * 0.005 = 33.33335
+    rows = (
+        Bracket(floor=0.0, cap=6_666.67, maintenance_margin_rate=0.005, cum=0.0, max_leverage=50.0),
+        Bracket(floor=6_666.67, cap=1e6, maintenance_margin_rate=0.01, cum=33.33, max_leverage=25.0),
+    )
+    assert Contract(symbol="X/USDT:USDT", brackets=rows).brackets[1].cum == 33.33
+
+
 def test_a_tick_of_zero_is_refused() -> None:
     with pytest.raises(ValueError, match="tick_size must be positive"):
         Contract(symbol="X/USDT:USDT", tick_size=0.0)

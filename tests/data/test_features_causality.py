@@ -20,7 +20,7 @@ from perpgym.data.features.volatility import SIGMA_LOOKBACK
 SHARED = Path(
     os.environ.get("PERPGYM_SHARED_DATA", Path(__file__).resolve().parents[2].parent / "shared" / "data")
 )
-ALL_NAMES = (*default_names("market"), *default_names("risk"))
+ALL_NAMES = (*default_names("market"), *default_names("risk"), *default_names("named"))
 OHLC = ["open", "high", "low", "close"]
 
 
@@ -50,6 +50,7 @@ def random_bars(count: int = 1_600, seed: int = 0) -> Bars:
         volume=volume,
         stamp_time_ms=start + stamps,
         stamp_rate=rng.normal(1e-4, 1e-4, len(stamps)),
+        premium=np.where(rng.random(count) < 0.05, np.nan, rng.normal(2e-4, 5e-4, count)),
     )
 
 
@@ -136,20 +137,26 @@ def with_another_future(bars: Bars, t: int, rng: np.random.Generator) -> Bars:
     known = bars.stamp_time_ms <= close
     # other rates, at other times: every minute may settle
     times = close + np.sort(rng.choice(later * 60, 50, replace=False) + 1) * 60_000
+    premium = None
+    if bars.premium is not None:
+        premium = np.append(bars.premium[: t + 1], rng.normal(0, 0.01, later))
     return replace(
         bars,
         last=last,
         mark=mark,
         volume=volume,
+        premium=premium,
         stamp_time_ms=np.concatenate([bars.stamp_time_ms[known], times]),
         stamp_rate=np.concatenate([bars.stamp_rate[known], rng.normal(0, 0.01, 50)]),
     )
 
 
 def assert_blind_to_the_future(bars: Bars, ts: list[int], rng: np.random.Generator) -> None:
-    tape = build_tape(bars, source="as it was")
+    names = (*default_names("market"), *default_names("named"))
+    tape = build_tape(bars, features=names, source="as it was")
     for t in ts:
-        other = build_tape(with_another_future(bars, t, rng), source="as it might have been")
+        later = with_another_future(bars, t, rng)
+        other = build_tape(later, features=names, source="as it might have been")
         seen = slice(0, t + 1)
         np.testing.assert_array_equal(other.features[seen], tape.features[seen])
         np.testing.assert_array_equal(other.risk[seen], tape.risk[seen])

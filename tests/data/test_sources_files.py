@@ -147,7 +147,7 @@ def test_archives_with_and_without_header_in_ms_and_us_are_the_same(
         assert raw.bar_ms == HOUR_MS
 
 
-def test_a_tree_of_archives_gives_bars_mark_and_funding(tmp_path: Path, klines: Frames) -> None:
+def test_a_tree_of_archives_gives_bars_mark_premium_and_funding(tmp_path: Path, klines: Frames) -> None:
     last = klines(48, start_ms=OCTOBER_MS)
     monthly = tmp_path / "futures" / "um" / "monthly"
     write_zip(monthly / "klines" / "BTCUSDT" / "1h" / "BTCUSDT-1h-2024-10.zip", vision_csv(last, header=True))
@@ -157,6 +157,8 @@ def test_a_tree_of_archives_gives_bars_mark_and_funding(tmp_path: Path, klines: 
     mark = last.assign(volume=0.0)
     mark_path = monthly / "markPriceKlines" / "BTCUSDT" / "1h" / "BTCUSDT-1h-2024-10.zip"
     write_zip(mark_path, vision_csv(mark, header=True))
+    premium_path = monthly / "premiumIndexKlines" / "BTCUSDT" / "1h" / "BTCUSDT-1h-2024-10.zip"
+    write_zip(premium_path, vision_csv(last.assign(close=-0.0003), header=True))
     spot = tmp_path / "spot" / "monthly" / "klines" / "BTCUSDT-1h-2024-10.zip"
     write_zip(spot, vision_csv(last.assign(close=1.0), header=True))
     settlements = "calc_time,funding_interval_hours,last_funding_rate\n" + "\n".join(
@@ -170,6 +172,8 @@ def test_a_tree_of_archives_gives_bars_mark_and_funding(tmp_path: Path, klines: 
     pd.testing.assert_frame_equal(raw.mark, mark, check_exact=False, rtol=1e-12)
     assert raw.funding is not None
     assert raw.funding["rate"].tolist() == [0.0001] * 7
+    assert raw.premium is not None
+    assert raw.premium["rate"].tolist() == [-0.0003] * 48
 
 
 def test_a_truncated_archive_is_named(tmp_path: Path, klines: Frames) -> None:

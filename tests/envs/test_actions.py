@@ -281,6 +281,55 @@ def test_an_allowed_choice_is_never_cut_by_a_limit_on_a_market_that_stands_still
         assert (row["overlay"], row["reason"]) == (0.0, 0.0)
 
 
+@pytest.mark.parametrize("leverage", [2.0, 2.02, 20.0])
+@pytest.mark.parametrize(
+    "costs", [{"taker_rate": 0.001}, {"half_spread_bps": 5.0}, {"impact_coefficient": 1.0}]
+)
+def test_an_allowed_level_is_never_cut_whatever_trading_costs(
+    make_tape: MakeTape, leverage: float, costs: dict[str, float]
+) -> None:
+    rng = np.random.default_rng(4)
+    tape = flat(make_tape, bars=100, volume=5_000.0)
+    run = Run(tape, action="ladder", leverage=leverage, rounding="off", **costs)
+    cut = 0
+    for _ in range(60):
+        mask = run.mask()
+        level = rng.choice(np.flatnonzero(mask))
+        assert run.step(level)["reason"] == 0.0
+        cut += not all(mask)
+    assert (cut > 0) == (leverage == 2.0)
+
+
+def test_a_size_below_the_exchanges_smallest_is_masked_unless_it_closes(make_tape: MakeTape) -> None:
+    settings = {"action": "ladder", "initial_wallet": 150.0, "max_exposure": 1.0, "leverage": 1.0}
+    run = Run(flat(make_tape), **settings)
+    # the contract takes no order below 100: half of 150 is less
+    assert run.mask() == [True, False, True, False, True]
+    assert run.step(4)["position"] == pytest.approx(0.005)
+
+
+def test_the_time_stop_leaves_only_what_closes(make_tape: MakeTape) -> None:
+    run = Run(flat(make_tape), action="ladder", max_bars_held=1)
+    run.step(4)
+    assert run.mask() == [False, False, True, False, False]
+    assert run.step(2)["position"] == 0.0
+    heads = Run(flat(make_tape), action="heads", max_bars_held=1)
+    heads.step(LONG, 0, 0, 0)
+    assert heads.mask()[:4] == [False, False, False, True]
+
+
+def test_flat_calls_back_an_order_that_waits_in_the_book(make_tape: MakeTape) -> None:
+    run = Run(
+        flat(make_tape), action="heads", remainder="carry", head_styles=("limit",), limit_offset_bps=50.0
+    )
+    assert run.mask()[:4] == [True, True, True, False]
+    run.step(LONG, 2, 0, 0)
+    assert run.seen("asked") == pytest.approx(2.0, rel=0.01)
+    assert run.mask()[FLAT]
+    run.step(FLAT, 0, 0, 0)
+    assert run.seen("asked") == 0.0
+
+
 def test_masks_of_a_batch_are_those_of_its_accounts(make_tape: MakeTape) -> None:
     config = EnvConfig(action="ladder", window_bars=4, episode_bars=50, restart="random")
     env = PerpVecEnv(make_tape(), n_paths=2, accounts_per_path=3, config=config)

@@ -77,6 +77,19 @@ def bracket(
         ),
         ([bracket(0.0, 10.0, math.nan)], "maintenance_margin_rate between 0 and 1"),
         ([bracket(0.0, 10.0, cum=-1.0)], "cum that is finite and not negative (quote), was -1"),
+        ([bracket(0.0, 10.0, cum=1.0)], "bracket 1 must have a cum of 0 (quote), was 1"),
+        (
+            [bracket(0.0, 1_000.0), bracket(1_000.0, math.inf, 0.2)],
+            "cum of bracket 2 must be floor * (its rate - the rate below) + the cum below = 190 (quote)",
+        ),
+        (
+            [
+                bracket(0.0, 1_000.0),
+                bracket(1_000.0, 5_000.0, 0.2, 190.0),
+                bracket(5_000.0, 9e9, 0.3, 690.1),
+            ],
+            "(its rate - the rate below) + the cum below = 690 (quote), was 690.1",
+        ),
         ([bracket(0.0, 10.0, leverage=0.0)], "must admit a leverage of at least 1, was 0"),
     ],
 )
@@ -177,15 +190,14 @@ def test_a_bar_that_owns_settlements_out_of_order_is_refused(make_tape: MakeTape
 
 
 def test_finer_bars_are_held_to_the_same_rules(make_tape: MakeTape) -> None:
-    tape = make_tape(bars=20)
+    tape = make_tape(bars=20, sigma=0.0, wick=0.0)
     count = 20 * 4
-    prices = np.full((count, 4), 30_000.0)
     bars = Bars(
         contract=tape.contracts[0],
         bar_ms=HOUR_MS // 4,
         open_time_ms=tape.open_time_ms[0] + HOUR_MS // 4 * np.arange(count),
-        last=prices,
-        mark=prices.copy(),
+        last=np.repeat(tape.last[:, 0], 4, axis=0),
+        mark=np.repeat(tape.mark[:, 0], 4, axis=0),
         volume=np.ones(count),
         stamp_time_ms=np.empty(0, np.int64),
         stamp_rate=np.empty(0),

@@ -5,16 +5,20 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import cloudpickle
 import numpy as np
 import pytest
+from numba import typeof
 
 from perpgym.data.tape import Tape
 from perpgym.envs import EnvConfig, PerpEnv, PerpVecEnv
 from perpgym.envs.actions import ACTION_KINDS, ActionKind
+from perpgym.envs.impact_model import ImpactModel
 
 MakeTape = Callable[..., Tape]
 CONFIG = EnvConfig(window_bars=8, episode_bars=30, restart="random", execution="limit", remainder="carry")
@@ -104,6 +108,26 @@ def test_a_copy_and_its_original_share_no_account(make_tape: MakeTape) -> None:
     untouched = pickle.loads(pickle.dumps(env))
     advance(twin, actions)
     assert_same(advance(env, actions), advance(untouched, actions))
+
+
+def test_a_pickled_env_holds_its_tape_once(make_tape: MakeTape) -> None:
+    tape = make_tape(bars=4_000)
+    assert len(pickle.dumps(single(tape, CONFIG))) < 1.1 * len(pickle.dumps(tape))
+
+
+def test_every_tape_meets_the_same_machine_code(make_tape: MakeTape, tmp_path: Path) -> None:
+    """Numba compiles anew, for a minute or more, where the type of an array differs."""
+    tape = make_tape()
+    tape.save(tmp_path)
+    one = make_tape().last
+    turned = replace(tape, last=np.asfortranarray(one), mark=one[:, :, [0, 1, 2, 3]], _cache={})
+    envs = [single(market, CONFIG) for market in (tape, Tape.load(tmp_path), turned)]
+    envs += [
+        pickle.loads(pickle.dumps(envs[0])),
+        single(tape, replace(CONFIG, impact=ImpactModel(kind="permanent"))),
+    ]
+    assert len({typeof(env.batch._world) for env in envs}) == 1
+    assert len({typeof((env.batch._features, env.batch._risk)) for env in envs}) == 1
 
 
 @pytest.mark.parametrize("action", ACTION_KINDS)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -218,44 +215,3 @@ def test_no_account_restarts_with_a_position_that_is_already_liquidated(
         ratio = out.portfolio[:, PORTFOLIO_NAMES.index("margin_ratio")]
         assert (ratio > 0).sum() > 150
         assert ratio.max() < 0.9
-
-
-PLAIN = """
-import numpy as np
-from perpgym.envs import EnvConfig, PerpVecEnv, RiskLimits
-from perpgym.data.tape import Tape
-from pathlib import Path
-import sys
-tape = Tape.load(Path(sys.argv[1]))
-rows = []
-for mode in ("cross", "isolated"):
-    config = EnvConfig(window_bars=8, episode_bars=40, margin_mode=mode, max_exposure=12.0, stop_loss=0.05,
-                       take_profit=0.05, max_drawdown=0.9, restart="random")
-    env = PerpVecEnv(tape, n_paths=3, accounts_per_path=2, config=config, with_windows=True,
-                     limits=RiskLimits(max_leverage=15.0))
-    out = env.make_buffers()
-    env.reset_into(out, 0)
-    rng = np.random.default_rng(0)
-    for _ in range(120):
-        env.step_into(rng.uniform(-1, 1, (6, 2)).astype(np.float32), out)
-        rows.append(np.concatenate([out.ledger.ravel(), out.account.ravel(), out.portfolio.ravel(), out.bar,
-                                    out.reward, out.market.sum((1, 2, 3)), out.terminated]))
-np.save(sys.argv[2], np.array(rows))
-"""
-
-
-def test_compiled_kernels_equal_plain_python(make_tape: Callable[..., Tape], tmp_path: Any) -> None:
-    make_tape(bars=300, sigma=0.03, funding_rate=1e-3).save(tmp_path / "tape")
-    results = []
-    for disabled in ("0", "1"):
-        target = tmp_path / f"{disabled}.npy"
-        subprocess.run(
-            [sys.executable, "-c", PLAIN, str(tmp_path / "tape"), str(target)],
-            check=True,
-            env={**os.environ, "NUMBA_DISABLE_JIT": disabled},
-        )
-        results.append(np.load(target))
-    compiled, plain = results
-    np.testing.assert_allclose(compiled, plain, rtol=1e-9, atol=1e-9, equal_nan=True)
-    width = len(LEDGER)
-    assert (compiled[:, : 6 * width].reshape(-1, width)[:, LEDGER["liquidated"]] > 0).any()

@@ -28,24 +28,37 @@ TRADABLE, EXPOSURE = ACCOUNT_NAMES.index("tradable"), ACCOUNT_NAMES.index("expos
 OLD, YOUNG = 0, 1
 
 
-def walk(symbol: str, first: int, seed: int, per_hour: int = 1) -> Bars:
+def walk(symbol: str, first: int, seed: int) -> Bars:
     rng = np.random.default_rng(seed)
-    count = (BARS - first) * per_hour
-    close = 100 * np.exp(rng.normal(0, 0.01 / per_hour**0.5, count).cumsum())
+    count = BARS - first
+    close = 100 * np.exp(rng.normal(0, 0.01, count).cumsum())
     opening = np.concatenate([[100.0], close[:-1]])
     high, low = np.maximum(opening, close) * 1.002, np.minimum(opening, close) / 1.002
     last = np.stack([opening, high, low, close], axis=1)
     hours = np.arange(first - first % 8 + 8, BARS + 1, 8)
-    bar_ms = HOUR_MS // per_hour
     return Bars(
         contract=Contract(symbol=symbol),
-        bar_ms=bar_ms,
-        open_time_ms=START_MS + first * HOUR_MS + np.arange(count) * bar_ms,
+        bar_ms=HOUR_MS,
+        open_time_ms=START_MS + first * HOUR_MS + np.arange(count) * HOUR_MS,
         last=last,
         mark=last,
         volume=np.full(count, 1e6),
         stamp_time_ms=START_MS + hours * HOUR_MS,
         stamp_rate=np.full(hours.size, 1e-3),
+    )
+
+
+def quarters(hours: Bars) -> Bars:
+    """Each hour's range in its first quarter, its close in the others."""
+    close = np.repeat(hours.last[:, [CLOSE]], 4, axis=1)
+    last = np.stack([hours.last, close, close, close], axis=1).reshape(-1, 4)
+    return replace(
+        hours,
+        bar_ms=HOUR_MS // 4,
+        open_time_ms=hours.open_time_ms[0] + np.arange(len(last)) * (HOUR_MS // 4),
+        last=last,
+        mark=last,
+        volume=np.repeat(hours.volume / 4.0, 4),
     )
 
 
@@ -168,8 +181,8 @@ def test_random_restarts_hold_nothing_that_does_not_trade(tape: Tape) -> None:
 
 
 def test_finer_bars_may_have_different_histories_too() -> None:
-    tape = tape_of(walk("OLD/USDT:USDT", 0, 0), walk("YOUNG/USDT:USDT", LATE, 1))
-    fine = [walk("OLD/USDT:USDT", 0, 2, per_hour=4), walk("YOUNG/USDT:USDT", LATE, 3, per_hour=4)]
+    hours = [walk("OLD/USDT:USDT", 0, 0), walk("YOUNG/USDT:USDT", LATE, 1)]
+    tape, fine = tape_of(*hours), [quarters(bars) for bars in hours]
     finer = Finer.of(tape, fine)
     assert (finer.start_bar, finer.end_bar) == (0, BARS)
     traded = finer.volume.reshape(BARS, 4, 2).sum(axis=1) > 0

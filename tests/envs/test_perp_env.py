@@ -60,6 +60,14 @@ def test_impossible_settings_are_refused_by_name(field: str, value: object) -> N
         EnvConfig(**{field: value})  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("field", ["episode_bars", "window_bars", "max_bars_held", "latency_bars"])
+@pytest.mark.parametrize("value", [2.5, 2.0, True, "2"])
+def test_a_number_of_bars_is_a_whole_number(field: str, value: object) -> None:
+    with pytest.raises(ValueError, match=rf"{field} must be a whole number from .* \(bars\), was {value!r}"):
+        EnvConfig(**{field: value})  # type: ignore[arg-type]
+    assert getattr(EnvConfig(**{field: np.int64(2)}), field) == 2  # type: ignore[arg-type]
+
+
 def test_three_lines_turn_a_frame_into_an_env(caplog: pytest.LogCaptureFixture) -> None:
     market = simulate_market(SimulatedMarketConfig(start="2024-01-01", end="2024-03-31"))
     bars = market.bars

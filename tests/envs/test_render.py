@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +15,9 @@ from gymnasium.wrappers import RenderCollection
 
 from perpgym.data.tape import Tape
 from perpgym.envs import EnvConfig, PerpEnv, RiskLimits
-from perpgym.envs.render import EpisodeRecord, Step, draw
-from perpgym.envs.spaces import CONTRACT_LEDGER_COLUMNS, LEDGER, LEDGER_COLUMNS
+from perpgym.envs.fills import FILL_COLUMNS, LIQUIDATION, ORDER, STOP, TARGET
+from perpgym.envs.render import EpisodeRecord, Event, Step, draw
+from perpgym.envs.spaces import CONTRACT_LEDGER, CONTRACT_LEDGER_COLUMNS, LEDGER, LEDGER_COLUMNS
 
 MakeTape = Callable[..., Tape]
 MergeTapes = Callable[[list[Tape]], Tape]
@@ -71,32 +73,80 @@ def test_a_picture_is_the_same_twice_and_touches_none_of_matplotlibs_settings(ma
     assert dict(mpl.rcParams) == before
 
 
-def test_purchases_sales_stops_and_liquidations_are_marked(make_tape: MakeTape) -> None:
-    tape = make_tape()
-    record = EpisodeRecord(tape, 50)
+def booked(*fills: tuple[float, ...], filled: float | None = None, **events: float) -> Step:
+    """Bar 101 of an account with these fills: contract, quantity, price, fee, realised, reason."""
+    ledger = np.zeros(len(LEDGER_COLUMNS))
+    ledger[LEDGER["equity"]] = 1_000.0
+    for name, value in events.items():
+        ledger[LEDGER[name]] = value
+    holdings = np.zeros((1, len(CONTRACT_LEDGER_COLUMNS)))
+    rows = np.array(fills).reshape(-1, FILL_COLUMNS)
+    holdings[0, CONTRACT_LEDGER["filled"]] = rows[:, 1].sum() if filled is None else filled
+    return Step(101, ledger, holdings, np.nan, rows)
 
-    def picture(**events: float) -> set[tuple[int, int, int]]:
+
+def test_purchases_sales_stops_targets_and_liquidations_are_marked(make_tape: MakeTape) -> None:
+    tape = make_tape()
+    record, price = EpisodeRecord(tape, 50), float(tape.last[101, 0, 3])
+
+    def picture(*fills: tuple[float, ...]) -> Counter[tuple[int, int, int]]:
         """Colours of the price panel after one bar in which this happened."""
         record.restart(100, 1_000.0)
-        ledger = np.zeros(len(LEDGER_COLUMNS))
-        holdings = np.zeros((1, len(CONTRACT_LEDGER_COLUMNS)))
-        holdings[0, CONTRACT_LEDGER_COLUMNS.index("fill_price")] = np.nan
-        ledger[LEDGER["equity"]] = 1_000.0
-        for name, value in events.items():
-            if name in LEDGER and name not in CONTRACT_LEDGER_COLUMNS:
-                ledger[LEDGER[name]] = value
-            else:
-                holdings[0, CONTRACT_LEDGER_COLUMNS.index(name)] = value
-        record.add(Step(101, ledger, holdings, np.nan))
-        return colours(draw(record), 100, 360)
+        record.add(booked(*fills))
+        return Counter(tuple(pixel) for pixel in draw(record)[100:360].reshape(-1, 3).tolist())
 
-    quiet, price = picture(), float(tape.last[101, 0, 3])
-    green, red, orange = (26, 127, 55), (207, 34, 46), (194, 87, 12)
-    assert not {green, red, orange} & quiet
-    assert green in picture(fill_price=price, filled=1.0, position=1.0)
-    assert red in picture(fill_price=price, filled=-1.0, position=-1.0)
-    assert orange in picture(filled=-1.0, stopped=1.0)
-    assert picture(filled=-1.0, liquidated=1.0) > quiet
+    quiet = picture()
+    ink = (27, 31, 36)
+    green, red, orange, violet = (26, 127, 55), (207, 34, 46), (194, 87, 12), (130, 80, 223)
+    assert not {green, red, orange, violet} & quiet.keys()
+    assert green in picture((0, 1.0, price, 0.0, 0.0, ORDER))
+    assert red in picture((0, -1.0, price, 0.0, 0.0, ORDER))
+    assert orange in picture((0, -1.0, price, 0.0, 0.0, STOP))
+    assert violet in picture((0, 1.0, price, 0.0, 0.0, TARGET))
+    assert picture((0, -1.0, price, 0.0, 0.0, LIQUIDATION))[ink] > quiet[ink] + 20
+
+
+def test_slices_of_an_order_are_one_mark_at_their_mean_price(make_tape: MakeTape) -> None:
+    record = EpisodeRecord(make_tape(), 50)
+    record.add(booked((0, 1.0, 100.0, 0.0, 0.0, ORDER), (0, 3.0, 104.0, 0.0, 0.0, ORDER)))
+    assert record.events() == [Event(101, 0, ORDER, 4.0, 103.0)]
+
+
+def test_fills_of_a_way_that_was_not_kept_are_not_shown(make_tape: MakeTape) -> None:
+    tape = make_tape()
+    record, close = EpisodeRecord(tape, 50), float(tape.last[101, 0, 3])
+    target = (0, -2.0, 110.0, 0.0, 0.0, TARGET)
+    for event, reason in (("liquidated", LIQUIDATION), ("stopped", STOP)):
+        record.restart(100, 1_000.0)
+        record.add(booked(target, filled=-5.0, **{event: 1.0}))
+        assert record.events() == [Event(101, 0, reason, -5.0, close)]
+
+
+@pytest.mark.parametrize("contracts", [1, 3])
+def test_what_is_marked_is_what_was_booked(
+    make_tape: MakeTape, merge_tapes: MergeTapes, contracts: int
+) -> None:
+    tape = merge_tapes([make_tape(seed=seed, sigma=0.02, wick=0.02) for seed in range(contracts)])
+    config = EnvConfig(window_bars=4, episode_bars=120, action="target", stop_loss=0.02, take_profit=0.03)
+    env = PerpEnv(tape, config=config, render_mode="rgb_array")
+    env.reset(seed=0)
+    env.action_space.seed(0)
+    counts, is_over = dict.fromkeys(("fills", "stopped"), 0.0), False
+    while not is_over:
+        _obs, _reward, terminated, truncated, info = env.step(env.action_space.sample())
+        counts = {name: value + info[name] for name, value in counts.items()}
+        is_over = terminated or truncated
+    assert env._record is not None
+    events = env._record.events()
+    assert len(env._record.steps) <= 120
+    assert {event.asset for event in events} == set(range(contracts))
+    closed = [event for event in events if event.reason in (STOP, TARGET)]
+    assert len({event.bar for event in closed}) == counts["stopped"] > 10
+    assert len(events) == counts["fills"]
+    for event in events:
+        low, high = tape.last[event.bar, event.asset, 2], tape.last[event.bar, event.asset, 1]
+        # impact and the spread may go beyond the bar
+        assert 0.99 * low < event.price < 1.01 * high
 
 
 def test_the_record_keeps_the_bars_that_are_drawn_and_no_others(make_tape: MakeTape) -> None:
@@ -117,7 +167,7 @@ def test_several_contracts_share_a_picture(make_tape: MakeTape, merge_tapes: Mer
     assert one is not None
     assert three is not None
     # a line of its own colour for each contract's exposure
-    lines = {(31, 111, 235), (194, 87, 12), (15, 123, 108)}
+    lines = {(31, 111, 235), (176, 136, 0), (15, 123, 108)}
     assert lines <= colours(three, 370, 480)
     assert not lines <= colours(one, 370, 480)
 

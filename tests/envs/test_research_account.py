@@ -75,9 +75,8 @@ def test_quadratic_cost_is_half_the_rate_times_the_squared_trade(make_tape: Make
     # of 1,000: 0.02 / 2 * 3**2 = 90 and 0.02 / 2 * 4**2 = 160; 0.1 % of 3,000 on top of it
     rates = {"quadratic_cost_rate": 0.02, "linear_cost_rate": 0.001}
     rows = play(tape_of(make_tape, *[100.0] * 4), [3.0, -1.0], **RESEARCH, cost="quadratic", **rates)
-    assert [row["impact"] for row in rows] == pytest.approx([90.0, 160.0])
-    # the fee is on the notional at the fill price, 3 % and 4 % away
-    assert [row["fees"] for row in rows] == pytest.approx([3.0 * 1.03, 4.0 * 0.96])
+    assert [row["fees"] for row in rows] == pytest.approx([90.0 + 3.0, 160.0 + 4.0])
+    assert [row["spread"] + row["impact"] for row in rows] == [0.0, 0.0]
 
 
 def test_without_limits_an_account_may_owe_and_goes_on(make_tape: MakeTape) -> None:

@@ -13,9 +13,9 @@ from perpgym.data.tape import Tape
 from perpgym.envs.actions import exposure_to_action
 from perpgym.envs.config import EnvConfig
 from perpgym.envs.risk.limits import RiskLimits
-from perpgym.envs.spaces import LEDGER, LEDGER_COLUMNS
+from perpgym.envs.spaces import CONTRACT_LEDGER_COLUMNS, LEDGER, LEDGER_COLUMNS
 from perpgym.evaluation.backtest import close_books, matched_random, run_backtest, run_draws
-from perpgym.evaluation.trades import find_trades
+from perpgym.evaluation.by_contract import all_trades
 
 TapeFactory = Callable[..., Tape]
 CONFIG = EnvConfig(window_bars=1)
@@ -52,7 +52,7 @@ def test_a_period_books_the_bars_after_its_first_decision(make_tape: TapeFactory
     assert result.open_time_ms[-1] == tape.open_time_ms[299]
     assert result.equity.shape == (200,)
     assert result.close_time_ms[0] == tape.open_time_ms[101]
-    assert result.mark_close[0] == tape.mark[100, 0, 3]
+    assert result.mark_close[0, 0] == tape.mark[100, 0, 3]
 
 
 def test_buy_and_hold_earns_the_price_less_its_costs(make_tape: TapeFactory) -> None:
@@ -61,9 +61,9 @@ def test_buy_and_hold_earns_the_price_less_its_costs(make_tape: TapeFactory) -> 
     assert result.column("fills").sum() == 1
     quantity = result.column("position")[-1]
     costs = sum(result.column(name).sum() for name in ("fees", "spread", "impact"))
-    gain = quantity * (result.mark_close[-1] - result.mark_close[0])
+    gain = quantity * (result.mark_close[-1, 0] - result.mark_close[0, 0])
     assert result.equity[-1] - 1e6 == pytest.approx(gain - costs, abs=1e-6)
-    assert quantity == pytest.approx(1e6 / result.mark_close[0], abs=0.001)
+    assert quantity == pytest.approx(1e6 / result.mark_close[0, 0], abs=0.001)
 
 
 @pytest.mark.parametrize("action", ["band", "target"])
@@ -77,7 +77,7 @@ def test_books_balance_bar_by_bar_and_trade_by_trade(make_tape: TapeFactory, act
         total = sum(sign * ledger[:, LEDGER[name]] for name, sign in signed.items())
         total -= ledger[:, LEDGER["impact"]]
         assert np.diff(result.equity) == pytest.approx(total, abs=1e-6)
-        trades = find_trades(ledger, result.mark_close)
+        trades = all_trades(result)
         assert trades.profit.sum() == pytest.approx(result.equity[-1] - result.equity[0], abs=1e-4)
         assert trades.holding_bars.sum() == np.count_nonzero(result.column("position"))
 
@@ -120,16 +120,18 @@ def test_a_liquidation_is_named(make_tape: TapeFactory) -> None:
     assert result.equity[-1] < 0.2e6
 
 
-def test_books_after_the_end_are_blank_whatever_the_env_booked_there() -> None:
+def test_books_after_the_end_are_blank_whatever_the_env_booked_there(make_tape: TapeFactory) -> None:
     ledger = np.full((4, len(LEDGER_COLUMNS)), 7.0)
     ledger[:, LEDGER["equity"]] = [90.0, 50.0, 100.0, 120.0]
     ledger[:, LEDGER["equity_before"]] = [100.0, 90.0, 100.0, 100.0]
-    times = np.arange(4, dtype=np.int64)
+    holdings = np.full((4, 1, len(CONTRACT_LEDGER_COLUMNS)), 7.0)
     actions = np.ones((4, 2), np.float32)
-    result = close_books("x", 1, times, ledger, actions, np.ones(5), (1, "drawdown stop"))
+    result = close_books("x", make_tape(bars=9), 2, ledger, holdings, actions, (1, "drawdown stop"))
     assert result.equity.tolist() == [100.0, 90.0, 50.0, 50.0, 50.0]
     assert result.column("fees").tolist() == [7.0, 7.0, 0.0, 0.0]
     assert np.isnan(result.column("fill_price")[2:]).all()
+    assert result.contract_column("profit")[:, 0].tolist() == [7.0, 7.0, 0.0, 0.0]
+    assert np.isnan(result.contract_column("fill_price")[2:]).all()
     assert not result.actions[2:].any()
 
 

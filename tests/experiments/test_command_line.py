@@ -29,7 +29,7 @@ def refusal(*overrides: str, config_name: str = "config") -> str:
         ("agnet.learning_rate=1", "did you mean agent.learning_rate?"),
         ("datta=simulated", "did you mean data?"),
         ("seed=3", "did you mean seeds"),
-        ("agent.horsepower=3", "there are: agent.learning_rate, agent.anneal_learning_rate"),
+        ("agent.horsepower=3", "there are: agent.learning_rate, agent.learning_rate_schedule"),
         ("data=simulate", "there is no data 'simulate' (did you mean simulated?); there are: auto"),
         ("+experiment=ppo_bct", "there is no experiment 'ppo_bct' (did you mean ppo_btc?)"),
     ],

@@ -39,6 +39,24 @@ def test_every_experiment_composes(experiment: str) -> None:
     assert Settings.from_mapping(composed(f"+experiment={experiment}")).name == experiment
 
 
+@pytest.mark.parametrize(
+    ("override", "section", "name", "value"),
+    [
+        ("agent.observation=window", "agent", "observation", "window"),
+        ("agent.popart=true", "agent", "popart", True),
+        ("agent.learning_rate_schedule=cosine", "agent", "learning_rate_schedule", "cosine"),
+        ("env.action=target", "env", "action", "target"),
+        ("policy.state_clip=3.0", "policy", "state_clip", 3.0),
+        ("features.clip=3.0", "features", "clip", 3.0),
+    ],
+)
+def test_an_ablation_is_one_setting_away(override: str, section: str, name: str, value: object) -> None:
+    plain, ablated = Settings.from_mapping(composed()), Settings.from_mapping(composed(override))
+    changed = dataclasses.replace(getattr(plain, section), **{name: value})
+    assert getattr(ablated, section) == changed != getattr(plain, section)
+    assert dataclasses.replace(ablated, **{section: getattr(plain, section)}) == plain
+
+
 @pytest.mark.parametrize("data", ["auto", "simulated", "store", "download"])
 def test_every_data_source_without_a_path_composes(data: str) -> None:
     assert Settings.from_mapping(composed(f"data={data}")).data.source == data
@@ -127,7 +145,7 @@ def test_a_config_cannot_choose_foreign_code() -> None:
         ("env", "leverage", "lots"),
         ("env", "stop_loss", "tight"),
         ("agent", "learning_rate", [0.1]),
-        ("agent", "anneal_learning_rate", "yes"),
+        ("agent", "popart", "yes"),
         ("features", "market", "log_return_1"),
         ("features", "market", [1]),
         ("features", "clip", -1.0),

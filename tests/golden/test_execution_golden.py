@@ -310,11 +310,14 @@ def test_a_trailing_stop_follows_the_best_price_and_never_goes_back() -> None:
     assert row["equity"] == pytest.approx(10_000.0 + 100.0 * 8.0)
 
 
-def test_a_trailing_stop_drawn_up_inside_the_bar_can_fill_on_its_way_back() -> None:
-    trader = Trader([QUIET, (100.0, 120.0, 100.0, 101.0)], stop_loss=0.1, trailing_stop=True)
+def test_a_trailing_stop_drawn_up_by_a_bar_that_closes_beyond_it_fills_at_the_next_open() -> None:
+    back: Prices = (100.0, 120.0, 100.0, 101.0)
+    trader = Trader([QUIET, back, (101.0, 101.0, 101.0, 101.0)], stop_loss=0.1, trailing_stop=True)
     trader.step(1.0)
+    # 10 % under 120 is over the close, and nobody knows whether the price was there on its way to 120
+    assert trader.step(1.0)["stopped"] == 0.0
     row = trader.step(1.0)
-    assert (row["stopped"], row["equity"]) == (1.0, pytest.approx(10_000.0 + 100.0 * 8.0))
+    assert (row["stopped"], row["equity"]) == (1.0, pytest.approx(10_000.0 + 100.0 * 1.0))
 
 
 def test_a_trailing_stop_needs_a_distance() -> None:

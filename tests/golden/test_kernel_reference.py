@@ -62,7 +62,7 @@ def random_config(rng: np.random.Generator) -> EnvConfig:
         half_spread_bps=pick(0.0, 1.0, 30.0),
         impact_coefficient=pick(0.0, 1.0, 5.0),
         max_participation=pick(0.1, 1.0),
-        taker_rate=pick(None, 0.0, 0.0004, -0.0001, 0.005),
+        taker_rate=pick(None, 0.0, 0.0004, 0.005),
         stop_loss=pick(None, None, 0.001, 0.02, 0.2),
         take_profit=pick(None, None, 0.001, 0.02, 0.2),
         stop_trigger=pick("mark", "last"),

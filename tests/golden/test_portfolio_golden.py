@@ -29,7 +29,9 @@ Prices = tuple[float, float, float, float]
 
 def paper(name: str, **rules: Any) -> Contract:
     free = {"tick_size": 1e-9, "lot_size": 1e-9, "min_quantity": 1e-9, "min_notional": 1e-9}
-    return Contract(symbol=name, **({"brackets": ONE_BRACKET} | free | rules))
+    return Contract(
+        symbol=name if "/" in name else f"{name}/USDT:USDT", **({"brackets": ONE_BRACKET} | free | rules)
+    )
 
 
 class Portfolio:
@@ -274,3 +276,13 @@ def test_contracts_that_settle_in_different_coins_are_refused() -> None:
     with pytest.raises(ValueError, match="settle in BTC, USDT"):
         pack_contracts((paper("BTC/USDT:USDT"), paper("BTC/USD:BTC", **COIN)), EnvConfig())
     assert settle_currency(paper("ETH/USD", kind="inverse")) == "ETH"
+
+
+def test_contracts_whose_names_do_not_say_what_they_settle_in_are_not_put_on_one_wallet() -> None:
+    one, other = (Contract(symbol=symbol) for symbol in ("BTCUSDT", "ETHBTC"))
+    with pytest.raises(ValueError, match="that of BTCUSDT, ETHBTC is unknown: name them as ccxt does"):
+        pack_contracts((one, other), EnvConfig())
+    with pytest.raises(ValueError, match="that of ETHBTC is unknown"):
+        pack_contracts((paper("BTC/USDT:USDT"), Contract(symbol="ETHBTC", kind="inverse")), EnvConfig())
+    # alone it has a wallet of its own
+    pack_contracts((one,), EnvConfig())

@@ -13,6 +13,7 @@ import pytest
 
 from perpgym.data.contract import Bracket, Contract
 from perpgym.envs.orders import MARGIN
+from perpgym.envs.spaces import CONTRACT_LEDGER
 
 Prices = tuple[float, float, float, float]
 Play = Callable[..., Any]
@@ -95,7 +96,7 @@ def test_an_order_is_cut_to_the_initial_margin_that_there_is(play: Play) -> None
     out = batch.make_buffers()
     batch.reset_into(out, 0)
     batch.step_into(np.array([[1.0, -1.0]], np.float32), out)
-    assert int(out.holdings[0, 0, 5]) & MARGIN
+    assert int(out.holdings[0, 0, CONTRACT_LEDGER["reason"]]) & MARGIN
     assert neighbour(2.0, 1_000.0, 100.0) == 20.0
 
 
@@ -128,6 +129,8 @@ def test_a_rising_price_never_liquidates_a_long_at_the_edge_of_a_bracket(play: P
         rate = 0.01 if notional < 1_000.0 else 0.2
         return wallet + quantity * (price - entry) <= notional * rate
 
+    with pytest.raises(ValueError, match=r"cum of bracket 2 must be .* = 190"):
+        with_brackets(plain, (0.0, 1_000.0, 0.01, 0.0), (1_000.0, math.inf, 0.2, 0.0))
     contract = with_brackets(plain, (0.0, 1_000.0, 0.01, 0.0), (1_000.0, math.inf, 0.2, 190.0))
     rise = [flat(96.0), (96.0, 104.0, 96.0, 104.0)]
     played = play(rise, [8.0], contract=contract, initial_wallet=120.0)

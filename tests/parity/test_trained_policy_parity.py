@@ -138,5 +138,5 @@ def test_token_budget_counts_every_bar_that_the_market_encoder_reads(
     )
     model.learn(ROLLOUT)
     assert len(model.rollout_buffer.segments) > PATHS
-    assert model.rollout_buffer.tokens == sum(read)
+    assert model.objective.tokens == sum(read)
     assert model.logger.name_to_value["train/tokens_per_step"] == sum(read) / ROLLOUT

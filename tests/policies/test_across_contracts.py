@@ -134,7 +134,7 @@ def test_policys_features_of_three_contracts_are_the_same_in_stretch_and_window(
         windows = [x[0].unfold(0, reach, 1).transpose(1, 2) for x in (market, risk)]
         alone = features.context(windows[0], windows[1], first + torch.arange(len(stretch)))[:, 0]
         state = torch.randn(len(stretch), len(features.inverse_divisors))
-        fused = features.fuse(stretch, state)
+        fused = features.fuse(features.split(stretch), state)
     assert stretch.isfinite().all()
     torch.testing.assert_close(stretch, alone, rtol=0, atol=1e-5)
     assert fused.shape == (len(stretch), config.d_model)

@@ -219,3 +219,28 @@ def test_without_risk_lstm_risk_columns_change_nothing(tape: Tape) -> None:
     before, _ = policy.predict(observation, deterministic=True)
     observation["risk"] = observation["risk"] * 3.0
     np.testing.assert_array_equal(policy.predict(observation, deterministic=True)[0], before)
+
+
+@pytest.mark.parametrize("state_clip", [2.0, 5.0])
+def test_an_account_column_is_heard_up_to_the_clip_and_no_further(tape: Tape, state_clip: float) -> None:
+    policy = make_policy(tape, make_env(tape, with_windows=False), replace(SMALL, state_clip=state_clip))
+    features = policy.features_extractor
+    divisor = 1.0 / features.inverse_divisors
+    assert float(features.scale_state(1e6 * divisor).max()) == state_clip
+    assert float(features.scale_state(-1e6 * divisor).min()) == -state_clip
+    policy.bind(tape)
+    with torch.no_grad():
+        context = policy.stretch_context(torch.tensor([100]), 1)[0]
+        within, at, beyond = (
+            policy.action_mean(context, size * state_clip * divisor) for size in (0.9, 1.0, 30.0)
+        )
+    assert torch.equal(at, beyond)
+    assert not torch.equal(at, within)
+
+
+def test_a_market_column_is_heard_up_to_its_scalers_clip_and_no_further(tape: Tape) -> None:
+    scaler = fit_scaler(tape.features, 0, 100, clip=3.0)
+    layer = FrozenScaler(scaler)
+    raw = torch.tensor(scaler.center + np.float32(1e6) * scaler.scale)
+    torch.testing.assert_close(layer(raw), torch.full_like(raw, 3.0), rtol=0, atol=0)
+    torch.testing.assert_close(layer(-raw), torch.full_like(raw, -3.0), rtol=0, atol=0)

@@ -274,3 +274,20 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
         done = call(script, f"{name}={tmp_path}")
         assert done.returncode == 1
         assert "no run folder" in done.stdout
+
+
+def test_a_portfolio_is_trained_and_judged_from_one_end_to_the_other(tmp_path: Path) -> None:
+    folder = tmp_path / "portfolio"
+    small = [word for word in SMALL if word not in ("+experiment=ppo_btc", "data=simulated")]
+    late = "data.simulated.listed=[null,null,2022-06-01]"
+    few = ("training.total_steps=1024", "training.checkpoints=2")
+    done = call("train.py", "+experiment=ppo_portfolio", *small, *few, late, f"run_dir={folder}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "AVAX" not in done.stdout
+    done = call("evaluate.py", f"run={folder}", "evaluation.random_draws=5", "evaluation.bootstrap_draws=50")
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((folder / "report" / "report.json").read_text())
+    assert [card["symbol"][:3] for card in report["contracts"]] == ["BTC", "ETH", "XRP"]
+    assert {"Funding harvest", "Buy and hold"} <= set(report["accounts"])
+    assert "oracle" not in report["accounts"]
+    assert "No oracle stands beside the agent" in (folder / "report" / "report.html").read_text()
