@@ -83,11 +83,12 @@ def _stationary_problem(
     signal_sd: float,
     env: EnvConfig,
     rule: Callable[[Floats, Floats], Floats],
+    unit: float = 1.0,
 ) -> Problem:
     """An AR(1) signal of size one as the feature; judged on 256 stretches of 240 bars after 60 to settle."""
 
     def tape(bars: int, seed: int) -> Tape:
-        return signal_tape(stationary_signal(bars, persistence, seed), mean_per_signal=signal_sd)
+        return signal_tape(stationary_signal(bars, persistence, seed), mean_per_signal=unit * signal_sd)
 
     pieces, bars, warmup = 256, 300, 60
     stretches = Stretches(
@@ -102,10 +103,16 @@ def _stationary_problem(
         tape=lambda seed: tape(TRAINING_BARS, _TRAINING_SEED + seed),
         env=env,
         judge=RewardShare(
-            stretches=stretches, rule=lambda features, held: rule(signal_sd * features[:, 0], held)
+            stretches=stretches,
+            rule=lambda features, held: rule(signal_sd * features[:, 0], held),
+            unit=1.0 / unit,
         ),
         value_name="reward of a bar",
     )
+
+
+# all money of gp_h times this: what wild exploration costs must not use up an account within an episode
+_GP_UNIT = 1e-3
 
 
 def gp_h() -> Problem:
@@ -114,18 +121,23 @@ def gp_h() -> Problem:
         SIGNAL,
         max_exposure=6.0,
         cost="quadratic",
-        quadratic_cost_rate=GP_H.cost,
-        reward_variance=GP_H.risk,
-        reward_scale=1e3,
+        quadratic_cost_rate=GP_H.cost * _GP_UNIT,
+        reward_variance=GP_H.risk * _GP_UNIT,
+        reward_scale=1e3 / _GP_UNIT,
     )
     return _stationary_problem(
-        "gp_h", persistence=GP_H.persistence, signal_sd=GP_H.signal_sd, env=env, rule=GP_H.trade
+        "gp_h",
+        persistence=GP_H.persistence,
+        signal_sd=GP_H.signal_sd,
+        env=env,
+        rule=GP_H.trade,
+        unit=_GP_UNIT,
     )
 
 
 # --- Chaouki et al. ---
 
-# one of the paper's units is this share of a notional: an episode's costs must not use up the account
+# one of the paper's units is this share of a notional, for the same reason
 _CHAOUKI_UNIT = 1e-6
 
 

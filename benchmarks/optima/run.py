@@ -16,26 +16,25 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal, get_args
 
 import numpy as np
 from judges import Score
 from problems import PROBLEMS, Problem
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from settings import OWN_ACTION, one_account_a_path, settings_of, without_baseline
+from settings import ABLATIONS, OWN_ACTION, settings_of
 from stock import STOCK_STEPS, train_stock
 from summary import HEADER, interquartile_mean, row
 from training import Run, train
 
-AgentName = Literal["target", "band", "stock", "no_baseline", "one_account", "windows"]
-_AGENTS: tuple[AgentName, ...] = get_args(AgentName)
+# our PPO with either action, the control, and our PPO with one setting changed
+_AGENTS = ("target", "band", "stock", *ABLATIONS)
 _QUICK_SHARE, _QUICK_SEEDS = 0.1, 2
 
 Told = Callable[[int, int, Score], None]
 
 
-def train_agent(agent: AgentName, problem: Problem, *, seed: int, share: float, told: Told) -> Run:
+def train_agent(agent: str, problem: Problem, *, seed: int, share: float, told: Told) -> Run:
     """One seed of one agent on one problem; a condition that it fails makes the fraction 0.
 
     Args:
@@ -52,21 +51,19 @@ def train_agent(agent: AgentName, problem: Problem, *, seed: int, share: float, 
     return run
 
 
-def _train_one(agent: AgentName, problem: Problem, *, seed: int, share: float, told: Told) -> Run:
+def _train_one(agent: str, problem: Problem, *, seed: int, share: float, told: Told) -> Run:
     tape = problem.tape(seed)
     if agent == "stock":
         env = replace(problem.env, action="target")
         steps = int(share * STOCK_STEPS)
         return train_stock(tape, env, problem.judge, steps=steps, seed=seed, progress=told)
-    action = agent if agent in ("target", "band") else OWN_ACTION.get(problem.name, "target")
-    settings = settings_of(problem.name, action)
-    if agent in ("no_baseline", "windows"):
-        settings = without_baseline(settings)
-    if agent == "one_account":
-        settings = one_account_a_path(settings)
+    if agent in ABLATIONS:
+        settings = ABLATIONS[agent](settings_of(problem.name, OWN_ACTION.get(problem.name, "target")))
+    else:
+        settings = settings_of(problem.name, "band" if agent == "band" else "target")
     settings = replace(settings, steps=int(share * settings.steps))
-    env, is_window = replace(problem.env, action=action), agent == "windows"
-    return train(tape, env, problem.judge, settings, seed=seed, progress=told, with_windows=is_window)
+    env = replace(problem.env, action=settings.action)
+    return train(tape, env, problem.judge, settings, seed=seed, progress=told)
 
 
 def main() -> None:
@@ -81,7 +78,7 @@ def main() -> None:
     with Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal) as bar:
         for name in names:
             problem = PROBLEMS[name]()
-            agents: Sequence[AgentName] = arguments.agents or (OWN_ACTION[name],)
+            agents: Sequence[str] = arguments.agents or (OWN_ACTION[name],)
             for agent in agents:
                 runs = [_seed(bar, agent, problem, seed, share) for seed in range(seeds)]
                 lines.append(row(name, agent, runs))
@@ -92,7 +89,7 @@ def main() -> None:
     print(json.dumps(_results(own)))
 
 
-def _seed(bar: Progress, agent: AgentName, problem: Problem, seed: int, share: float) -> Run:
+def _seed(bar: Progress, agent: str, problem: Problem, seed: int, share: float) -> Run:
     task = bar.add_task(f"{problem.name} {agent} seed {seed}", score="")
 
     def told(done: int, steps: int, score: Score) -> None:

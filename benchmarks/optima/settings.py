@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from training import Settings
 
@@ -24,7 +25,7 @@ _NET = PolicyConfig(
 )
 _PPO = PPOConfig(
     learning_rate=1e-3,
-    anneal_learning_rate=True,
+    learning_rate_schedule="linear",
     n_steps=32,
     batch_size=1_024,
     n_epochs=4,
@@ -92,12 +93,19 @@ def settings_of(problem: str, action: ActionKind) -> Settings:
     return replace(_SPECIAL.get(problem, _TARGET), action=action)
 
 
-def without_baseline(settings: Settings) -> Settings:
-    """Ablation: advantages as they are."""
-    return replace(settings, ppo=replace(settings.ppo, path_baseline=False))
+# one setting away from the settings above
+ABLATIONS: dict[str, Callable[[Settings], Settings]] = {
+    "no_baseline": lambda settings: _with(settings, path_baseline=False),
+    # as many accounts, each alone on its path; then there is no baseline either
+    "one_account": lambda settings: replace(
+        _with(settings, path_baseline=False),
+        n_paths=settings.n_paths * settings.accounts_per_path,
+        accounts_per_path=1,
+    ),
+    "popart": lambda settings: _with(settings, popart=True),
+    "windows": lambda settings: _with(settings, observation="window"),
+}
 
 
-def one_account_a_path(settings: Settings) -> Settings:
-    """Ablation: as many accounts, each alone on its path; then there is no baseline either."""
-    accounts = settings.n_paths * settings.accounts_per_path
-    return replace(without_baseline(settings), n_paths=accounts, accounts_per_path=1)
+def _with(settings: Settings, **ppo: Any) -> Settings:
+    return replace(settings, ppo=replace(settings.ppo, **ppo))

@@ -51,10 +51,9 @@ def make_tape(
         stamp_time_ms=open_time_ms + HOUR_MS if is_settled else np.empty(0, np.int64),
         stamp_rate=np.empty(0) if funding_rate is None else funding_rate,
         features=np.asarray(features, np.float32)[:, None, :],
-        # unread; SB3 cannot reshape an observation without columns
-        risk=np.zeros((bars, 1, 1), np.float32),
+        risk=np.zeros((bars, 1, 0), np.float32),
         feature_names=tuple(f"signal_{i}" for i in range(features.shape[1])),
-        risk_names=("nothing",),
+        risk_names=(),
         first_valid_bar=0,
         mark_rules=("mark",),
         source="a problem whose optimum is known",

@@ -5,14 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from judges import Eyes, Judge, Score
 from numpy.typing import NDArray
 from play import follow_mean
-from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 
 from perpgym.agents.ppo import PerpPPO, PPOConfig
@@ -139,14 +137,7 @@ class SpreadPaths(BaseCallback):
 
 
 def train(
-    tape: Tape,
-    env: EnvConfig,
-    judge: Judge,
-    settings: Settings,
-    *,
-    seed: int,
-    progress: Progress,
-    with_windows: bool = False,
+    tape: Tape, env: EnvConfig, judge: Judge, settings: Settings, *, seed: int, progress: Progress
 ) -> Run:
     """Train to the end of the steps; the last weights count.
 
@@ -157,61 +148,29 @@ def train(
         settings: of the training.
         seed: of weights, exploration, minibatches and starts.
         progress: told of every score.
-        with_windows: SB3's own PPO on window observations trains the same network with the same numbers.
     """
     torch.set_num_threads(1)
     # a value beyond the end would be a guess that training never corrects
     kind = FiniteHorizon if env.terminal == "liquidate" else PerpVecEnv
-    batch = kind(
-        tape,
-        n_paths=settings.n_paths,
-        accounts_per_path=settings.accounts_per_path,
-        config=env,
+    n_paths, accounts = settings.n_paths, settings.accounts_per_path
+    model = PerpPPO(
+        PerpActorCriticPolicy,
+        kind(tape, n_paths=n_paths, accounts_per_path=accounts, config=env, seed=seed),
+        config=settings.ppo,
+        policy_kwargs={
+            "config": settings.policy,
+            "market_scaler": _unit_scaler(tape.features.shape[2]),
+            "risk_scaler": _unit_scaler(tape.risk.shape[2]),
+        },
         seed=seed,
-        with_windows=with_windows,
+        device="cpu",
     )
-    model = _on_windows(batch, settings, seed) if with_windows else _on_indices(batch, settings, seed)
-    assert isinstance(model.policy, PerpActorCriticPolicy)
     agent = follow_mean(model.policy)
     watch = Watch(lambda: judge(agent, Eyes(settings.action)), settings.steps, 40, progress)
     callbacks: list[BaseCallback] = [SpreadPaths()] if settings.is_spread else []
     model.learn(settings.steps, callback=[*callbacks, watch])
     watch.look()
     return watch.run
-
-
-def _on_indices(env: PerpVecEnv, settings: Settings, seed: int) -> PPO:
-    kwargs = _policy_kwargs(env, settings)
-    return PerpPPO(
-        PerpActorCriticPolicy, env, config=settings.ppo, policy_kwargs=kwargs, seed=seed, device="cpu"
-    )
-
-
-def _on_windows(env: PerpVecEnv, settings: Settings, seed: int) -> PPO:
-    if settings.ppo.path_baseline or settings.is_spread:
-        raise ValueError("SB3's PPO knows no paths: set path_baseline and is_spread to False")
-    ppo = settings.ppo
-    return PPO(
-        PerpActorCriticPolicy,
-        env.as_sb3(),
-        learning_rate=lambda left: max(left, 0.0) * ppo.learning_rate,
-        n_steps=ppo.n_steps,
-        batch_size=ppo.batch_size,
-        n_epochs=ppo.n_epochs,
-        gamma=ppo.gamma,
-        gae_lambda=ppo.gae_lambda,
-        policy_kwargs=_policy_kwargs(env, settings),
-        seed=seed,
-        device="cpu",
-    )
-
-
-def _policy_kwargs(env: PerpVecEnv, settings: Settings) -> dict[str, Any]:
-    return {
-        "config": settings.policy,
-        "market_scaler": _unit_scaler(env.tape.features.shape[2]),
-        "risk_scaler": _unit_scaler(env.tape.risk.shape[2]),
-    }
 
 
 def _unit_scaler(columns: int) -> Scaler:

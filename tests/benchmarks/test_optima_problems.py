@@ -29,7 +29,7 @@ def reward_share(problem: Problem) -> RewardShare:
 def test_the_closed_form_earns_g_star_in_the_env() -> None:
     judge = reward_share(gp_h())
     # 61,440 bars of a signal that halves in 12: the sample's own mean is within a few percent
-    assert judge.best_reward == pytest.approx(GP_H.average_reward(), rel=0.05)
+    assert judge.unit * judge.best_reward == pytest.approx(GP_H.average_reward(), rel=0.05)
 
 
 def test_a_myopic_rule_earns_its_known_share_of_g_star_in_the_env() -> None:
