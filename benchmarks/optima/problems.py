@@ -266,10 +266,12 @@ def _growth_problem(
 ) -> Problem:
     """Independent returns of 1 % around ``drift``, mirrored so that the sample's drift is exact."""
     # as many halves as paths, so that every rollout meets as much up as down
-    pairs, half_bars, episode_bars = 64, 512, 64
+    pairs, episode_bars = 64, 64
+    # so many to train on that no episode is met often: the account's columns tell which one it is
+    training_bars, judging_bars = 8_192, 512
     env = replace(FREE, max_exposure=limit, reward_scale=100.0, episode_bars=episode_bars)
 
-    def tape(seed: int) -> Tape:
+    def tape(half_bars: int, seed: int) -> Tape:
         return mirrored_tape(
             pairs=pairs,
             half_bars=half_bars,
@@ -279,11 +281,15 @@ def _growth_problem(
             seed=seed,
         )
 
-    starts = starts_of(2 * pairs, half_bars)
-    stretches = Stretches(tape=tape(_JUDGING_SEED), env=env, starts=starts, bars=episode_bars)
+    stretches = Stretches(
+        tape=tape(judging_bars, _JUDGING_SEED),
+        env=env,
+        starts=starts_of(2 * pairs, judging_bars),
+        bars=episode_bars,
+    )
     return Problem(
         name=name,
-        tape=lambda seed: tape(_TRAINING_SEED + seed),
+        tape=lambda seed: tape(training_bars, _TRAINING_SEED + seed),
         env=env,
         judge=GrowthShare(stretches=stretches),
         value_name="mean exposure",

@@ -47,7 +47,8 @@ _GROWTH = Settings(
     ppo=replace(
         _PPO, learning_rate=3e-4, gamma=0.0, gae_lambda=0.0, n_steps=64, batch_size=8_192, n_epochs=2
     ),
-    policy=replace(_NET, log_std_init=-1.0, band_width_init=-1.0),
+    # an exploration that the limit on one side cuts off would pull the best mean towards that side
+    policy=replace(_NET, log_std_init=-1.8, band_width_init=-1.0),
     n_paths=128,
     accounts_per_path=4,
     steps=6_000_000,
