@@ -39,6 +39,7 @@ def widened(tape: Tape, contracts: int) -> Tape:
         stamp_rate=np.tile(tape.stamp_rate, contracts),
         features=np.repeat(tape.features, contracts, axis=1),
         risk=np.repeat(tape.risk, contracts, axis=1),
+        is_valid=np.repeat(tape.is_valid, contracts, axis=1),
         mark_rules=tape.mark_rules * contracts,
         planted=None,
         _cache={},

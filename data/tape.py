@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -178,13 +179,16 @@ class Tape:
 
     def epoch_bar(self, bar: NDArray[np.int64]) -> NDArray[np.int64]:
         """Bars since the epoch of the bars at these indices: what absolute grids count."""
-        # a plain integer: a step asks for it, and numpy's scalars are slow
-        first = int(self.open_time_ms[0]) // self.bar_ms
-        return np.asarray(first + np.asarray(bar, np.int64))
+        return np.asarray(np.asarray(bar, np.int64) + self._first_epoch_bar)
 
     def clock(self, bar: NDArray[np.int64]) -> NDArray[np.int64]:
         """``epoch_bar`` modulo ``CLOCK_PERIOD``, exact in float32."""
-        return self.epoch_bar(bar) % CLOCK_PERIOD
+        return self.epoch_bar(bar) & (CLOCK_PERIOD - 1)
+
+    @cached_property
+    def _first_epoch_bar(self) -> int:
+        # every step of every env asks for it
+        return int(self.open_time_ms[0]) // self.bar_ms
 
     def _meta(self) -> dict[str, object]:
         return {

@@ -6,6 +6,7 @@ from perpgym.envs.config import EnvConfig
 from perpgym.envs.perp import PerpEnv
 from perpgym.envs.reasons import reasons
 from perpgym.envs.risk.limits import RiskLimits
+from perpgym.envs.spaces import CONTRACT_LEDGER
 from perpgym.envs.vector import PerpVecEnv
 
 if "perpgym/Perp-v0" not in gym.registry:
@@ -16,4 +17,4 @@ if "perpgym/Perp-v0" not in gym.registry:
         disable_env_checker=True,
     )
 
-__all__ = ["EnvConfig", "PerpEnv", "PerpVecEnv", "RiskLimits", "reasons"]
+__all__ = ["CONTRACT_LEDGER", "EnvConfig", "PerpEnv", "PerpVecEnv", "RiskLimits", "reasons"]

@@ -94,7 +94,6 @@ def step_account(account, world, action, now, is_last, scratch):  # type: ignore
     for asset in range(account.positions.shape[0]):
         row = account.holdings[asset]
         row[:] = 0.0
-        row[_FILL_PRICE] = math.nan
         quantity = account.positions[asset, QUANTITY]
         if quantity != 0.0:
             inverse = world.contracts[asset, 0]

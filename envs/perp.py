@@ -19,8 +19,6 @@ from perpgym.envs.config import EnvConfig
 from perpgym.envs.render import EpisodeRecord, Step, draw
 from perpgym.envs.risk.limits import RiskLimits
 from perpgym.envs.spaces import (
-    CONTRACT_LEDGER,
-    CONTRACT_LEDGER_COLUMNS,
     LEDGER_COLUMNS,
     TOTAL_COLUMNS,
     observation_table,
@@ -31,12 +29,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Observation = dict[str, NDArray[Any]]
-_INFO_NAMES = (
-    *LEDGER_COLUMNS,
-    *(f"total_{name}" for name in TOTAL_COLUMNS),
-    *(f"contract_{name}" for name in CONTRACT_LEDGER_COLUMNS),
-)
-_FILL_PRICE = CONTRACT_LEDGER["fill_price"]
+_INFO_NAMES = (*LEDGER_COLUMNS, *(f"total_{name}" for name in TOTAL_COLUMNS))
 # of a step that a picture can show: an order in slices has many
 _MOST_FILLS = 256
 
@@ -78,9 +71,9 @@ class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
     of the episode or of the data.
 
     ``info`` holds the ledger of the step (``envs.spaces.LEDGER_COLUMNS``), which adds up to the change of
-    equity, that of each contract (``contract_…``, (A,) float64, ``envs.spaces.CONTRACT_LEDGER_COLUMNS``;
-    ``envs.reasons`` puts ``contract_reason`` in words), the parts summed since the episode began
-    (``total_…``), and ``time_ms``, the close of the newest bar. A fill price is 0 where nothing filled.
+    equity; that of each contract (``contracts``, (A, H) float64, columns ``CONTRACT_LEDGER``, ``reason``
+    in words by :func:`reasons`); the parts summed since the episode began (``total_…``); and
+    ``time_ms``, the close of the newest bar. A fill price is 0 where nothing filled.
 
     Args:
         tape: the market; None makes a small simulated one.
@@ -172,7 +165,7 @@ class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
         if self._record is not None:
             equity = float(self.batch.state_dict()["wallets"][0, EQUITY])
             self._record.restart(int(self._buffers.bar[0]), equity)
-        return _first(self.batch.observation(self._buffers)), {"time_ms": self._time_ms(self._buffers.bar)}
+        return self.batch.observation(self._buffers, 0), {"time_ms": self._time_ms(self._buffers.bar)}
 
     def step(self, action: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Book one bar. Raises ResetNeeded after an episode has ended."""
@@ -182,15 +175,10 @@ class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
         stop = math.nan
         if self._record is not None:
             stop = float(self.batch.state_dict()["positions"][0, 0, STOP_PRICE])
-        self.batch.step_into(np.asarray(action, np.float32).reshape(1, -1), out)
-        booked = out.ledger[0].tolist() + self.batch.totals(out)[0].tolist()
-        # one copy, a row of it for each contract column
-        by_contract = out.holdings[0].T.copy()
-        # Gymnasium's checker compares infos, and nan is never equal to itself
-        fill_price = by_contract[_FILL_PRICE]
-        np.fmax(fill_price, 0.0, out=fill_price)
-        info: dict[str, Any] = dict(zip(_INFO_NAMES, booked + list(by_contract), strict=True))
-        info["fill_price"] = fill_price.item(0)
+        self.batch.step_into(np.asarray(action, np.float32)[None], out)
+        booked = out.ledger[0].tolist() + self.batch.totals(out, 0).tolist()
+        info: dict[str, Any] = dict(zip(_INFO_NAMES, booked, strict=True))
+        info["contracts"] = out.holdings[0].copy()
         is_over = bool(out.terminated[0] or out.truncated[0])
         self._is_running = not is_over
         bar = out.final_bar if is_over else out.bar
@@ -198,9 +186,9 @@ class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
         if self._record is not None:
             fills = self._fills[: int(info["fills"])].copy()
             self._record.add(Step(int(bar[0]), out.ledger[0].copy(), out.holdings[0].copy(), stop, fills))
-        observation = self.batch.final_observation(out) if is_over else self.batch.observation(out)
+        observation = self.batch.final_observation if is_over else self.batch.observation
         return (
-            _first(observation),
+            observation(out, 0),
             float(out.reward[0]),
             bool(out.terminated[0]),
             bool(out.truncated[0]),
@@ -237,10 +225,6 @@ class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
 PerpEnv.__doc__ = f"{PerpEnv.__doc__}\n    Account and portfolio columns::\n\n        " + (
     observation_table().replace("\n", "\n        ")
 )
-
-
-def _first(observation: Observation) -> Observation:
-    return {name: column[0] for name, column in observation.items()}
 
 
 def make_vector_env(

@@ -29,7 +29,8 @@ def reasons(code: float) -> tuple[str, ...]:
     """The rules that cut or dropped an order, each named first.
 
     Args:
-        code: bits, as in ``info["contract_reason"]`` and the contract ledger; 0 for an order that stood.
+        code: bits, the column ``reason`` of the contract ledger, e.g.
+            ``info["contracts"][0, CONTRACT_LEDGER["reason"]]``; 0 for an order that stood.
 
     Raises:
         ValueError: no reason has one of these bits.
@@ -38,6 +39,6 @@ def reasons(code: float) -> tuple[str, ...]:
     if bits != code or bits & ~sum(REASONS) or bits < 0:
         raise ValueError(
             f"a reason is a sum of the bits {', '.join(map(str, REASONS))}, was {code}; read it from "
-            "contract_reason"
+            "the contract ledger's column reason"
         )
     return tuple(words for bit, words in REASONS.items() if bits & bit)

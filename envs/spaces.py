@@ -99,7 +99,7 @@ LEDGER = {name: i for i, name in enumerate(LEDGER_COLUMNS)}
 CONTRACT_LEDGER_COLUMNS: tuple[str, ...] = (
     "position",  # signed, after the step: base (linear) or quote (inverse)
     "exposure",  # signed notional over equity at the mark close, after the step
-    "fill_price",  # quote, of the order decided at the last close; nan without a fill
+    "fill_price",  # quote, of the order decided at the last close; 0 without a fill
     "filled",  # signed, all that was bought less all that was sold in the step
     "profit",  # settle currency: price_pnl + funding - costs; of all contracts, the equity change
     "costs",  # paid > 0: fees, spread, impact and clearance, less what the insurance fund bore

@@ -35,7 +35,6 @@ from perpgym.envs.masks import mask_batch
 from perpgym.envs.risk.limits import RiskLimits
 from perpgym.envs.rules import frozen, make_world
 from perpgym.envs.spaces import (
-    CONTRACT_LEDGER_COLUMNS,
     LEDGER_COLUMNS,
     TOTAL_COLUMNS,
     observation_space,
@@ -323,8 +322,17 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
         self.__dict__.update(state)
         self._read_tape()
 
-    def totals(self, out: StepBuffers) -> NDArray[np.float64]:
-        """(N, 8) the ledger's parts summed since the episode began; of an episode that just ended, whole."""
+    def totals(self, out: StepBuffers, account: int | None = None) -> NDArray[np.float64]:
+        """(N, 8) the ledger's parts summed since the episode began; of an episode that just ended, whole.
+
+        Args:
+            out: the step.
+            account: (8,) of this one; None means all.
+        """
+        if account is not None:
+            is_over = out.terminated[account] or out.truncated[account]
+            one: NDArray[np.float64] = (out.final_totals if is_over else self._state.totals)[account].copy()
+            return one
         totals: NDArray[np.float64] = self._state.totals.copy()
         done = out.terminated | out.truncated
         if done.any():
@@ -375,9 +383,7 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
         out = self._buffers
         self.step_into(np.ascontiguousarray(actions, np.float32), out)
         info: dict[str, Any] = {name: out.ledger[:, i].copy() for i, name in enumerate(LEDGER_COLUMNS)}
-        info |= {
-            f"contract_{name}": out.holdings[:, :, i].copy() for i, name in enumerate(CONTRACT_LEDGER_COLUMNS)
-        }
+        info["contracts"] = out.holdings.copy()
         totals = self.totals(out)
         info |= {f"total_{name}": totals[:, i] for i, name in enumerate(TOTAL_COLUMNS)}
         done = out.terminated | out.truncated
@@ -390,15 +396,15 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
             info["_final_obs"] = done
         return self.observation(out), out.reward.copy(), out.terminated.copy(), out.truncated.copy(), info
 
-    def observation(self, out: StepBuffers) -> dict[str, NDArray[Any]]:
-        """The observation as Gymnasium's dictionary, copied out of the buffers."""
-        return _as_dict(self.tape, out.bar, out.account, out.portfolio, out.market, out.risk)
+    def observation(self, out: StepBuffers, account: int | None = None) -> dict[str, NDArray[Any]]:
+        """The observation as Gymnasium's dictionary, copied out of the buffers; of one account, or of all."""
+        parts = (out.bar, out.account, out.portfolio, out.market, out.risk)
+        return _as_dict(self.tape, parts, account)
 
-    def final_observation(self, out: StepBuffers) -> dict[str, NDArray[Any]]:
-        """The observation before the restart, for every account; meaningful where done."""
-        return _as_dict(
-            self.tape, out.final_bar, out.final_account, out.final_portfolio, out.final_market, out.final_risk
-        )
+    def final_observation(self, out: StepBuffers, account: int | None = None) -> dict[str, NDArray[Any]]:
+        """The observation before the restart, as :meth:`observation`; meaningful where done."""
+        parts = (out.final_bar, out.final_account, out.final_portfolio, out.final_market, out.final_risk)
+        return _as_dict(self.tape, parts, account)
 
     def as_sb3(self) -> SB3PerpVecEnv:
         """Stable-Baselines3's face on this env."""
@@ -412,21 +418,29 @@ def _rows(columns: NDArray[np.float32]) -> NDArray[np.float32]:
     return frozen(frozen(columns).reshape(columns.shape[0], -1))
 
 
-def _as_dict(
-    tape: Tape,
-    bar: NDArray[np.int64],
-    account: NDArray[np.float32],
-    portfolio: NDArray[np.float32],
-    market: NDArray[np.float32] | None,
-    risk: NDArray[np.float32] | None,
-) -> dict[str, NDArray[Any]]:
-    observation: dict[str, NDArray[Any]] = {"account": account.copy(), "portfolio": portfolio.copy()}
+_Parts = tuple[
+    NDArray[np.int64],
+    NDArray[np.float32],
+    NDArray[np.float32],
+    NDArray[np.float32] | None,
+    NDArray[np.float32] | None,
+]
+
+
+def _as_dict(tape: Tape, parts: _Parts, chosen: int | None) -> dict[str, NDArray[Any]]:
+    """Copies of bar, account, portfolio, market and risk: of all accounts, or of the one that was chosen."""
+    bar, account, portfolio, market, risk = parts
+    rows = ... if chosen is None else chosen
+    observation: dict[str, NDArray[Any]] = {
+        "account": account[rows].copy(),
+        "portfolio": portfolio[rows].copy(),
+    }
     if market is None or risk is None:
-        observation["bar"] = bar[:, None].copy()
+        observation["bar"] = bar[rows, None].copy()
     else:
-        observation["market"], observation["risk"] = market.copy(), risk.copy()
-        observation["clock"] = tape.clock(bar)[:, None]
+        observation["market"], observation["risk"] = market[rows].copy(), risk[rows].copy()
+        observation["clock"] = tape.clock(bar[rows, None])
         if len(tape.contracts) > 1:
             window = np.arange(1 - market.shape[1], 1)
-            observation["valid"] = tape.is_valid[bar[:, None] + window].astype(np.float32)  # N R A
+            observation["valid"] = tape.is_valid[bar[rows, None] + window].astype(np.float32)  # N R A, or R A
     return observation

@@ -244,10 +244,8 @@ def close_books(
         ledger[after] = 0.0
         ledger[after, LEDGER["equity"]] = left
         ledger[after, LEDGER["equity_before"]] = left
-        ledger[after, LEDGER["fill_price"]] = np.nan
         ledger[after, LEDGER["drawdown"]] = ledger[ending[0], LEDGER["drawdown"]]
         holdings[after] = 0.0
-        holdings[after, :, CONTRACT_LEDGER["fill_price"]] = np.nan
         actions[after] = 0.0
     return BacktestResult(
         name=name,

@@ -31,3 +31,10 @@ def test_the_bare_copies_write_what_the_env_writes(bench: ModuleType) -> None:
     ours.windows()[0, 0, 0] += np.float32(1.0)
     with pytest.raises(SystemExit, match="differs from the env's windows"):
         bench.check_bare_copies(ours)
+
+
+def test_the_cost_of_contracts_is_measured_on_as_many_of_them(bench: ModuleType) -> None:
+    costs = importlib.import_module("env_costs")
+    tape = costs.widened(bench.market("2025-01-01"), 3)
+    assert (tape.mark.shape[1], len(tape.contracts), tape.is_valid.shape[1]) == (3, 3, 3)
+    assert costs.cost_of_contracts(bench.market("2025-01-01"), 3, bench.CONFIG, rounds=1) > 0.0

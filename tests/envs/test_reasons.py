@@ -14,7 +14,7 @@ from perpgym.data.tape import Tape
 from perpgym.envs import EnvConfig, PerpEnv, PerpVecEnv, reasons
 from perpgym.envs.orders import BRACKET, MARGIN, NOT_REACHED, PARTICIPATION, TOO_SMALL
 from perpgym.envs.reasons import REASONS
-from perpgym.envs.spaces import CONTRACT_LEDGER_COLUMNS
+from perpgym.envs.spaces import CONTRACT_LEDGER, CONTRACT_LEDGER_COLUMNS
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "mechanics.md").read_text("utf-8")
 MakeTape = Callable[..., Tape]
@@ -56,7 +56,7 @@ def test_the_info_of_a_step_says_by_contract_why_an_order_was_cut(
     env = PerpEnv(make_tape(volume=1e7, sigma=0.001), config=config)
     env.reset(seed=0)
     *_rest, info = env.step(np.ones(1, np.float32))
-    assert reasons(info["contract_reason"][0]) == (REASONS[bit],)
+    assert reasons(info["contracts"][0, CONTRACT_LEDGER["reason"]]) == (REASONS[bit],)
 
 
 def test_the_single_envs_info_has_the_batchs_contract_ledger(
@@ -75,15 +75,13 @@ def test_the_single_envs_info_has_the_batchs_contract_ledger(
     for action in np.random.default_rng(0).uniform(-1, 1, (5, 2)).astype(np.float32):
         *_rest, info = single.step(action)
         *_rest, of_batch = batch.step(action[None])
-        for name in CONTRACT_LEDGER_COLUMNS:
-            assert info[f"contract_{name}"].shape == (2,)
-            column = np.nan_to_num(of_batch[f"contract_{name}"][0])
-            np.testing.assert_array_equal(info[f"contract_{name}"], column)
-        kept.append((info, info["contract_position"].copy()))
+        assert info["contracts"].shape == (2, len(CONTRACT_LEDGER_COLUMNS))
+        np.testing.assert_array_equal(info["contracts"], of_batch["contracts"][0])
+        kept.append((info, info["contracts"].copy()))
     # an info that is kept does not change with later steps
-    for info, position in kept:
-        np.testing.assert_array_equal(info["contract_position"], position)
-    assert len({tuple(position) for _info, position in kept}) > 1
+    for info, booked in kept:
+        np.testing.assert_array_equal(info["contracts"], booked)
+    assert len({tuple(booked[:, CONTRACT_LEDGER["position"]]) for _info, booked in kept}) > 1
 
 
 def test_an_info_equals_itself_where_nothing_filled(make_tape: MakeTape, merge_tapes: MergeTapes) -> None:
@@ -91,8 +89,9 @@ def test_an_info_equals_itself_where_nothing_filled(make_tape: MakeTape, merge_t
     env = PerpEnv(tape, config=EnvConfig(window_bars=4, action="target"))
     env.reset(seed=5)
     *_rest, info = env.step(np.array([0.5, 0.0], np.float32))
-    assert info["contract_fill_price"][0] == info["fill_price"] > 0.0
-    assert info["contract_fill_price"][1] == 0.0
+    prices = info["contracts"][:, CONTRACT_LEDGER["fill_price"]]
+    assert prices[0] == info["fill_price"] > 0.0
+    assert prices[1] == 0.0
     assert data_equivalence(info, {**info}, exact=True)
     *_rest, info = env.step(np.array([0.5, 0.0], np.float32))
     assert info["fill_price"] == 0.0
