@@ -21,7 +21,7 @@ class _QuantileHuber(torch.autograd.Function):
         q = (current - middle).double()  # n N
         first = functional.pad(y.cumsum(dim=1), (1, 0))  # n M+1
         second = functional.pad(y.square().cumsum(dim=1), (1, 0))  # n M+1
-        # how many targets lie below q - 1, q and q + 1; the loss is smooth there, so on either side is the same
+        # how many targets lie below q - 1, q and q + 1; which side a tie falls makes no difference
         edges = [torch.searchsorted(y, at) for at in (q - 1.0, q, q + 1.0)]  # n N
         (low, mid, high), (s_low, s_mid, s_high), (t_low, t_mid, t_high) = (
             edges,
