@@ -38,8 +38,8 @@ class TrainedAgent:
         self._weights = -1
         self._context = torch.empty(0)  # n 2D, of the bars from _first on
         self._first = 0
-        # (n, Z) of a policy that remembers, for the bar after the last one that was asked for
-        self.memory = torch.empty(0)
+        # (n, Z) of a policy that remembers: in force at the last bar that was asked for, and for the next one
+        self.in_force = self.memory = torch.empty(0)
         self._next_bar = -1
 
     @torch.no_grad()
@@ -72,7 +72,7 @@ class TrainedAgent:
         """(n, S + Z) states with what is remembered, which a gap in the bars or other accounts wipe out."""
         if bar != self._next_bar or len(self.memory) != len(state):
             self.memory = state.new_zeros(len(state), policy.memory_size)
-        memory = policy.remember(context, state, self.memory)
+        self.in_force = memory = policy.remember(context, state, self.memory)
         self.memory, self._next_bar = policy.forget(memory), bar + 1
         return torch.cat((state, memory), dim=-1)
 

@@ -145,7 +145,7 @@ class PerpFeatures(BaseFeaturesExtractor):
         if self.forecast is None:
             return self.fusion.context(embedding)  # ... 2D
         # encoders that forecast learn from that alone (Stooke et al. 2021): a policy gradient is mostly noise
-        context = self.fusion.context(embedding.detach())  # ... 2D
+        context = self.fusion.context(embedding.detach() if self.training else embedding)  # ... 2D
         return torch.cat((context, self._forecast(self.forecast, embedding)), dim=-1)  # ... C
 
     def _forecast(self, head: ForecastHead, embedding: torch.Tensor) -> torch.Tensor:
@@ -190,7 +190,7 @@ class PerpFeatures(BaseFeaturesExtractor):
         fused: torch.Tensor = self.fusion(context.value, context.gate, self.scale_state(state))  # ... D
         if self.forecast is None:
             return fused
-        forecasts = self.forecast.for_heads(context.forecasts)  # ... A*H
+        forecasts = self.forecast.for_heads(context.forecasts, detach=self.training)  # ... A*H
         return torch.cat((fused, forecasts.expand(*fused.shape[:-1], -1)), dim=-1)  # ... D+A*H
 
     def stretch_embedding(
