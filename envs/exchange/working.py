@@ -1,0 +1,85 @@
+"""Orders through the kernel: an order is put into its row, filled, and what it filled is booked."""
+
+from __future__ import annotations
+
+import math
+
+from perpgym.envs.account import (
+    ORDER_AGE,
+    ORDER_DONE,
+    ORDER_FRESH,
+    ORDER_HELD,
+    ORDER_LIMIT,
+    ORDER_QUANTITY,
+    ORDER_REASON,
+    ORDER_SIZE,
+    ORDER_STOP,
+    ORDER_STYLE,
+)
+from perpgym.envs.exchange.books import Books, OrderEvent
+from perpgym.envs.exchange.orders import Order, sign
+from perpgym.envs.matching import fill_resting, take_due
+from perpgym.envs.orders import LIMIT, MARGIN, MARKET
+
+
+def _put(books: Books, order: Order, wanted: float, style: int) -> None:
+    """An order into the kernel's row of its contract; ``wanted`` is base, unsigned."""
+    row = books.account.orders[order.asset]
+    row[ORDER_QUANTITY] = sign(order.side) * wanted
+    # an order in the book was admitted as it came
+    row[ORDER_SIZE] = sign(order.side) * order.quantity
+    row[ORDER_HELD] = books.position(order.asset)
+    row[ORDER_STYLE], row[ORDER_LIMIT] = style, order.price
+    row[ORDER_REASON] = row[ORDER_STOP] = row[ORDER_FRESH] = row[ORDER_DONE] = 0.0
+    # it was judged when it arrived
+    row[ORDER_AGE] = math.inf
+
+
+def wanted_of(books: Books, order: Order) -> float:
+    """base, unsigned: what of it may fill at most; a reduce-only order never more than the position."""
+    if not order.reduce_only:
+        return order.left
+    held = books.position(order.asset)
+    return min(order.left, abs(held)) if held * sign(order.side) < 0.0 else 0.0
+
+
+def room_left(books: Books, asset: int, volume: float) -> float:
+    """base that this account may still take of a volume in the open bar; inf before its first fill."""
+    taken = float(books.taken[asset])
+    return math.inf if taken == 0.0 else max(books.world.rules.max_participation * volume - taken, 0.0)
+
+
+def take(books: Books, order: Order, due: float, reference: float, time_ms: int) -> None:
+    """Fill ``due`` of an order as a taker from ``reference`` (quote, the last price at that moment)."""
+    market = books.market
+    # what is not due now is no part of this fill
+    _put(books, order, due, MARKET)
+    take_due(
+        books.account, books.world, order.asset, market.bar, market.fine, sign(order.side) * due, reference
+    )
+    _book(books, order, time_ms, is_maker=False)
+
+
+def fill_maker(books: Books, order: Order, wanted: float, time_ms: int) -> None:
+    """Fill what of a resting order the open bar trades through; what margin refuses ends it."""
+    market = books.market
+    _put(books, order, wanted, LIMIT)
+    fill_resting(books.account, books.world, order.asset, market.bar, market.fine, market.number)
+    reason = int(books.account.orders[order.asset, ORDER_REASON])
+    _book(books, order, time_ms, is_maker=True)
+    if order.is_open and reason & MARGIN:
+        end_order(books, order, "EXPIRED", "margin", time_ms)
+
+
+def _book(books: Books, order: Order, time_ms: int, *, is_maker: bool) -> None:
+    row = books.account.orders[order.asset]
+    row[ORDER_QUANTITY] = 0.0
+    for fill in books.collect():
+        books.book(order, fill, time_ms, is_maker=is_maker)
+    books.forgive(order.asset, time_ms)
+
+
+def end_order(books: Books, order: Order, status: str, reason: str, time_ms: int) -> None:
+    """An order leaves the book without (further) fills: ``CANCELED`` or ``EXPIRED``."""
+    order.status, order.end_reason, order.update_ms = status, reason, time_ms  # type: ignore[assignment]
+    books.emit(OrderEvent(order=order, execution=status, time_ms=time_ms))

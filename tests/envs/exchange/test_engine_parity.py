@@ -1,0 +1,206 @@
+"""The same actions through the env and through the exchange's engine: the same money, to 1e-8."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from perpgym.data.bars import CLOSE
+from perpgym.data.contract import Bracket, Contract
+from perpgym.data.tape import Tape
+from perpgym.envs import EnvConfig, PerpVecEnv, RiskLimits
+from perpgym.envs.account import QUANTITY, WALLET
+from perpgym.envs.decision import wanted_quantity
+from perpgym.envs.exchange.bars import close_bar, open_bar
+from perpgym.envs.exchange.books import Books
+from perpgym.envs.exchange.engine import AlgoRequest, Engine, OrderRequest
+from perpgym.envs.exchange.market import Replay
+from perpgym.envs.execution import round_to_tick
+from perpgym.envs.spaces import LEDGER
+
+MakeTape = Callable[..., Tape]
+FREE = RiskLimits(max_leverage=150.0, max_daily_loss=None)
+START = 3
+# an exchange whose rules never stand in the way: what is compared is money
+OPEN_RULES = Contract(
+    symbol="TEST/USDT:USDT", tick_size=0.1, lot_size=0.001, min_quantity=0.001, min_notional=0.0,
+    clearance_rate=0.0125,
+    brackets=(
+        Bracket(floor=0.0, cap=500_000.0, maintenance_margin_rate=0.004, cum=0.0, max_leverage=125.0),
+        Bracket(
+            floor=500_000.0, cap=float("inf"), maintenance_margin_rate=0.005, cum=500.0, max_leverage=100.0
+        ),
+    ),
+)  # fmt: skip
+
+
+class Client:
+    """Trades on the engine as the env's account does, with stops and targets of its own."""
+
+    def __init__(self, tape: Tape, config: EnvConfig) -> None:
+        self.config, self.tape = config, tape
+        self.engine = Engine(Replay(tape, start_bar=START + 1), config)
+        self.books: Books = self.engine.books
+        self.count = 0
+        self.entries = [0.0] * len(tape.contracts)
+
+    def equity(self, bar: int) -> float:
+        """quote, at the mark close of a bar."""
+        profits = [
+            self.books.position(a) * (self.tape.mark[bar, a, CLOSE] - self.books.entry_price(a))
+            for a in range(len(self.tape.contracts))
+        ]
+        return float(self.books.wallet + sum(profits))
+
+    def trade(self, targets: np.ndarray, bar: int) -> None:
+        """Orders for exposures decided at the close of ``bar``, what closes first."""
+        base, orders = self.equity(bar), []
+        for asset, target in enumerate(targets):
+            exposure = float(np.float32(target)) * self.config.max_exposure
+            quantity = wanted_quantity(
+                self.books.account.positions[asset], exposure, base, self.tape.mark[bar, asset, CLOSE],
+                self.books.rules(asset),
+            )  # fmt: skip
+            if quantity != 0.0:
+                orders.append((self.books.position(asset) * quantity >= 0.0, asset, float(quantity)))
+        for _opens, asset, quantity in sorted(orders):
+            self.count += 1
+            self.engine.place(
+                OrderRequest(
+                    asset=asset, side="BUY" if quantity > 0.0 else "SELL", kind="MARKET",
+                    quantity=round(abs(quantity), 3), client_id=f"o{self.count}",
+                )
+            )  # fmt: skip
+            self.protect(asset)
+
+    def protect(self, asset: int) -> None:
+        """A stop and a target for the whole position wherever its entry has moved."""
+        entry, held = self.books.entry_price(asset), self.books.position(asset)
+        if entry == self.entries[asset] or held == 0.0:
+            return
+        self.entries[asset] = entry
+        self.engine.cancel_all_algos(asset)
+        side = 1.0 if held > 0.0 else -1.0
+        wanted = (
+            ("STOP_MARKET", self.config.stop_loss, -1.0),
+            ("TAKE_PROFIT_MARKET", self.config.take_profit, 1.0),
+        )
+        for kind, distance, sign in wanted:
+            if distance is not None:
+                self.count += 1
+                price = round_to_tick(entry * (1.0 + sign * side * distance), 0.1, -side)
+                self.engine.place_algo(
+                    AlgoRequest(
+                        asset=asset, side="SELL" if held > 0.0 else "BUY", kind=kind, close_position=True,
+                        trigger_price=float(price), client_id=f"a{self.count}",
+                        working_type="MARK_PRICE" if self.config.stop_trigger == "mark" else "CONTRACT_PRICE",
+                    )
+                )  # fmt: skip
+
+    def close_bar(self) -> None:
+        market = self.engine.market
+        close_bar(self.books, market.close_ms)
+
+    def open_bar(self) -> None:
+        market = self.engine.market
+        if market.move_on():
+            self.engine.now_ms = market.open_ms
+            open_bar(self.books, market.open_ms)
+
+
+def compare(tape: Tape, config: EnvConfig, seed: int, bars: int) -> dict[str, float]:
+    """Step both side by side; returns what happened on the way."""
+    env = PerpVecEnv(tape, n_paths=1, config=config, limits=FREE, start_bar=START)
+    out = env.make_buffers()
+    env.reset_into(out, seed=0)
+    assert int(out.bar[0]) == START
+    client, rng = Client(tape, config), np.random.default_rng(seed)
+    happened = {"fills": 0.0, "liquidated": 0.0, "stopped": 0.0, "funding": 0.0}
+    for bar in range(START, START + bars):
+        targets = rng.uniform(-1.0, 1.0, len(tape.contracts)).astype(np.float32)
+        targets[rng.random(targets.size) < 0.3] = 0.0
+        client.trade(targets, bar)
+        known = len(client.engine.registry.incomes)
+        client.close_bar()
+        env.step_into(targets[None], out)
+        ledger = out.ledger[0]
+        for name in happened:
+            happened[name] += abs(float(ledger[LEDGER[name]]))
+        assert client.equity(bar + 1) == pytest.approx(ledger[LEDGER["equity"]], abs=1e-8)
+        funding = sum(i.amount for i in client.engine.registry.incomes[known:] if i.kind == "FUNDING_FEE")
+        assert funding == pytest.approx(ledger[LEDGER["funding"]], abs=1e-8)
+        if out.terminated[0] or out.truncated[0]:
+            break
+        state = env.state_dict()
+        assert client.books.wallet == pytest.approx(state["wallets"][0, WALLET], abs=1e-8)
+        held = [client.books.position(a) for a in range(len(tape.contracts))]
+        assert held == pytest.approx(state["positions"][0, :, QUANTITY], abs=1e-12)
+        client.open_bar()
+    incomes = client.engine.registry.incomes
+    assert config.initial_wallet + sum(i.amount for i in incomes) == pytest.approx(
+        client.books.wallet, abs=1e-8
+    )
+    return happened
+
+
+def settings(**changes: Any) -> EnvConfig:
+    plain: dict[str, Any] = {
+        "initial_wallet": 10_000.0, "action": "target", "rebalance_threshold": 0.0, "max_drawdown": 1.0,
+        "episode_bars": 10_000, "window_bars": 1,
+    }  # fmt: skip
+    return EnvConfig(**plain | changes)
+
+
+def test_market_orders_and_funding_book_as_in_the_env(make_tape: MakeTape) -> None:
+    tape = make_tape(bars=300, seed=1, rules=OPEN_RULES, mark_basis=3e-4)
+    happened = compare(tape, settings(), 1, 250)
+    assert happened["fills"] > 200
+    assert happened["funding"] > 0.0
+
+
+@pytest.mark.parametrize("trigger", ["mark", "last"])
+def test_stops_and_targets_at_the_exchange_act_as_the_envs_own(make_tape: MakeTape, trigger: Any) -> None:
+    tape = make_tape(bars=400, seed=2, rules=OPEN_RULES, wick=0.004, mark_basis=5e-4)
+    happened = compare(tape, settings(stop_loss=0.012, take_profit=0.015, stop_trigger=trigger), 2, 300)
+    assert happened["stopped"] > 10
+
+
+@pytest.mark.parametrize("mode", ["cross", "isolated"])
+@pytest.mark.parametrize("liquidation", ["full", "brackets"])
+def test_liquidations_take_the_same(make_tape: MakeTape, mode: Any, liquidation: Any) -> None:
+    total = 0.0
+    for seed in range(6):
+        tape = make_tape(bars=120, seed=seed, sigma=0.02, wick=0.12, rules=OPEN_RULES)
+        config = settings(
+            initial_wallet=100_000.0, leverage=25.0, max_exposure=12.0, margin_mode=mode,
+            liquidation=liquidation, half_spread_bps=0.5, impact_coefficient=0.1,
+        )  # fmt: skip
+        total += compare(tape, config, seed, 100)["liquidated"]
+    assert total > 3
+
+
+def test_several_contracts_share_one_margin_as_in_the_env(make_portfolio: MakeTape) -> None:
+    tape = make_portfolio((0, 0, 0), seed=5, bars=200, rules=OPEN_RULES, sigma=0.01)
+    happened = compare(tape, settings(leverage=50.0, max_exposure=6.0, stop_loss=0.02), 7, 150)
+    assert happened["fills"] > 200
+
+
+def test_a_thin_market_cuts_the_same_part_of_an_order(make_tape: MakeTape) -> None:
+    tape = make_tape(bars=80, seed=3, rules=OPEN_RULES, volume=2.0)
+    happened = compare(tape, settings(), 3, 60)
+    assert happened["fills"] > 40
+
+
+def test_an_unpaid_fee_would_show(make_tape: MakeTape) -> None:
+    tape = make_tape(bars=60, seed=1, rules=OPEN_RULES)
+    env = PerpVecEnv(tape, n_paths=1, config=settings(), limits=FREE, start_bar=START)
+    out = env.make_buffers()
+    env.reset_into(out, seed=0)
+    client = Client(tape, settings(taker_rate=0.0))
+    client.trade(np.array([1.0]), START)
+    client.close_bar()
+    env.step_into(np.array([[1.0]], np.float32), out)
+    assert abs(client.equity(START + 1) - out.ledger[0, LEDGER["equity"]]) > 1.0
