@@ -74,6 +74,8 @@ class Engine:
         self.books = Books(market, config or EnvConfig())
         self.registry = self.books.registry
         self.now_ms = market.open_ms
+        # by contract, when the dead man's switch cancels its orders
+        self.countdowns: dict[int, int] = {}
         open_bar(self.books, self.now_ms)
 
     # --- time ---
@@ -86,12 +88,27 @@ class Engine:
     def advance(self, to_ms: int) -> None:
         """Let time pass; every bar that closes by then is booked, and the next one opens."""
         while not self.market.is_over and self.next_ms <= to_ms:
+            self._count_down(self.next_ms)
             self.now_ms = self.next_ms
             close_bar(self.books, self.now_ms)
             if self.market.move_on():
                 open_bar(self.books, self.now_ms)
             self.registry.settle()
+        self._count_down(to_ms)
         self.now_ms = max(self.now_ms, to_ms)
+
+    def set_countdown(self, asset: int, wait_ms: int) -> None:
+        """Cancel a contract's orders that many milliseconds from now, unless told again; 0 for never."""
+        self.countdowns.pop(asset, None)
+        if wait_ms:
+            self.countdowns[asset] = self.now_ms + wait_ms
+
+    def _count_down(self, to_ms: int) -> None:
+        due = sorted((at_ms, asset) for asset, at_ms in self.countdowns.items() if at_ms <= to_ms)
+        for at_ms, asset in due:
+            self.now_ms = max(self.now_ms, at_ms)
+            del self.countdowns[asset]
+            self.cancel_all(asset)
 
     # --- orders ---
 

@@ -92,7 +92,9 @@ def refusal(books: Books, order: Order, quantity: float, price: float, fee_rate:
         fee_rate: fraction of notional.
     """
     account, market, asset = books.account, books.market, order.asset
-    locked = sum(position_margin(books, other, order).order_margin for other in range(len(books.contracts)))
+    others = [a for a in range(len(books.contracts)) if a != asset]
+    locked = sum(position_margin(books, other).order_margin for other in others)
+    locked += _locked_before(books, order, quantity * price)
     signed = sign(order.side) * quantity
     bar = read_bar(books.world.market, market.bar, market.fine, asset, books.rules(asset).is_inverse)
     # what resting orders tie up is not there for this one
@@ -104,3 +106,14 @@ def refusal(books: Books, order: Order, quantity: float, price: float, fee_rate:
     if int(cut) & MARGIN:
         return -2019
     return -2027 if int(cut) & BRACKET else 0
+
+
+def _locked_before(books: Books, order: Order, worth: float) -> float:
+    """Margin that the orders resting on an order's own side tie up beside it, quote.
+
+    Those on the other side stand on the same margin: they and it cannot both make the position larger.
+    """
+    side, margin = sign(order.side), position_margin(books, order.asset, order)
+    before = margin.bid_notional if side > 0.0 else margin.ask_notional
+    alone, together = margin.notional + side * worth, margin.notional + side * (worth + before)
+    return max(abs(together) - abs(alone), 0.0) / books.rules(order.asset).leverage
