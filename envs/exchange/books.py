@@ -163,7 +163,7 @@ class Books:
 
     def rules(self, asset: int) -> ContractRules:
         """The kernel's rules of a contract at its present leverage and margin mode."""
-        return ContractRules(*self.world.contracts[asset])
+        return ContractRules(*self.world.contracts[asset].tolist())
 
     def set_rules(self, asset: int, rules: ContractRules) -> None:
         """Change leverage or margin mode."""

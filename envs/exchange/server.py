@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import parse_qsl
 
-from perpgym.envs.exchange import rest_account, rest_orders, rest_public
+from perpgym.envs.exchange import admin, rest_account, rest_orders, rest_public
 from perpgym.envs.exchange.api import ENDPOINTS, Endpoint, Params
 from perpgym.envs.exchange.errors import Rejected
 from perpgym.envs.exchange.streams import Hub
@@ -47,18 +47,23 @@ class Server:
     async def start(
         self, *, host: str = "127.0.0.1", port: int = 0, tls: ssl.SSLContext | None = None
     ) -> str:
-        """Listen; returns the URL. Port 0 takes a free one."""
-        app = web.Application()
-        app.router.add_route("*", "/{path:.*}", self._answer)
-        self._runner = web.AppRunner(app, access_log=None)
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, host, port, ssl_context=tls)
-        await site.start()
-        bound = self._runner.addresses[0][1]
+        """Listen, and let the clock run; returns the URL. Port 0 takes a free one."""
+        bound = await self.listen(host=host, port=port, tls=tls)
         self.url = f"{'https' if tls else 'http'}://{host}:{bound}"
         if self.venue.clock.speed > 0.0:
             self._clock = asyncio.create_task(self._run_clock())
         return self.url
+
+    async def listen(self, *, host: str, port: int, tls: ssl.SSLContext | None = None) -> int:
+        """Listen on one more port; returns it."""
+        if self._runner is None:
+            app = web.Application()
+            app.router.add_route("*", "/{path:.*}", self._answer)
+            self._runner = web.AppRunner(app, access_log=None)
+            await self._runner.setup()
+        await web.TCPSite(self._runner, host, port, ssl_context=tls).start()
+        bound: int = self._runner.addresses[-1][1]
+        return bound
 
     async def stop(self) -> None:
         """Close every connection."""
@@ -77,6 +82,8 @@ class Server:
         body = (await request.read()).decode("utf-8", "replace")
         found = ENDPOINTS.get((request.method, path))
         self.pass_time()
+        if self.venue.has_admin and path.startswith(admin.PREFIX):
+            return self._administer(path.removeprefix(admin.PREFIX), body)
         if found is None:
             return web.Response(status=404, text=_NOT_FOUND, content_type="text/html")
         try:
@@ -95,6 +102,14 @@ class Server:
         elif found.security == "key":
             venue.keys.check_key(key)
         return found.handle(venue, params)
+
+    def _administer(self, name: str, body: str) -> web.Response:
+        try:
+            asked = json.loads(body or "{}")
+        except json.JSONDecodeError as error:
+            return web.json_response({"error": f"no JSON: {error}"}, status=400)
+        status, answer = admin.call(self, name, asked)
+        return web.json_response(answer, status=status)
 
     async def _stream(self, request: web.Request, path: str) -> web.StreamResponse:
         """A websocket, for as long as it lasts."""

@@ -54,12 +54,13 @@ def make_venue(make_tape: Callable[..., Tape]) -> Callable[..., Venue]:
         start_bar: int = 50,
         speed: float = 0.0,
         config: dict[str, Any] | None = None,
+        exact_config: EnvConfig | None = None,
         limits: bool = False,
         strict: bool = True,
         **settings: Any,
     ) -> Venue:
         tape = make_tape(**settings) if tape is None else tape
-        account = EnvConfig(**{"initial_wallet": 10_000.0, **(config or {})})
+        account = exact_config or EnvConfig(**{"initial_wallet": 10_000.0, **(config or {})})
         engine = Engine(Replay(tape, start_bar=start_bar), account)
         return Venue(
             engine=engine,

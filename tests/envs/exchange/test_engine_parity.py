@@ -24,6 +24,7 @@ from perpgym.envs.spaces import LEDGER
 MakeTape = Callable[..., Tape]
 FREE = RiskLimits(max_leverage=150.0, max_daily_loss=None)
 START = 3
+SYMBOL = "TEST/USDT:USDT"
 # an exchange whose rules never stand in the way: what is compared is money
 OPEN_RULES = Contract(
     symbol="TEST/USDT:USDT", tick_size=0.1, lot_size=0.001, min_quantity=0.001, min_notional=0.0,
@@ -68,13 +69,30 @@ class Client:
                 orders.append((self.books.position(asset) * quantity >= 0.0, asset, float(quantity)))
         for _opens, asset, quantity in sorted(orders):
             self.count += 1
-            self.engine.place(
-                OrderRequest(
-                    asset=asset, side="BUY" if quantity > 0.0 else "SELL", kind="MARKET",
-                    quantity=round(abs(quantity), 3), client_id=f"o{self.count}",
-                )
-            )  # fmt: skip
+            self.market_order(asset, "BUY" if quantity > 0.0 else "SELL", round(abs(quantity), 3))
             self.protect(asset)
+
+    def market_order(self, asset: int, side: Any, quantity: float) -> None:
+        self.engine.place(
+            OrderRequest(
+                asset=asset, side=side, kind="MARKET", quantity=quantity, client_id=f"o{self.count}"
+            )
+        )  # fmt: skip
+
+    def stop_order(self, asset: int, side: Any, kind: str, price: float) -> None:
+        self.engine.place_algo(
+            AlgoRequest(
+                asset=asset, side=side, kind=kind, close_position=True, trigger_price=price,
+                client_id=f"a{self.count}", working_type=self.working_type,
+            )
+        )  # fmt: skip
+
+    def cancel_stops(self, asset: int) -> None:
+        self.engine.cancel_all_algos(asset)
+
+    @property
+    def working_type(self) -> str:
+        return "MARK_PRICE" if self.config.stop_trigger == "mark" else "CONTRACT_PRICE"
 
     def protect(self, asset: int) -> None:
         """A stop and a target for the whole position wherever its entry has moved."""
@@ -82,23 +100,14 @@ class Client:
         if entry == self.entries[asset] or held == 0.0:
             return
         self.entries[asset] = entry
-        self.engine.cancel_all_algos(asset)
+        self.cancel_stops(asset)
         side = 1.0 if held > 0.0 else -1.0
-        wanted = (
-            ("STOP_MARKET", self.config.stop_loss, -1.0),
-            ("TAKE_PROFIT_MARKET", self.config.take_profit, 1.0),
-        )
-        for kind, distance, sign in wanted:
+        stop, target = self.config.stop_loss, self.config.take_profit
+        for kind, distance, sign in (("STOP_MARKET", stop, -1.0), ("TAKE_PROFIT_MARKET", target, 1.0)):
             if distance is not None:
                 self.count += 1
-                price = round_to_tick(entry * (1.0 + sign * side * distance), 0.1, -side)
-                self.engine.place_algo(
-                    AlgoRequest(
-                        asset=asset, side="SELL" if held > 0.0 else "BUY", kind=kind, close_position=True,
-                        trigger_price=float(price), client_id=f"a{self.count}",
-                        working_type="MARK_PRICE" if self.config.stop_trigger == "mark" else "CONTRACT_PRICE",
-                    )
-                )  # fmt: skip
+                price = float(round_to_tick(entry * (1.0 + sign * side * distance), 0.1, -side))
+                self.stop_order(asset, "SELL" if held > 0.0 else "BUY", kind, price)
 
     def close_bar(self) -> None:
         market = self.engine.market
@@ -111,13 +120,15 @@ class Client:
             open_bar(self.books, market.open_ms)
 
 
-def compare(tape: Tape, config: EnvConfig, seed: int, bars: int) -> dict[str, float]:
+def compare(
+    tape: Tape, config: EnvConfig, seed: int, bars: int, client: Client | None = None
+) -> dict[str, float]:
     """Step both side by side; returns what happened on the way."""
     env = PerpVecEnv(tape, n_paths=1, config=config, limits=FREE, start_bar=START)
     out = env.make_buffers()
     env.reset_into(out, seed=0)
     assert int(out.bar[0]) == START
-    client, rng = Client(tape, config), np.random.default_rng(seed)
+    client, rng = client or Client(tape, config), np.random.default_rng(seed)
     happened = {"fills": 0.0, "liquidated": 0.0, "stopped": 0.0, "funding": 0.0}
     for bar in range(START, START + bars):
         targets = rng.uniform(-1.0, 1.0, len(tape.contracts)).astype(np.float32)
@@ -144,6 +155,45 @@ def compare(tape: Tape, config: EnvConfig, seed: int, bars: int) -> dict[str, fl
         client.books.wallet, abs=1e-8
     )
     return happened
+
+
+class WireClient(Client):
+    """The same, through unmodified ccxt and the wire; the clock is stepped by hand on both ends."""
+
+    def __init__(self, tape: Tape, config: EnvConfig, local: Any) -> None:
+        super().__init__(tape, config)
+        self.wire = local.client
+        self.engine, self.books, self.venue = local.engine, local.engine.books, local.venue
+
+    def equity(self, bar: int) -> float:
+        """quote: the wallet and the position as the exchange tells them, at the mark close of its klines."""
+        rows = self.wire.fetch_ohlcv(SYMBOL, "1h", limit=3, params={"price": "mark"})
+        (close,) = [row[4] for row in rows if row[0] == self.tape.open_time_ms[bar]]
+        wallet = float(self.wire.fetch_balance()["info"]["totalWalletBalance"])
+        for position in self.wire.fetch_positions([SYMBOL]):
+            held = float(position["info"]["positionAmt"])
+            wallet += held * (close - position["entryPrice"])
+        return float(wallet)
+
+    def market_order(self, asset: int, side: Any, quantity: float) -> None:
+        self.wire.create_order(SYMBOL, "market", side.lower(), quantity)
+
+    def stop_order(self, asset: int, side: Any, kind: str, price: float) -> None:
+        name = "stopLossPrice" if kind == "STOP_MARKET" else "takeProfitPrice"
+        params = {name: price, "closePosition": True, "workingType": self.working_type}
+        self.wire.create_order(SYMBOL, "market", side.lower(), None, None, params)
+
+    def cancel_stops(self, asset: int) -> None:
+        self.wire.cancel_all_orders(SYMBOL, {"trigger": True})
+
+    def close_bar(self) -> None:
+        super().close_bar()
+        # the wire shows a bar that has closed once the next one is open
+        super().open_bar()
+        self.venue.clock.move_to(self.engine.now_ms)
+
+    def open_bar(self) -> None:
+        pass
 
 
 def settings(**changes: Any) -> EnvConfig:
@@ -204,3 +254,15 @@ def test_an_unpaid_fee_would_show(make_tape: MakeTape) -> None:
     client.close_bar()
     env.step_into(np.array([[1.0]], np.float32), out)
     assert abs(client.equity(START + 1) - out.ledger[0, LEDGER["equity"]]) > 1.0
+
+
+def test_trading_through_ccxt_and_the_wire_gives_the_same_money(
+    make_tape: MakeTape, local: Callable[..., Any]
+) -> None:
+    tape = make_tape(bars=100, seed=8, rules=OPEN_RULES, wick=0.004, mark_basis=5e-4)
+    config = settings(stop_loss=0.012, take_profit=0.015)
+    client = WireClient(tape, config, local(tape=tape, start_bar=START + 1, exact_config=config))
+    happened = compare(tape, config, 2, 80, client)
+    assert happened["fills"] > 60
+    assert happened["stopped"] > 2
+    assert happened["funding"] > 0.0
