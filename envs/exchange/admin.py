@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from perpgym.envs.exchange import incidents
 from perpgym.envs.exchange.api import Params
 from perpgym.envs.exchange.errors import Rejected
 from perpgym.envs.exchange.margins import equity
@@ -95,10 +96,11 @@ HANDLERS: dict[str, Callable[[Server, Json], Any]] = {
 
 def call(server: Server, name: str, body: Json) -> tuple[int, Any]:
     """(HTTP status, answer) of one admin request."""
-    if name not in HANDLERS:
-        return 404, {"error": f"no such admin call: {name}; there are {', '.join(sorted(HANDLERS))}"}
+    handlers = HANDLERS | incidents.HANDLERS
+    if name not in handlers:
+        return 404, {"error": f"no such admin call: {name}; there are {', '.join(sorted(handlers))}"}
     try:
-        return 200, HANDLERS[name](server, body)
+        return 200, handlers[name](server, body)
     except Rejected as refusal:
         return refusal.status, refusal.payload()
     except (KeyError, ValueError, TypeError) as error:

@@ -76,6 +76,8 @@ class Engine:
         self.now_ms = market.open_ms
         # by contract, when the dead man's switch cancels its orders
         self.countdowns: dict[int, int] = {}
+        # contracts that take no new orders
+        self.closed: set[int] = set()
         open_bar(self.books, self.now_ms)
 
     # --- time ---
@@ -136,7 +138,7 @@ class Engine:
         return self._send(order)
 
     def _check_open(self, asset: int) -> None:
-        if self.market.is_over or not self.market.is_trading(asset):
+        if self.market.is_over or asset in self.closed or not self.market.is_trading(asset):
             raise Rejected(-4141)
 
     def _check_reduce_only(self, order: Order) -> None:

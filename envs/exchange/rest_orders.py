@@ -116,7 +116,12 @@ def _which(params: Params) -> tuple[int | None, str | None]:
     return order_id, client_id
 
 
-def _found(venue: Venue, params: Params) -> Order:
+def find_order(venue: Venue, params: Params) -> Order:
+    """The order that a request names.
+
+    Raises:
+        Rejected: -1102, -2013.
+    """
     order = venue.books.registry.find(venue.names.asset(params.need("symbol")), *_which(params))
     if order is None:
         raise Rejected(-2013)
@@ -126,13 +131,13 @@ def _found(venue: Venue, params: Params) -> Order:
 @endpoint("GET", "/fapi/v1/order")
 def query_order(venue: Venue, params: Params) -> Any:
     """One order, open or not."""
-    return order_json(_found(venue, params), venue.names)
+    return order_json(find_order(venue, params), venue.names)
 
 
 @endpoint("GET", "/fapi/v1/openOrder")
 def query_open_order(venue: Venue, params: Params) -> Any:
     """One open order."""
-    order = _found(venue, params)
+    order = find_order(venue, params)
     if not order.is_open:
         raise Rejected(-2013)
     return order_json(order, venue.names)

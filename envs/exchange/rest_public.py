@@ -35,7 +35,7 @@ def ping(venue: Venue, params: Params) -> Any:
 @endpoint("GET", "/fapi/v1/time", security="none")
 def server_time(venue: Venue, params: Params) -> Any:
     """The exchange's clock."""
-    return {"serverTime": venue.now_ms}
+    return {"serverTime": venue.now_ms + venue.skew_ms}
 
 
 @endpoint("GET", "/fapi/v1/exchangeInfo", security="none")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from perpgym.envs.exchange.book import Level, depth
 from perpgym.envs.exchange.books import Event
 from perpgym.envs.exchange.errors import Rejected
+from perpgym.envs.exchange.faults import FaultBook
 from perpgym.envs.exchange.payloads import Json, event_jsons
 from perpgym.envs.exchange.prints import trades_of_bar
 from perpgym.envs.exchange.stream_payloads import (
@@ -32,13 +33,18 @@ if TYPE_CHECKING:
 _LONGEST_QUEUE = 100_000
 _BOOK_LEVELS = 1000
 _SERVER_BUSY_CLOSE = 1008
+# user events that can be sent again
+_KEPT_EVENTS = 100
 
 
 class Socket:
     """One connection: its subscriptions, and the messages on their way to it."""
 
-    def __init__(self, wire: web.WebSocketResponse, listen_key: str, is_combined: bool) -> None:
-        self.wire, self.listen_key, self.is_combined = wire, listen_key, is_combined
+    def __init__(
+        self, wire: web.WebSocketResponse, transport: Any, listen_key: str, is_combined: bool
+    ) -> None:
+        self.wire, self.transport = wire, transport
+        self.listen_key, self.is_combined = listen_key, is_combined
         self.streams: set[str] = set()
         self._queue: asyncio.Queue[str] = asyncio.Queue(_LONGEST_QUEUE)
         self._writer = asyncio.ensure_future(self._write())
@@ -79,19 +85,21 @@ class Hub:
     def __init__(self, venue: Venue) -> None:
         self.venue = venue
         self.sockets: set[Socket] = set()
+        self.faults = FaultBook()
+        self.recent_events: list[Json] = []
         self._books: dict[int, tuple[dict[float, float], dict[float, float]]] = {}
         venue.books.listeners.append(self._on_event)
         venue.on_bar.append(self._on_bar)
 
     # --- connections ---
 
-    def join(self, wire: web.WebSocketResponse, path: str, query: dict[str, str]) -> Socket:
+    def join(self, wire: web.WebSocketResponse, transport: Any, path: str, query: dict[str, str]) -> Socket:
         """A new connection; streams may be named in its path, the user stream by its key."""
         tail = path.rpartition("/ws/")[2] if "/ws/" in path else ""
         key = query.get("listenKey", "")
         if not key and tail == self.venue.listen_key.text:
             key = tail
-        socket = Socket(wire, key, is_combined=path.endswith("/stream"))
+        socket = Socket(wire, transport, key, is_combined=path.endswith("/stream"))
         self.sockets.add(socket)
         named = query.get("streams", "") or (tail if "@" in tail else "")
         self._subscribe(socket, [name for name in named.split("/") if name])
@@ -142,9 +150,20 @@ class Hub:
         for socket in self.sockets:
             for name in socket.streams:
                 if name not in made:
-                    made[name] = make(name)
+                    made[name] = self._spoilt(name, make(name))
                 for payload in made[name]:
                     socket.send(payload, name)
+
+    def _spoilt(self, name: str, payloads: list[Json]) -> list[Json]:
+        """What the faults in force make of a stream's messages."""
+        of = name.partition("@")[2].partition("@")[0].partition("_")[0]
+        return [m for p in payloads for m in self.faults.of_message(of, p, self.venue.now_ms)]
+
+    def set_deaf(self, is_deaf: bool) -> None:
+        """Whether connections are read: one that is not answers no ping."""
+        for socket in self.sockets:
+            if socket.transport is not None:
+                (socket.transport.pause_reading if is_deaf else socket.transport.resume_reading)()
 
     def _assets(self, name: str) -> tuple[list[int], str]:
         """Contracts and channel of a stream's name; none where it names nothing."""
@@ -229,12 +248,15 @@ class Hub:
         for payload in event_jsons(event, self.venue.books, self.venue.names):
             self.tell_user(payload)
 
-    def tell_user(self, payload: Json) -> None:
+    def tell_user(self, payload: Json, *, is_new: bool = True) -> None:
         """Send to the connections of the user stream whose key lives."""
+        if is_new:
+            self.recent_events = [*self.recent_events[-_KEPT_EVENTS:], payload]
         key = self.venue.listen_key
-        for socket in self.sockets:
-            if socket.listen_key and socket.listen_key == key.text:
-                socket.send(payload)
+        for message in self.faults.of_message("event", payload, self.venue.now_ms):
+            for socket in self.sockets:
+                if socket.listen_key and socket.listen_key == key.text:
+                    socket.send(message)
 
     def expire_key(self) -> None:
         """The user stream's key has come to its end: its connections stay open and hear nothing more."""

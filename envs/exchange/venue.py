@@ -30,6 +30,7 @@ class Venue:
 
     Attributes:
         has_admin: whether ``/admin`` answers.
+        skew_ms: by how much the clock that clients are held to runs ahead of the exchange's.
         status: of the contracts that do not trade as usual, e.g. ``SETTLING``.
         updated_ms: when a contract's position changed last.
         depth_updates: by contract, the id of its book's newest change.
@@ -43,6 +44,7 @@ class Venue:
     keys: Keys = field(default_factory=Keys)
     limits: Limits = field(default_factory=Limits)
     has_admin: bool = False
+    skew_ms: int = 0
     status: dict[int, str] = field(default_factory=dict)
     listen_key: ListenKey = field(default_factory=ListenKey)
     on_bar: list[Callable[[int], None]] = field(default_factory=list)

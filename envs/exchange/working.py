@@ -18,6 +18,7 @@ from perpgym.envs.account import (
 )
 from perpgym.envs.exchange.books import Books, OrderEvent
 from perpgym.envs.exchange.orders import Order, sign
+from perpgym.envs.fills import ORDER, maker_cost_rate, take_at
 from perpgym.envs.matching import fill_resting, take_due
 from perpgym.envs.orders import LIMIT, MARGIN, MARKET
 
@@ -69,6 +70,16 @@ def fill_maker(books: Books, order: Order, wanted: float, time_ms: int) -> None:
     _book(books, order, time_ms, is_maker=True)
     if order.is_open and reason & MARGIN:
         end_order(books, order, "EXPIRED", "margin", time_ms)
+
+
+def fill_at_limit(books: Books, order: Order, quantity: float, time_ms: int) -> None:
+    """Fill ``quantity`` (base) of a resting order at its limit, whatever the bar does."""
+    _put(books, order, quantity, LIMIT)
+    rules, world, signed = books.rules(order.asset), books.world.rules, sign(order.side) * quantity
+    rate = maker_cost_rate(books.account, signed, order.price, rules, world)
+    mark = books.market.mark_price(order.asset)
+    take_at(books.account, order.asset, signed, order.price, rate, mark, ORDER, rules, world)
+    _book(books, order, time_ms, is_maker=True)
 
 
 def _book(books: Books, order: Order, time_ms: int, *, is_maker: bool) -> None:
