@@ -14,11 +14,12 @@ from perpgym.envs.exchange.orders import Order, Side, sign
 from perpgym.envs.exchange.triggers import (
     Protection,
     child_of,
+    expire,
     finish,
     is_touched,
     trigger,
 )
-from perpgym.envs.exchange.working import end_order, fill_maker, room_left, wanted_of
+from perpgym.envs.exchange.working import end_order, expire_reduce_only, fill_maker, wanted_of, within_volume
 from perpgym.envs.fills import LIQUIDATION, STOP
 from perpgym.envs.impact import decay_push
 from perpgym.envs.kernel import inside_bar, settle_at_close
@@ -76,7 +77,9 @@ def _meet_book(books: Books, time_ms: int, *, is_enlarging: bool) -> None:
     for algo in books.registry.open_algos():
         if protection.holds(algo) or not is_touched(books, algo):
             continue
-        if _enlarges(books, algo.asset, sign(algo.side)) == is_enlarging:
+        # what only closes waits for what opens: an entry may have come first
+        opens = not algo.only_closes and _enlarges(books, algo.asset, sign(algo.side))
+        if opens == is_enlarging:
             trigger(books, algo, time_ms)
     for order in resting:
         if order.is_open and _enlarges(books, order.asset, sign(order.side)) == is_enlarging:
@@ -89,13 +92,7 @@ def _enlarges(books: Books, asset: int, side: float) -> bool:
 
 
 def _fill_resting(books: Books, order: Order, time_ms: int) -> None:
-    wanted = wanted_of(books, order)
-    if wanted == 0.0:
-        if order.reduce_only:
-            end_order(books, order, "EXPIRED", "nothing to reduce", time_ms)
-        return
-    volume = float(books.market.inside.volume[books.market.fine, order.asset])
-    wanted = min(wanted, room_left(books, order.asset, volume))
+    wanted = within_volume(books, order.asset, wanted_of(books, order))
     if wanted > 0.0:
         fill_maker(books, order, wanted, time_ms)
 
@@ -118,9 +115,7 @@ def _book_inside(books: Books, protection: Protection | None, time_ms: int) -> N
     for asset in forced:
         _clear(books, asset, time_ms)
     books.forgive(next(iter(forced), 0), time_ms)
-    for order in books.registry.open_orders():
-        if order.reduce_only and wanted_of(books, order) == 0.0:
-            end_order(books, order, "EXPIRED", "nothing to reduce", time_ms)
+    expire_reduce_only(books, time_ms)
     books.registry.settle()
 
 
@@ -138,8 +133,12 @@ def _forced_order(books: Books, fill: Fill, time_ms: int) -> Order:
 
 
 def _clear(books: Books, asset: int, time_ms: int) -> None:
-    """A liquidation takes the contract's open orders with it; of a cross account, every contract's."""
+    """A liquidation takes the contract's orders with it; of a cross account, every contract's in the book."""
     is_cross = books.rules(asset).is_isolated == 0.0
     for order in books.registry.open_orders(None if is_cross else asset):
         end_order(books, order, "EXPIRED", "liquidation", time_ms)
+    for algo in books.registry.open_algos(asset):
+        # what is left of a position that was reduced keeps its stop
+        if books.position(asset) == 0.0:
+            expire(books, algo, "liquidation", time_ms)
     books.emit(AccountEvent(reason="ORDER", assets=(asset,), time_ms=time_ms))

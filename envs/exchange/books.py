@@ -12,7 +12,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from perpgym.envs.account import ENTRY_PRICE, ISOLATED_WALLET, QUANTITY, WALLET, open_account
+from perpgym.envs.account import (
+    ENTRY_PRICE,
+    ISOLATED_WALLET,
+    QUANTITY,
+    WALLET,
+    on_lot_grid,
+    open_account,
+)
 from perpgym.envs.arrays import ContractRules, World
 from perpgym.envs.buffers import make_account
 from perpgym.envs.config import EnvConfig
@@ -212,7 +219,9 @@ class Books:
         )  # fmt: skip
         self.registry.trades.append(trade)
         self.taken[fill.asset] += trade.quantity
-        order.executed = float(order.executed + trade.quantity)
+        # whole lots, without the noise of their addition
+        rules = self.rules(fill.asset)
+        order.executed = float(on_lot_grid(order.executed + trade.quantity, trade.quantity, rules))
         order.cum_quote += trade.price * trade.quantity
         order.last_price, order.update_ms = trade.price, time_ms
         is_whole = abs(order.left) <= 1e-9 * order.quantity

@@ -6,7 +6,6 @@ passes.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from perpgym.envs.arrays import read_bar
@@ -19,7 +18,7 @@ from perpgym.envs.exchange.margins import available, refusal
 from perpgym.envs.exchange.market import Replay
 from perpgym.envs.exchange.orders import AlgoOrder, Order, Side, sign
 from perpgym.envs.exchange.triggers import is_beyond
-from perpgym.envs.exchange.working import end_order, room_left, take, wanted_of
+from perpgym.envs.exchange.working import end_order, take, wanted_of, within_volume
 from perpgym.envs.execution import quote, to_lots
 from perpgym.envs.fills import maker_cost_rate, taker_cost_rate
 from perpgym.envs.orders import admitted_by_volume, market_fill_price
@@ -176,8 +175,7 @@ class Engine:
         rules, world, market = books.rules(asset), books.world, self.market
         last = market.last_price(asset)
         bar = read_bar(world.market, market.bar, market.fine, asset, rules.is_inverse)
-        wanted, room = wanted_of(books, order), room_left(books, asset, bar.volume)
-        wanted = min(wanted, float(to_lots(room, rules)) if math.isfinite(room) else wanted)
+        wanted = within_volume(books, asset, wanted_of(books, order))
         most, _reason = admitted_by_volume(side * wanted, bar.volume, bar, rules, world.rules)
         if order.kind == "MARKET":
             return abs(float(most)), False

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from perpgym.envs.account import QUANTITY, WALLET, free_wallet, notional, unrealised_profit
 from perpgym.envs.arrays import read_bar
 from perpgym.envs.exchange.books import Books
-from perpgym.envs.exchange.orders import Order, sign
+from perpgym.envs.exchange.orders import AlgoOrder, Order, sign
 from perpgym.envs.ledger import balance_behind
 from perpgym.envs.margin import liquidation_price, maintenance_margin
 from perpgym.envs.orders import BRACKET, MARGIN, admitted_by_margin
@@ -38,7 +38,7 @@ class PositionMargin:
     ask_notional: float
 
 
-def position_margin(books: Books, asset: int, without: Order | None = None) -> PositionMargin:
+def position_margin(books: Books, asset: int, without: Order | AlgoOrder | None = None) -> PositionMargin:
     """The margin of one contract at the mark of the moment, ``without`` one of its orders."""
     rules, mark = books.rules(asset), books.market.mark_price(asset)
     position, brackets = books.account.positions[asset], books.world.brackets[asset]
@@ -66,7 +66,7 @@ def position_margin(books: Books, asset: int, without: Order | None = None) -> P
     )
 
 
-def available(books: Books, without: Order | None = None) -> float:
+def available(books: Books, without: Order | AlgoOrder | None = None) -> float:
     """quote that can carry new orders: free wallet and cross profit less every initial margin."""
     free = float(free_wallet(books.account.wallet, books.account.positions))
     for asset in range(len(books.contracts)):
@@ -83,7 +83,7 @@ def equity(books: Books) -> float:
     return books.wallet + sum(profits)
 
 
-def refusal(books: Books, order: Order, quantity: float, price: float, fee_rate: float) -> int:
+def refusal(books: Books, order: Order | AlgoOrder, quantity: float, price: float, fee_rate: float) -> int:
     """What the exchange says to an order of this size at this price: 0, -2019 (margin) or -2027 (bracket).
 
     Args:
@@ -108,7 +108,7 @@ def refusal(books: Books, order: Order, quantity: float, price: float, fee_rate:
     return -2027 if int(cut) & BRACKET else 0
 
 
-def _locked_before(books: Books, order: Order, worth: float) -> float:
+def _locked_before(books: Books, order: Order | AlgoOrder, worth: float) -> float:
     """Margin that the orders resting on an order's own side tie up beside it, quote.
 
     Those on the other side stand on the same margin: they and it cannot both make the position larger.

@@ -192,7 +192,8 @@ def income(venue: Venue, params: Params) -> Any:
         and (end is None or row.time_ms <= end)
     ]
     assert page is not None
-    shown = rows[(page - 1) * limit : page * limit]
+    newest = start is None or "startTime" not in params
+    shown = rows[-limit:] if newest and page == 1 else rows[(page - 1) * limit : page * limit]
     return [income_json(row, venue.names) for row in shown]
 
 

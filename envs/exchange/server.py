@@ -114,6 +114,7 @@ class Server:
         """What a fault does to a request that is not executed yet; an answer, or None to go on."""
         if fault.kind == "delay":
             await asyncio.sleep(fault.delay_ms / 1000.0)
+            self.pass_time()
         elif fault.kind == "hang":
             return await self._hang(request)
         elif fault.kind == "reset":

@@ -15,9 +15,13 @@ from perpgym.data.bars import HIGH, LOW
 from perpgym.envs.account import QUANTITY, STOP_PRICE, TARGET_PRICE
 from perpgym.envs.arrays import World, read_bar
 from perpgym.envs.exchange.books import AlgoEvent, Books, OrderEvent
+from perpgym.envs.exchange.errors import Rejected
+from perpgym.envs.exchange.margins import refusal
 from perpgym.envs.exchange.market import Replay
 from perpgym.envs.exchange.orders import AlgoOrder, Order, sign
-from perpgym.envs.exchange.working import end_order, room_left, take
+from perpgym.envs.exchange.working import end_order, take, within_volume
+from perpgym.envs.fills import taker_cost_rate
+from perpgym.envs.orders import market_fill_price
 from perpgym.envs.path import stop_reference
 
 MARK_PRICE = "MARK_PRICE"
@@ -115,31 +119,60 @@ def finish(books: Books, algo: AlgoOrder, time_ms: int) -> None:
     books.emit(AlgoEvent(algo=algo, time_ms=time_ms))
 
 
-def refuse(books: Books, algo: AlgoOrder, reason: str, time_ms: int) -> None:
+def refuse(books: Books, algo: AlgoOrder, code: int, time_ms: int) -> None:
     """It triggered and the exchange took no order from it."""
-    algo.status, algo.end_reason = "REJECTED", reason
+    algo.status, algo.end_reason = "REJECTED", Rejected(code).text
     algo.trigger_ms = algo.update_ms = time_ms
     books.emit(AlgoEvent(algo=algo, time_ms=time_ms))
 
 
+def expire(books: Books, algo: AlgoOrder, reason: str, time_ms: int) -> None:
+    """The exchange keeps it no longer."""
+    algo.status, algo.end_reason, algo.update_ms = "EXPIRED", reason, time_ms
+    books.emit(AlgoEvent(algo=algo, time_ms=time_ms))
+
+
 def trigger(books: Books, algo: AlgoOrder, time_ms: int) -> None:
-    """Send what it holds, at its trigger or at the open of a bar that opens beyond it."""
-    held = books.position(algo.asset)
+    """Send what it holds, at its trigger or at the open of a bar that opens beyond it.
+
+    A limit order fills at once where its price admits, else it rests from the next bar on.
+    """
+    held, asset = books.position(algo.asset), algo.asset
     quantity = abs(held) if algo.close_position else algo.quantity
     if algo.only_closes and held * sign(algo.side) >= 0.0:
-        refuse(books, algo, "ReduceOnly Order is rejected.", time_ms)
+        refuse(books, algo, -2022, time_ms)
         return
+    reference = _reference(books, algo)
+    due = within_volume(books, asset, min(quantity, abs(held)) if algo.only_closes else quantity)
+    price = _fill_price(books, algo, due, reference)
+    is_admitted = algo.is_at_market or sign(algo.side) * (algo.price - price) >= 0.0
+    if algo.time_in_force == "GTX" and is_admitted and not algo.is_at_market:
+        refuse(books, algo, -5022, time_ms)
+        return
+    if not algo.only_closes and due > 0.0:
+        rate = taker_cost_rate(
+            books.account, sign(algo.side) * due, reference, books.rules(asset), books.world.rules
+        )
+        code = refusal(books, algo, due, price if is_admitted else algo.price, float(rate))
+        if code:
+            refuse(books, algo, code, time_ms)
+            return
     order = child_of(books, algo, quantity, time_ms)
-    if algo.is_at_market:
-        due = min(quantity, abs(held)) if algo.only_closes else quantity
-        volume = float(books.market.inside.volume[books.market.fine, algo.asset])
-        due = min(due, room_left(books, algo.asset, volume))
-        if due > 0.0:
-            take(books, order, due, _reference(books, algo), time_ms)
-        if order.is_open:
-            end_order(books, order, "EXPIRED", "not filled at once", time_ms)
-    # a limit order rests from the next bar on
+    if is_admitted and due > 0.0:
+        take(books, order, due, reference, time_ms, is_inside=True)
+    if order.is_open and (algo.is_at_market or algo.time_in_force in ("IOC", "FOK")):
+        end_order(books, order, "EXPIRED", "not filled at once", time_ms)
     finish(books, algo, time_ms)
+
+
+def _fill_price(books: Books, algo: AlgoOrder, quantity: float, reference: float) -> float:
+    """quote, of a taker fill from ``reference``."""
+    market, asset = books.market, algo.asset
+    rules = books.rules(asset)
+    bar = read_bar(books.world.market, market.bar, market.fine, asset, rules.is_inverse)
+    signed = sign(algo.side) * quantity
+    _touch, price = market_fill_price(books.account, asset, reference, signed, bar, rules, books.world.rules)
+    return float(price)
 
 
 def _reference(books: Books, algo: AlgoOrder) -> float:
