@@ -28,8 +28,6 @@ from perpgym.envs.exchange.tls import make_certificate
 from perpgym.envs.exchange.venue import Venue
 
 _SIMULATED_FROM = "2024-01-01"
-# longer than any feature's
-_LOOK_BACK_BARS = 800
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -40,6 +38,7 @@ def make_parser() -> argparse.ArgumentParser:
     market.add_argument("--symbol", default="BTC/USDT:USDT", help="of the simulated market")
     market.add_argument("--timeframe", default="1m", help="length of the simulated market's bars")
     market.add_argument("--days", type=int, default=30, help="length of the simulated market")
+    market.add_argument("--history", type=int, default=60, help="days of it that lie in the past at first")
     market.add_argument("--seed", type=int, default=6, help="of the simulated market")
     market.add_argument("--start", help="the first moment (UTC, ISO 8601); default: as early as possible")
     market.add_argument(
@@ -73,14 +72,15 @@ def read_tape(arguments: argparse.Namespace) -> Tape:
     from perpgym.data.features.build import build_tape
     from perpgym.data.synthetic import SimulatedMarketConfig, simulate_market
 
-    bar_ms = timeframe_ms(arguments.timeframe)
-    # the features' look-back comes before the first day
-    begin_ms = parse_start_ms(_SIMULATED_FROM) - (_LOOK_BACK_BARS * bar_ms // DAY_MS + 1) * DAY_MS
+    begin_ms = parse_start_ms(_SIMULATED_FROM) - arguments.history * DAY_MS
     end_ms = parse_start_ms(_SIMULATED_FROM) + arguments.days * DAY_MS
     config = SimulatedMarketConfig(
-        symbol=arguments.symbol, bar_ms=bar_ms, start=iso(begin_ms), end=iso(end_ms), seed=arguments.seed,
+        symbol=arguments.symbol, bar_ms=timeframe_ms(arguments.timeframe), start=iso(begin_ms),
+        end=iso(end_ms), seed=arguments.seed,
     )  # fmt: skip
-    return build_tape(simulate_market(config).bars, source=f"simulated (seed {arguments.seed})")
+    # an exchange shows prices; features are its clients' business
+    bars = simulate_market(config).bars
+    return build_tape(bars, features=(), risk=(), source=f"simulated (seed {arguments.seed})")
 
 
 def make_venue(arguments: argparse.Namespace) -> Venue:
@@ -90,7 +90,8 @@ def make_venue(arguments: argparse.Namespace) -> Venue:
         OSError, ValueError: the tape or a setting is not usable.
     """
     tape = read_tape(arguments)
-    start_bar = None if arguments.start is None else tape.bar_at(arguments.start)
+    start = arguments.start or (_SIMULATED_FROM if arguments.tape == "simulated" else None)
+    start_bar = None if start is None else tape.bar_at(start)
     config = EnvConfig(
         initial_wallet=arguments.wallet, leverage=arguments.leverage, margin_mode=arguments.margin_mode,
         half_spread_bps=arguments.half_spread_bps, max_exposure=1.0,

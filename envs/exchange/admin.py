@@ -65,7 +65,7 @@ def advance(server: Server, body: Json) -> Json:
 
 
 def order(server: Server, body: Json) -> Any:
-    """An order of somebody else on the same account: parameters as of ``POST /fapi/v1/order``."""
+    """F40, F42: an order of somebody else on the same account: parameters as of ``POST /fapi/v1/order``."""
     return new_order(server.venue, _params(body))
 
 
@@ -79,7 +79,7 @@ def _params(body: Json) -> Params:
 
 
 def disconnect(server: Server, body: Json) -> Json:
-    """Close every websocket with ``code`` (1001), as the exchange does once a day."""
+    """F32: close every websocket with ``code`` (1001), as the exchange does daily; 1006 cuts the line."""
     count = len(server.hub.sockets)
     server.hub.close_all(int(body.get("code", 1001)))
     return {"closed": count}

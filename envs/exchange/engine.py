@@ -313,7 +313,7 @@ class Engine:
             raise Rejected(-2027)
         changed = rules._replace(leverage=float(leverage), max_position_notional=cap)
         self.books.set_rules(asset, changed)
-        if leverage < rules.leverage and held and available(self.books) < 0.0:
+        if leverage < rules.leverage and available(self.books) < 0.0:
             self.books.set_rules(asset, rules)
             raise Rejected(-2028)
         self.books.emit(ConfigEvent(asset=asset, leverage=leverage, time_ms=self.now_ms))

@@ -39,6 +39,7 @@ class Fault:
         status, code, text: of a reply; a code makes it JSON, else the text is sent as it is.
         delay_ms: real milliseconds.
         size: a factor (``spike_bar``, ``revise_bar``).
+        spares_exits: requests that can only close are not hit.
         name: where it comes from, e.g. ``F04``.
     """
 
@@ -56,6 +57,7 @@ class Fault:
     retry_after_s: int | None = None
     delay_ms: int = 0
     size: float = 1.001
+    spares_exits: bool = False
     name: str = ""
     seen: int = 0
     hits: int = 0
@@ -98,9 +100,12 @@ class FaultBook:
     is_stalled: bool = False
     _held: dict[str, Any] = field(default_factory=dict)
 
-    def of_request(self, method: str, path: str, now_ms: int) -> Fault | None:
+    def of_request(self, method: str, path: str, now_ms: int, body: str = "") -> Fault | None:
         """The first fault that hits a request."""
+        is_exit = "reduceOnly=true" in body or "closePosition=true" in body
         for fault in self.faults:
+            if fault.spares_exits and is_exit:
+                continue
             if fault.kind not in REQUEST_KINDS or not fnmatchcase(path, fault.path):
                 continue
             if fault.method in ("*", method) and fault.strikes(self.rng, now_ms):
@@ -143,7 +148,8 @@ PRESETS: dict[str, Json] = {
     "F04": {"kind": "reply_after", "status": 503, "code": -1000, "text": _UNKNOWN, **_ORDER},
     "F04b": {"kind": "reply_after", "status": 503, "text": _UNKNOWN, **_ORDER},
     "F05": {"kind": "reply", "status": 503, "text": "Service Unavailable.", **_ORDER},
-    "F05b": {"kind": "reply", "status": 503, "code": -1008, "text": _BUSY, **_ORDER},
+    "F05b": {"kind": "reply", "status": 503, "code": -1008, "text": _BUSY, "spares_exits": True,
+             **_ORDER},
     "F06": {"kind": "reply_after", "status": 408, "code": -1007, "text": _TIMEOUT, **_ORDER},
     "F06b": {"kind": "reply_after", "status": 400, "code": -1006,
              "text": "An unexpected response was received from the message bus. Execution status unknown.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import ssl
 from collections.abc import AsyncIterator
 from typing import Any
@@ -28,6 +29,7 @@ except ImportError as error:
 
 # importing them enters their handlers
 ROOMS = (rest_public, rest_account, rest_orders)
+_LOG = logging.getLogger(__name__)
 _NOT_FOUND = "<html><body>404 Not Found</body></html>"
 # the exchange pings every three minutes; a market says something every second
 _PING_S, _TICK_S = 180.0, 1.0
@@ -92,7 +94,7 @@ class Server:
             return self._administer(path.removeprefix(admin.PREFIX), body)
         if found is None:
             return web.Response(status=404, text=_NOT_FOUND, content_type="text/html")
-        fault = self.hub.faults.of_request(request.method, path, self.venue.now_ms)
+        fault = self.hub.faults.of_request(request.method, path, self.venue.now_ms, body)
         if fault is not None:
             answer = await self._before(fault, request)
             if answer is not None:
@@ -197,6 +199,13 @@ class Server:
 
     async def _run_clock(self) -> None:
         """While the clock runs, bars close without anybody asking."""
+        try:
+            await self._tick_on()
+        except Exception:
+            _LOG.exception("the exchange's clock has stopped")
+            raise
+
+    async def _tick_on(self) -> None:
         while not self.venue.market.is_over:
             await asyncio.sleep(min(self.venue.clock.seconds_until(self.venue.engine.next_ms), _TICK_S))
             before = self.venue.market.fine

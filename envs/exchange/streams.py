@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # a client that reads more slowly than this many messages is dropped
 _LONGEST_QUEUE = 100_000
 _BOOK_LEVELS = 1000
-_SERVER_BUSY_CLOSE = 1008
+_SERVER_BUSY_CLOSE, _CUT = 1008, 1006
 # user events that can be sent again
 _KEPT_EVENTS = 100
 
@@ -67,7 +67,10 @@ class Socket:
                 return
 
     def close(self, code: int) -> None:
-        """Say goodbye with a code; what is queued is lost."""
+        """Say goodbye with a code; what is queued is lost. 1006 is no code to send: the line is cut."""
+        if code == _CUT and self.transport is not None:
+            self.transport.abort()
+            return
         self._closing = asyncio.ensure_future(self.wire.close(code=code))
 
     def stop(self) -> None:

@@ -207,7 +207,9 @@ def test_streams_may_be_silent_repeat_swap_or_skip(make_venue: Callable[..., Ven
                 await bar()
                 assert not silent.done()
                 server.hub.faults.is_stalled = False
-                silent.cancel()
+                server.hub.close_all(1006)
+                with pytest.raises(ccxt.NetworkError):
+                    await asyncio.wait_for(silent, 5.0)
             finally:
                 await client.close()
 
@@ -234,6 +236,28 @@ def test_random_faults_are_those_of_their_seed() -> None:
     assert struck(1) != struck(2)
     # two faults of a fifth each
     assert 0.30 < sum(struck(1)) / 300 < 0.42
+
+
+def test_a_busy_exchange_still_takes_what_only_closes(local: Start) -> None:
+    here = local()
+    buy(here)
+    admin(here, "faults", {"faults": [{"id": "F05b", "times": None}]})
+    with pytest.raises(ccxt.OperationFailed, match="-1008"):
+        buy(here)
+    here.client.create_order(SYMBOL, "market", "sell", 0.05, None, {"reduceOnly": True})
+    assert here.venue.books.position(0) == 0.0
+
+
+def test_somebody_elses_order_and_a_dead_key_are_the_servers_truth(local: Start) -> None:
+    here = local()
+    wanted = {"symbol": "TESTUSDT", "side": "BUY", "type": "MARKET", "quantity": 0.05}
+    assert admin(here, "order", {**wanted, "newClientOrderId": "web_1"})["status"] == "FILLED"
+    (position,) = here.client.fetch_positions([SYMBOL])
+    assert position["contracts"] == 0.05
+    here.client.fapiPrivatePostListenKey()
+    admin(here, "listen_key", {"tell": False})
+    with pytest.raises(ccxt.AuthenticationError, match="-1125"):
+        here.client.fapiPrivatePutListenKey()
 
 
 def test_a_fault_that_is_none_is_refused_in_words(local: Start) -> None:
