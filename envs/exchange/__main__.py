@@ -26,6 +26,7 @@ from perpgym.envs.exchange.proxy import Proxy
 from perpgym.envs.exchange.server import Server
 from perpgym.envs.exchange.tls import make_certificate
 from perpgym.envs.exchange.venue import Venue
+from perpgym.envs.exchange.warm import warm_up
 
 _SIMULATED_FROM = "2024-01-01"
 
@@ -126,6 +127,8 @@ def banner(venue: Venue, url: str, key: str) -> str:
 
 async def serve(venue: Venue, arguments: argparse.Namespace) -> None:
     """Serve until interrupted."""
+    print("compiling, a minute the first time …", file=sys.stderr, flush=True)
+    warm_up(venue.market, venue.books.config)
     server = Server(venue)
     url = await server.start(host=arguments.host, port=arguments.port)
     print(banner(venue, url, arguments.key), flush=True)

@@ -60,8 +60,8 @@ def close_bar(books: Books, close_ms: int) -> None:
     turned = any(books.position(asset) * side < 0.0 for asset, side in enumerate(sides))
     if turned:
         # the way is walked for the new position too, which nothing protects yet
-        live_through(account, books.world, bar, fine, books.scratch)
-        _book_inside(books, None, inside_ms)
+        live_through(account, world, bar, fine, books.scratch)
+        _book_inside(books, protection, inside_ms)
     settle_at_close(account, world, bar, fine, market.open_ms)
     _book_inside(books, None, close_ms)
     if is_short_at(account, world, fine, CLOSE):
@@ -107,9 +107,9 @@ def _book_inside(books: Books, protection: Protection | None, time_ms: int) -> N
             forced[fill.asset] = order
             order.quantity += abs(fill.quantity)
             books.book(order, fill, time_ms)
-        elif protection is not None:
-            algos = protection.stops if fill.reason == STOP else protection.targets
-            algo = algos[fill.asset]
+        else:
+            assert protection is not None, "the kernel met a stop that nobody has placed"
+            algo = (protection.stops if fill.reason == STOP else protection.targets)[fill.asset]
             books.book(child_of(books, algo, abs(fill.quantity), time_ms), fill, time_ms)
             finish(books, algo, time_ms)
     for asset in forced:

@@ -11,8 +11,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+from numpy.typing import NDArray
+
 from perpgym.envs.exchange.books import Books
-from perpgym.envs.execution import quote, to_lots
+from perpgym.envs.exchange.filters import decimals
+from perpgym.envs.execution import quote
 
 # of the mean price of an order to the price of its last unit, for a cost that grows as a square root
 _MARGINAL = 1.5
@@ -36,26 +40,25 @@ def depth(books: Books, asset: int, levels: int) -> tuple[list[Level], list[Leve
 
 
 def _side(books: Books, asset: int, best: float, side: float, levels: int) -> list[Level]:
-    market, rules, world = books.market, books.rules(asset), books.world.rules
-    volume = market.volume_before(asset)
-    most = float(to_lots(world.max_participation * volume, rules)) if math.isfinite(volume) else 0.0
-    lot = books.contracts[asset].lot_size
+    market, contract, rules = books.market, books.contracts[asset], books.world.rules
+    volume, tick, lot = market.volume_before(asset), contract.tick_size, contract.lot_size
+    most = rules.max_participation * volume
     sigma = market.sigma_per_bar(asset) * books.world.market.fine_sigma_scale
-    reach = _MARGINAL * market.last_price(asset) * world.impact_coefficient * sigma
-    tick = books.contracts[asset].tick_size
-    if reach <= 0.0 or most <= 0.0:
-        return [(best, max(most, lot))]
+    reach = _MARGINAL * market.last_price(asset) * rules.impact_coefficient * sigma
+    if reach <= 0.0 or most <= lot:
+        return [(best, max(float(_whole_lots(np.array(most), lot)), lot))]
     # the levels reach as far as the largest order does
-    step = max(math.ceil(reach * math.sqrt(world.max_participation) / levels / tick), 1) * tick
-    rows: list[Level] = []
-    before = 0.0
-    for number in range(levels):
-        within = min(volume * ((number + 1) * step / reach) ** 2, most)
-        size = float(to_lots(within - before, rules))
-        price = round(best + side * number * step, 12)
-        if price <= 0.0 or before >= most:
-            break
-        # a level holds a lot at least, or there would be none
-        rows.append((price, max(size, lot)))
-        before = within
-    return rows
+    step = max(math.ceil(reach * math.sqrt(rules.max_participation) / levels / tick), 1) * tick
+    number = np.arange(levels)
+    within = np.minimum(volume * ((number + 1) * step / reach) ** 2, most)
+    before = np.concatenate([[0.0], within[:-1]])
+    # a level holds a lot at least, or there would be none
+    sizes = np.maximum(_whole_lots(within - before, lot), lot)
+    prices = np.round(best + side * number * step, decimals(tick))
+    is_shown = (prices > 0.0) & (before < most)
+    return list(zip(prices[is_shown].tolist(), sizes[is_shown].tolist(), strict=True))
+
+
+def _whole_lots(size: NDArray[np.float64], lot: float) -> NDArray[np.float64]:
+    """Sizes to show; what is traded is rounded by the kernel."""
+    return np.round(np.floor(size / lot + 1e-6) * lot, decimals(lot))

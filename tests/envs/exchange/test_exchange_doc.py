@@ -19,7 +19,9 @@ PROGRAMS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 
 
 def test_the_programs_run_against_the_simulated_market(capsys: pytest.CaptureFixture[str]) -> None:
-    parsed = make_parser().parse_args(["--tape", "simulated", "--speed", "60", "--days", "1", "--history", "2"])
+    parsed = make_parser().parse_args(
+        ["--tape", "simulated", "--speed", "60", "--days", "1", "--history", "2"]
+    )
     with ServerThread(make_venue(parsed)) as server:
         names: dict[str, object] = {}
         for program in PROGRAMS:
@@ -50,5 +52,5 @@ def test_every_admin_call_and_fault_is_on_the_page() -> None:
 def test_every_room_is_on_the_page() -> None:
     section = PAGE.partition("## Rooms")[2]
     rooms = {path.stem for path in (ROOT / "envs" / "exchange").glob("*.py")}
-    small = {"__init__", "__main__", "api", "clock", "orders", "symbols", "wire"}
+    small = {"__init__", "__main__", "api", "clock", "orders", "symbols", "warm", "wire"}
     assert set(re.findall(r"`(\w+)`", section)) == rooms - small
