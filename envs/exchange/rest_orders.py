@@ -14,10 +14,11 @@ from perpgym.envs.exchange.orders import AlgoOrder, Order, Side
 from perpgym.envs.exchange.payloads import algo_json, order_json, trade_json
 from perpgym.envs.exchange.symbols import TIMES_IN_FORCE
 from perpgym.envs.exchange.venue import Venue
+from perpgym.envs.exchange.wire import parse_int
 
 ALGO_KINDS = ("STOP", "STOP_MARKET", "TAKE_PROFIT", "TAKE_PROFIT_MARKET")
 _DAY_MS = 86_400_000
-_MOST_IN_A_BATCH = 5
+_MOST_IN_A_BATCH, _MOST_CANCELLED = 5, 10
 # the span of one page of orders or trades
 _LONGEST_SPAN_MS = 7 * _DAY_MS
 
@@ -85,15 +86,24 @@ def new_orders(venue: Venue, params: Params) -> Any:
 
 
 def _batch(params: Params, name: str) -> list[dict[str, str]]:
-    try:
-        rows = json.loads(params.need(name))
-    except json.JSONDecodeError:
-        raise Rejected(-1130, name) from None
-    if not isinstance(rows, list) or not 1 <= len(rows) <= _MOST_IN_A_BATCH:
+    params.need(name)
+    rows = _list(params, name)
+    if not 1 <= len(rows) <= _MOST_IN_A_BATCH:
         raise Rejected(-1130, name)
     if not all(isinstance(row, dict) for row in rows):
         raise Rejected(-1130, name)
     return [{str(k): _plain(v) for k, v in row.items()} for row in rows]
+
+
+def _list(params: Params, name: str) -> list[Any]:
+    """A JSON list, under its name or the same in small letters; empty where there is none."""
+    try:
+        rows = json.loads(params.get(name) or params.get(name.lower()) or "[]")
+    except json.JSONDecodeError:
+        raise Rejected(-1130, name) from None
+    if not isinstance(rows, list):
+        raise Rejected(-1130, name)
+    return rows
 
 
 def _plain(value: Any) -> str:
@@ -154,12 +164,12 @@ def cancel_order(venue: Venue, params: Params) -> Any:
 def cancel_orders(venue: Venue, params: Params) -> Any:
     """Take up to ten orders out of the book; each row is an order or its refusal."""
     asset = venue.names.asset(params.need("symbol"))
-    try:
-        ids = json.loads(params.get("orderIdList") or params.get("orderidlist") or "[]")
-        names = json.loads(params.get("origClientOrderIdList") or params.get("origclientorderidlist") or "[]")
-    except json.JSONDecodeError:
-        raise Rejected(-1130, "orderIdList") from None
-    wanted = [(int(i), None) for i in ids] + [(None, str(n)) for n in names]
+    ids, names = (_list(params, name) for name in ("orderIdList", "origClientOrderIdList"))
+    wanted: list[tuple[int | None, str | None]] = []
+    wanted += [(parse_int("orderIdList", str(i)), None) for i in ids]
+    wanted += [(None, str(name)) for name in names]
+    if not 1 <= len(wanted) <= _MOST_CANCELLED:
+        raise Rejected(-1130, "orderIdList")
     return [
         _attempt(lambda which=which: order_json(venue.engine.cancel(asset, *which), venue.names))
         for which in wanted
