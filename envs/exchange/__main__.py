@@ -58,6 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
     wire.add_argument("--proxy-port", type=int, help="TLS behind a CONNECT proxy on this port, too")
     wire.add_argument("--strict", action="store_true", help="take no timestamps but the exchange's own")
     wire.add_argument("--limits", action="store_true", help="refuse and ban who asks too much")
+    wire.add_argument("--step-on-poll", action="store_true", help="asking for the same bars again moves time")
     wire.add_argument("--admin", action="store_true", help="answer on /admin: step time, read the true state")
     return parser
 
@@ -104,13 +105,15 @@ def make_venue(arguments: argparse.Namespace) -> Venue:
         keys=Keys(secrets={arguments.key: arguments.secret}, is_strict=arguments.strict),
         limits=Limits(is_enforced=arguments.limits),
         has_admin=arguments.admin,
+        steps_on_poll=arguments.step_on_poll,
     )
 
 
 def banner(venue: Venue, url: str, key: str) -> str:
     """What a user needs to know to trade here."""
     market = venue.market
-    pace = f"{venue.clock.speed:g} times real time" if venue.clock.speed else "stepped: POST /admin/advance"
+    stepped = "stepped by whoever polls" if venue.steps_on_poll else "stepped: POST /admin/advance"
+    pace = f"{venue.clock.speed:g} times real time" if venue.clock.speed else stepped
     return "\n".join(
         (
             f"perpgym exchange at {url}: {market.tape.source}",

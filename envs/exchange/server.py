@@ -29,6 +29,7 @@ except ImportError as error:
 
 # importing them enters their handlers
 ROOMS = (rest_public, rest_account, rest_orders)
+_BARS = "/fapi/v1/klines"
 _LOG = logging.getLogger(__name__)
 _NOT_FOUND = "<html><body>404 Not Found</body></html>"
 # the exchange pings every three minutes; a market says something every second
@@ -89,6 +90,8 @@ class Server:
             return await self._stream(request, path)
         body = (await request.read()).decode("utf-8", "replace")
         found = ENDPOINTS.get((request.method, path))
+        if path == _BARS:
+            self.venue.note_poll(query)
         self.pass_time()
         if self.venue.has_admin and path.startswith(admin.PREFIX):
             return self._administer(path.removeprefix(admin.PREFIX), body)

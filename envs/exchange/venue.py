@@ -30,6 +30,9 @@ class Venue:
 
     Attributes:
         has_admin: whether ``/admin`` answers.
+        steps_on_poll: a client that asks for the same bars again at the same moment waits for the next one:
+            the clock moves there. So a program that polls runs through a tape as fast as it can, and always
+            the same way.
         skew_ms: by how much the clock that clients are held to runs ahead of the exchange's.
         status: of the contracts that do not trade as usual, e.g. ``SETTLING``.
         updated_ms: when a contract's position changed last.
@@ -44,6 +47,7 @@ class Venue:
     keys: Keys = field(default_factory=Keys)
     limits: Limits = field(default_factory=Limits)
     has_admin: bool = False
+    steps_on_poll: bool = False
     skew_ms: int = 0
     status: dict[int, str] = field(default_factory=dict)
     listen_key: ListenKey = field(default_factory=ListenKey)
@@ -54,6 +58,7 @@ class Venue:
         self.books, self.market = self.engine.books, self.engine.market
         self.names = Symbols(self.books.contracts)
         self.start_ms = self.engine.now_ms
+        self._polled: set[str] = set()
         self.updated_ms = [self.start_ms] * len(self.books.contracts)
         self.depth_updates = [1_000_000] * len(self.books.contracts)
         self.books.listeners.append(self._note)
@@ -62,6 +67,15 @@ class Venue:
         if isinstance(event, AccountEvent):
             for asset in event.assets:
                 self.updated_ms[asset] = event.time_ms
+
+    def note_poll(self, query: str) -> None:
+        """Somebody asks for bars; the second time at one moment, the next bar closes."""
+        if not self.steps_on_poll:
+            return
+        if query in self._polled:
+            self.clock.move_to(self.engine.next_ms)
+            self._polled.clear()
+        self._polled.add(query)
 
     @property
     def has_listen_key(self) -> bool:

@@ -141,3 +141,18 @@ def test_the_simulated_market_needs_no_file() -> None:
     assert venue.market.fine_ms == 3_600_000
     assert "60 times real time" in banner(venue, "http://127.0.0.1:1", "key")
     assert read_tape(parsed).source.startswith("simulated")
+
+
+def test_a_program_that_polls_can_drive_the_clock(local: Callable[..., Any]) -> None:
+    here = local(strict=False)
+    here.venue.steps_on_poll = True
+    client = point_at(ccxt.binanceusdm(dict(CREDENTIALS)), here.url)
+    seen = []
+    for _poll in range(5):
+        newest = client.fetch_ohlcv(SYMBOL, "1h", limit=3)[-1][0]
+        client.fetch_positions([SYMBOL])
+        seen.append(newest)
+    assert seen == here.venue.market.tape.open_time_ms[50:55].tolist()
+    # another question at the same moment moves nothing
+    client.fetch_ohlcv(SYMBOL, "4h", limit=3)
+    assert here.venue.market.bar == 54
