@@ -29,6 +29,7 @@ from perpgym.envs.exchange.venue import Venue
 from perpgym.envs.exchange.warm import warm_up
 
 _SIMULATED_FROM = "2024-01-01"
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -91,6 +92,11 @@ def make_venue(arguments: argparse.Namespace) -> Venue:
     Raises:
         OSError, ValueError: the tape or a setting is not usable.
     """
+    if arguments.admin and arguments.host not in _LOOPBACK:
+        raise ValueError(
+            f"--admin answers anyone who asks: --host must be one of {', '.join(_LOOPBACK)} with it, was "
+            f"{arguments.host}"
+        )
     tape = read_tape(arguments)
     start = arguments.start or (_SIMULATED_FROM if arguments.tape == "simulated" else None)
     start_bar = None if start is None else tape.bar_at(start)

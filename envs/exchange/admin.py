@@ -13,7 +13,8 @@ from perpgym.envs.exchange.api import Params
 from perpgym.envs.exchange.errors import Rejected
 from perpgym.envs.exchange.margins import equity
 from perpgym.envs.exchange.payloads import algo_json, order_json, position_v2_json
-from perpgym.envs.exchange.rest_orders import new_algo, new_order
+from perpgym.envs.exchange.rest_algos import new_algo
+from perpgym.envs.exchange.rest_orders import new_order
 
 if TYPE_CHECKING:
     from perpgym.envs.exchange.server import Server

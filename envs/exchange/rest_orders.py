@@ -7,11 +7,11 @@ import secrets
 from typing import Any
 
 from perpgym.envs.exchange.api import Params, by_symbol, endpoint
-from perpgym.envs.exchange.engine import AlgoRequest, OrderRequest
+from perpgym.envs.exchange.engine import OrderRequest
 from perpgym.envs.exchange.errors import Rejected
 from perpgym.envs.exchange.filters import check_client_id, check_price, check_quantity
-from perpgym.envs.exchange.orders import AlgoOrder, Order, Side
-from perpgym.envs.exchange.payloads import algo_json, order_json, trade_json
+from perpgym.envs.exchange.orders import Order, Side
+from perpgym.envs.exchange.payloads import order_json, trade_json
 from perpgym.envs.exchange.symbols import TIMES_IN_FORCE
 from perpgym.envs.exchange.venue import Venue
 from perpgym.envs.exchange.wire import parse_int
@@ -23,18 +23,21 @@ _MOST_IN_A_BATCH, _MOST_CANCELLED = 5, 10
 _LONGEST_SPAN_MS = 7 * _DAY_MS
 
 
-def _side(params: Params) -> Side:
+def read_side(params: Params) -> Side:
+    """``side``, or -1117."""
     side = params.choice("side", ("BUY", "SELL"), -1117)
     return "BUY" if side == "BUY" else "SELL"
 
 
-def _client_id(params: Params, name: str) -> str:
+def read_client_id(params: Params, name: str) -> str:
+    """The client's own id, or one that is drawn."""
     client_id = params.get(name) or secrets.token_urlsafe(16)
     check_client_id(client_id)
     return client_id
 
 
-def _check_one_way(params: Params) -> None:
+def check_one_way(params: Params) -> None:
+    """Raises -4061 for an order of hedge mode."""
     if params.get("positionSide", "BOTH") != "BOTH":
         raise Rejected(-4061)
 
@@ -46,13 +49,13 @@ def read_order(venue: Venue, params: Params) -> OrderRequest:
         Rejected: what is wrong with it.
     """
     asset = venue.names.asset(params.need("symbol"))
-    contract, side = venue.books.contracts[asset], _side(params)
+    contract, side = venue.books.contracts[asset], read_side(params)
     kind = params.need("type")
     if kind in ALGO_KINDS or kind == "TRAILING_STOP_MARKET":
         raise Rejected(-4120)
     if kind not in ("LIMIT", "MARKET"):
         raise Rejected(-1116)
-    _check_one_way(params)
+    check_one_way(params)
     quantity = check_quantity(contract, params.number("quantity"))
     price, in_force = 0.0, "GTC"
     if kind == "LIMIT":
@@ -62,7 +65,7 @@ def read_order(venue: Venue, params: Params) -> OrderRequest:
         raise Rejected(-1106, "price")
     return OrderRequest(
         asset=asset, side=side, kind=kind, quantity=quantity, price=price, time_in_force=in_force,
-        reduce_only=params.flag("reduceOnly"), client_id=_client_id(params, "newClientOrderId"),
+        reduce_only=params.flag("reduceOnly"), client_id=read_client_id(params, "newClientOrderId"),
     )  # fmt: skip
 
 
@@ -190,7 +193,8 @@ def open_orders(venue: Venue, params: Params) -> Any:
     return [order_json(order, venue.names) for order in venue.books.registry.open_orders(asset)]
 
 
-def _in_span(venue: Venue, params: Params, time_ms: int) -> bool:
+def in_span(venue: Venue, params: Params, time_ms: int) -> bool:
+    """Whether a time lies between ``startTime`` and ``endTime``; without them, in the newest week."""
     start, end = params.span()
     if start is None and end is None:
         start = venue.now_ms - _LONGEST_SPAN_MS
@@ -206,7 +210,7 @@ def all_orders(venue: Venue, params: Params) -> Any:
         order
         for order in venue.books.registry.orders.values()
         if order.asset == asset
-        and (order.order_id >= from_id if from_id is not None else _in_span(venue, params, order.time_ms))
+        and (order.order_id >= from_id if from_id is not None else in_span(venue, params, order.time_ms))
     ]
     shown = rows[:limit] if from_id is not None else rows[-limit:]
     return [order_json(order, venue.names) for order in shown]
@@ -222,7 +226,7 @@ def user_trades(venue: Venue, params: Params) -> Any:
         for trade in venue.books.registry.trades
         if trade.asset == asset
         and order_id in (None, trade.order_id)
-        and (trade.trade_id >= from_id if from_id is not None else _in_span(venue, params, trade.time_ms))
+        and (trade.trade_id >= from_id if from_id is not None else in_span(venue, params, trade.time_ms))
     ]
     shown = rows[:limit] if from_id is not None or params.span()[0] is not None else rows[-limit:]
     return [trade_json(trade, venue.names) for trade in shown]
@@ -247,100 +251,3 @@ def countdown(venue: Venue, params: Params) -> Any:
         raise Rejected(-1102, "countdownTime")
     venue.engine.set_countdown(asset, wait_ms)
     return {"symbol": venue.names.names[asset], "countdownTime": str(wait_ms)}
-
-
-# --- conditional orders ---
-
-
-def read_algo(venue: Venue, params: Params) -> AlgoRequest:
-    """A conditional order from a request.
-
-    Raises:
-        Rejected: what is wrong with it.
-    """
-    asset = venue.names.asset(params.need("symbol"))
-    contract, side = venue.books.contracts[asset], _side(params)
-    params.choice("algoType", ("CONDITIONAL",), -1130)
-    kind = params.need("type")
-    if kind not in ALGO_KINDS:
-        raise Rejected(-1116)
-    _check_one_way(params)
-    closes = params.flag("closePosition")
-    quantity = price = 0.0
-    if closes:
-        if "quantity" in params:
-            raise Rejected(-4137)
-        if "reduceOnly" in params or not kind.endswith("_MARKET"):
-            raise Rejected(-1128)
-    else:
-        quantity = check_quantity(contract, params.number("quantity"))
-    if not kind.endswith("_MARKET"):
-        price = check_price(contract, params.number("price"))
-    working = params.choice("workingType", ("CONTRACT_PRICE", "MARK_PRICE"), -1130, "CONTRACT_PRICE")
-    return AlgoRequest(
-        asset=asset, side=side, kind=kind, quantity=quantity, price=price, working_type=working,
-        trigger_price=check_price(contract, params.number("triggerPrice")),
-        time_in_force=params.choice("timeInForce", TIMES_IN_FORCE, -1115, "GTC"),
-        reduce_only=params.flag("reduceOnly"), close_position=closes,
-        price_protect=params.flag("priceProtect"), client_id=_client_id(params, "clientAlgoId"),
-    )  # fmt: skip
-
-
-@endpoint("POST", "/fapi/v1/algoOrder", weight=0, is_order=True)
-def new_algo(venue: Venue, params: Params) -> Any:
-    """Keep a stop or take-profit until its trigger."""
-    return algo_json(venue.engine.place_algo(read_algo(venue, params)), venue.names)
-
-
-def _which_algo(params: Params) -> tuple[int | None, str | None]:
-    algo_id, client_id = params.whole("algoId"), params.get("clientAlgoId") or None
-    if algo_id is None and client_id is None:
-        raise Rejected(-1102, "algoId")
-    return algo_id, client_id
-
-
-@endpoint("GET", "/fapi/v1/algoOrder")
-def query_algo(venue: Venue, params: Params) -> Any:
-    """One conditional order, open or not."""
-    algo = venue.books.registry.find_algo(*_which_algo(params))
-    if algo is None:
-        raise Rejected(-2013)
-    return algo_json(algo, venue.names)
-
-
-@endpoint("DELETE", "/fapi/v1/algoOrder")
-def cancel_algo(venue: Venue, params: Params) -> Any:
-    """Forget a conditional order."""
-    algo = venue.engine.cancel_algo(*_which_algo(params))
-    ids = {"algoId": algo.algo_id, "clientAlgoId": algo.client_id}
-    return {**ids, "code": "200", "msg": "success"}
-
-
-@endpoint("DELETE", "/fapi/v1/algoOpenOrders")
-def cancel_algos(venue: Venue, params: Params) -> Any:
-    """Forget every conditional order of a contract."""
-    venue.engine.cancel_all_algos(venue.names.asset(params.need("symbol")))
-    return {"code": 200, "msg": "The operation of cancel all open order is done."}
-
-
-def _algos(venue: Venue, algos: list[AlgoOrder]) -> Any:
-    return [algo_json(algo, venue.names) for algo in algos]
-
-
-@endpoint("GET", "/fapi/v1/openAlgoOrders", weight=by_symbol(1, 40))
-def open_algos(venue: Venue, params: Params) -> Any:
-    """Conditional orders that wait."""
-    asset = venue.names.asset(params.need("symbol")) if "symbol" in params else None
-    return _algos(venue, venue.books.registry.open_algos(asset))
-
-
-@endpoint("GET", "/fapi/v1/allAlgoOrders", weight=5)
-def all_algos(venue: Venue, params: Params) -> Any:
-    """Conditional orders of a contract, waiting or not, oldest first."""
-    asset, limit = venue.names.asset(params.need("symbol")), params.limit(500, 1000)
-    rows = [
-        algo
-        for algo in venue.books.registry.algos.values()
-        if algo.asset == asset and _in_span(venue, params, algo.time_ms)
-    ]
-    return _algos(venue, rows[-limit:])

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import parse_qsl
 
-from perpgym.envs.exchange import admin, rest_account, rest_orders, rest_public
+from perpgym.envs.exchange import admin, rest_account, rest_algos, rest_orders, rest_public
 from perpgym.envs.exchange.api import ENDPOINTS, Endpoint, Params
 from perpgym.envs.exchange.errors import Rejected
 from perpgym.envs.exchange.faults import Fault, spoil_bars
@@ -28,7 +28,7 @@ except ImportError as error:
     ) from error
 
 # importing them enters their handlers
-ROOMS = (rest_public, rest_account, rest_orders)
+ROOMS = (rest_public, rest_account, rest_orders, rest_algos)
 _BARS = "/fapi/v1/klines"
 _LOG = logging.getLogger(__name__)
 _NOT_FOUND = "<html><body>404 Not Found</body></html>"

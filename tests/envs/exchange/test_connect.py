@@ -135,6 +135,11 @@ def test_the_command_line_serves_a_saved_tape(make_tape: Callable[..., Tape], tm
     assert process.returncode == 0
 
 
+def test_the_admin_api_stays_on_this_machine() -> None:
+    with pytest.raises(ValueError, match="--host must be one of"):
+        make_venue(make_parser().parse_args(["--admin", "--host", "0.0.0.0"]))
+
+
 def test_the_simulated_market_needs_no_file() -> None:
     parsed = make_parser().parse_args(["--timeframe", "1h", "--days", "3", "--speed", "60"])
     venue = make_venue(parsed)

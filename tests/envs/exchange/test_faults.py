@@ -46,7 +46,7 @@ def test_an_order_under_a_fault_is_executed_or_not(
     here = local()
     here.client.load_markets()
     admin(here, "faults", {"faults": [{"id": name, "path": "/fapi/v1/order"}]})
-    here.client.timeout = 300
+    here.client.timeout = 1_000
     with pytest.raises(error):
         buy(here)
     assert len(here.venue.books.registry.orders) == int(is_executed)
@@ -87,7 +87,7 @@ def test_a_cancel_may_race_with_a_fill_or_be_lost(local: Start) -> None:
     assert here.client.fetch_my_trades(SYMBOL)[0]["price"] == 29_000.0
     second = here.client.create_order(SYMBOL, "limit", "buy", 0.05, 29_000.0)
     admin(here, "faults", {"faults": [{"id": "F15"}]})
-    here.client.timeout = 300
+    here.client.timeout = 1_000
     with pytest.raises(ccxt.RequestTimeout):
         here.client.cancel_order(second["id"], SYMBOL)
     here.client.timeout = 5_000
