@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ from perpgym.data.sources.freqtrade import read_freqtrade
 from perpgym.data.tape import Tape
 from perpgym.envs import EnvConfig, PerpVecEnv, RiskLimits
 from perpgym.envs.account import QUANTITY, WALLET
-from perpgym.envs.decision import wanted_quantity
+from perpgym.envs.decision import limit_price, wanted_quantity
 from perpgym.envs.exchange.bars import close_bar, open_bar
 from perpgym.envs.exchange.books import Books
 from perpgym.envs.exchange.engine import AlgoRequest, Engine, OrderRequest
 from perpgym.envs.exchange.errors import Rejected
 from perpgym.envs.exchange.market import Replay
 from perpgym.envs.execution import round_to_tick
+from perpgym.envs.rules import make_account_rules
 from perpgym.envs.spaces import LEDGER
 
 MakeTape = Callable[..., Tape]
@@ -179,6 +181,36 @@ def compare(
     return happened
 
 
+class RestingClient(Client):
+    """Trades with post-only orders behind the last close, for one bar each, as ``execution=limit`` does."""
+
+    def __init__(self, tape: Tape, config: EnvConfig) -> None:
+        super().__init__(tape, config)
+        self.rules = make_account_rules(config, FREE)
+        self.refused = 0
+
+    def market_order(self, asset: int, side: Any, quantity: float) -> None:
+        signed = quantity if side == "BUY" else -quantity
+        last = self.tape.last[self.engine.market.bar - 1, asset, CLOSE]
+        price = float(limit_price(signed, last, self.books.rules(asset), self.rules))
+        try:
+            self.engine.place(
+                OrderRequest(
+                    asset=asset, side=side, kind="LIMIT", quantity=quantity, price=price,
+                    time_in_force="GTX", client_id=f"o{self.count}",
+                )
+            )  # fmt: skip
+        except Rejected as refusal:
+            if refusal.code != -5022:
+                raise
+            self.refused += 1
+
+    def close_bar(self) -> None:
+        super().close_bar()
+        for asset in range(len(self.tape.contracts)):
+            self.engine.cancel_all(asset)
+
+
 class WireClient(Client):
     """The same, through unmodified ccxt and the wire; the clock is stepped by hand on both ends."""
 
@@ -258,6 +290,21 @@ def test_several_contracts_share_one_margin_as_in_the_env(make_portfolio: MakeTa
     tape = make_portfolio((0, 0, 0), seed=5, bars=200, rules=OPEN_RULES, sigma=0.01)
     happened = compare(tape, settings(leverage=50.0, max_exposure=6.0, stop_loss=0.02), 7, 150)
     assert happened["fills"] > 200
+
+
+@pytest.mark.parametrize("offset_bps", [5.0, 0.0])
+def test_resting_orders_fill_as_the_envs(make_tape: MakeTape, offset_bps: float) -> None:
+    # the next bar opens a little off the close before, so that some orders would take
+    tape = make_tape(bars=320, seed=9, rules=OPEN_RULES, wick=0.004, mark_basis=2e-4, volume=60.0)
+    jumps = 1.0 + 2e-4 * np.random.default_rng(1).standard_normal(len(tape))
+    last = tape.last * jumps[:, None, None]
+    tape = replace(tape, last=last, mark=last * 1.0002, _cache={})
+    config = settings(execution="limit", limit_offset_bps=offset_bps, half_spread_bps=0.5)
+    client = RestingClient(tape, config)
+    happened = compare(tape, config, 3, 300, client)
+    assert happened["fills"] > 100
+    assert all(trade.is_maker for trade in client.engine.registry.trades)
+    assert client.refused > 0
 
 
 def test_a_thin_market_cuts_the_same_part_of_an_order(make_tape: MakeTape) -> None:
