@@ -260,6 +260,39 @@ def test_somebody_elses_order_and_a_dead_key_are_the_servers_truth(local: Start)
         here.client.fapiPrivatePutListenKey()
 
 
+def test_under_random_faults_the_exchange_itself_stays_sound(local: Start) -> None:
+    here = local(wick=0.01)
+    here.client.load_markets()
+    slow = {"F01", "F11", "F15", "F46"}
+    ids = [name for name in PRESETS if name not in slow]
+    admin(here, "faults", {"random": {"rate": 0.02, "ids": ids}, "seed": 5})
+    client, errors = here.client, 0
+    for number in range(300):
+        side = "buy" if number % 3 else "sell"
+        last = here.venue.market.last_price(0)
+        try:
+            if number % 2:
+                client.create_order(SYMBOL, "market", side, 0.01)
+            else:
+                order = client.create_order(SYMBOL, "limit", side, 0.01, round(last * 0.999, 1))
+                client.cancel_order(order["id"], SYMBOL)
+            client.fetch_ohlcv(SYMBOL, "1h", limit=5)
+        except (ccxt.BaseError, TypeError):
+            # a naive client: it goes on as if nothing had happened
+            errors += 1
+        if number % 5 == 0:
+            here.venue.clock.move_to(here.venue.engine.next_ms)
+    books = here.venue.books
+    assert errors > 30
+    assert {entry["name"] for entry in admin(here, "faults")["log"]} >= {"F02", "F04", "F08"}
+    bought = [t.quantity * (1.0 if t.side == "BUY" else -1.0) for t in books.registry.trades]
+    assert sum(bought) == pytest.approx(books.position(0), abs=1e-9)
+    income = sum(row.amount for row in books.registry.incomes)
+    assert 10_000.0 + income == pytest.approx(books.wallet, abs=1e-8)
+    client_ids = [o.client_id for o in books.registry.orders.values()]
+    assert len(client_ids) == len(set(client_ids))
+
+
 def test_a_fault_that_is_none_is_refused_in_words(local: Start) -> None:
     here = local()
     assert "F99" in admin(here, "faults", {"faults": [{"id": "F99"}]})["error"]
