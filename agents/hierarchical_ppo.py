@@ -87,6 +87,11 @@ class HierarchicalPPO(PerpPPO):
         super()._after_reset()
         self.option.zero_()
 
+    def restore_env(self, state: dict[str, Any]) -> None:
+        """As of :class:`PerpPPO`; accounts that are put somewhere are in no option."""
+        super().restore_env(state)
+        self.option.zero_()
+
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "option"]
 

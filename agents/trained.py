@@ -73,8 +73,8 @@ class TrainedAgent:
         self._weights = -1
         self._context = torch.empty(0)  # n 2D, of the bars from _first on
         self._first = 0
-        # (n, Z) of a policy that remembers, for the bar after the last one that was asked for
-        self.memory = torch.empty(0)
+        # (n, Z) of a policy that remembers: in force at the last bar that was asked for, and for the next one
+        self.in_force = self.memory = torch.empty(0)
         self._next_bar = -1
 
     @torch.no_grad()
@@ -99,7 +99,8 @@ class TrainedAgent:
         decided, memory = self._decide(context, state, before, mask)
         actions: NDArray[np.float32] = decided.cpu().numpy()
         if isinstance(self.policy, Remembering):
-            self.memory, self._next_bar = self.policy.forget(memory), bar + 1
+            self.in_force, self._next_bar = memory, bar + 1
+            self.memory = self.policy.forget(memory)
         if self._asking is None:
             self.uncertainty = np.zeros(account.shape[:2])
             return actions

@@ -129,14 +129,13 @@ def observe_account(wallet, positions, orders, world, now, account_out, portfoli
         singles += single_exposure_cap(wallet, mark, contract_rules(world.contracts[asset]), rules)
     cap = min(cap, singles)
     portfolio_out[0] = _clip(wallet[LOG_EQUITY], -5.0, 5.0)
-    portfolio_out[1] = _clip(margin_ratio, 0.0, 1.0)
+    portfolio_out[1] = 1.0 if wallet[LIQUIDATED] > 0.0 else _clip(margin_ratio, 0.0, 1.0)
     portfolio_out[2] = _clip(1.0 - equity / wallet[PEAK_EQUITY], 0.0, 1.0)
     portfolio_out[3] = _clip(equity / wallet[DAY_EQUITY] - 1.0, -1.0, 1.0)
     portfolio_out[4] = min(1.0, cap / rules.max_exposure)
     portfolio_out[5] = _clip(100.0 * wallet[ACCRUED_FUNDING] / equity, -10.0, 10.0)
     portfolio_out[6] = _clip(100.0 * wallet[RECENT_COSTS], 0.0, 10.0)
     portfolio_out[7], portfolio_out[8] = 0.0, 0.0
-    portfolio_out[9] = wallet[LIQUIDATED]
     if has_moments(rules):
         deviation = return_deviation(wallet, rules)
         portfolio_out[7] = _clip(wallet[RETURN_MEAN] / deviation, -5.0, 5.0)

@@ -151,7 +151,7 @@ def _fine_bar(account, world, now, fine, open_ms, number, scratch):  # type: ign
         return True
     if world.rules.is_trailing > 0.0:
         trail_stops(account, world, fine)
-    is_settled = _settle_at_close(account, world, now, fine, open_ms)
+    is_settled = settle_at_close(account, world, now, fine, open_ms)
     is_changed = is_eventful or is_settled or may_rest(world)
     return (
         is_changed
@@ -171,7 +171,7 @@ def _settles_inside(world, now, open_ms, n_contracts):  # type: ignore[no-untype
 
 
 @kernel
-def _settle_at_close(account, world, now, fine, open_ms):  # type: ignore[no-untyped-def]
+def settle_at_close(account, world, now, fine, open_ms):  # type: ignore[no-untyped-def]
     """Settlements of the closing instant, on what is held then; returns whether there were any."""
     is_any = False
     for asset in range(account.positions.shape[0]):

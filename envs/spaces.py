@@ -46,7 +46,13 @@ ACCOUNT_COLUMNS: tuple[Column, ...] = (
 
 PORTFOLIO_COLUMNS: tuple[Column, ...] = (
     Column("log_equity", "log", -5.0, 5.0, "log of equity over the initial wallet"),
-    Column("margin_ratio", "fraction", 0.0, 1.0, "maintenance margin over margin balance; 1 liquidates"),
+    Column(
+        "margin_ratio",
+        "fraction",
+        0.0,
+        1.0,
+        "maintenance margin over margin balance; 1 liquidates, and says so for the bar that did",
+    ),
     Column("drawdown", "fraction", 0.0, 1.0, "1 - equity / highest equity of the episode"),
     Column("day_return", "fraction", -1.0, 1.0, "equity over equity at the last UTC midnight, minus 1"),
     Column("risk_budget", "fraction", 0.0, 1.0, "exposure the overlay admits now, over max_exposure"),
@@ -61,7 +67,6 @@ PORTFOLIO_COLUMNS: tuple[Column, ...] = (
     # 0 with other rewards, which remember nothing
     Column("return_mean", "deviations", -5.0, 5.0, "differential ratios: running mean of the log return"),
     Column("return_deviation", "1 % equity", 0.0, 10.0, "differential ratios: its running deviation"),
-    Column("liquidated", "0 or 1", 0.0, 1.0, "whether the newest bar liquidated, wholly or in part"),
 )
 
 ACCOUNT_NAMES = tuple(c.name for c in ACCOUNT_COLUMNS)

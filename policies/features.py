@@ -148,7 +148,7 @@ class PerpFeatures(BaseFeaturesExtractor):
         if self.forecast is None:
             return self.fusion.context(embedding)  # ... 2D
         # encoders that forecast learn from that alone (Stooke et al. 2021): a policy gradient is mostly noise
-        context = self.fusion.context(embedding.detach())  # ... 2D
+        context = self.fusion.context(embedding.detach() if self.training else embedding)  # ... 2D
         return torch.cat((context, self._forecast(self.forecast, embedding)), dim=-1)  # ... C
 
     def _forecast(self, head: ForecastHead, embedding: torch.Tensor) -> torch.Tensor:
@@ -192,7 +192,7 @@ class PerpFeatures(BaseFeaturesExtractor):
         """
         fused: torch.Tensor = self.fusion(context.value, context.gate, self.scale_state(state))  # ... D
         if self.forecast is not None:
-            forecasts = self.forecast.for_heads(context.forecasts)  # ... A*H
+            forecasts = self.forecast.for_heads(context.forecasts, detach=self.training)  # ... A*H
             fused = torch.cat((fused, forecasts.expand(*fused.shape[:-1], -1)), dim=-1)  # ... D+A*H
         return fused if self._kept is None else fused * self._kept
 

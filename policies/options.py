@@ -93,8 +93,8 @@ class Options:
         self.exposure_columns = [
             n * len(ACCOUNT_NAMES) + ACCOUNT_NAMES.index("exposure") for n in range(n_assets)
         ]
-        self._margin, self._admitted, self._liquidated = (
-            portfolio + PORTFOLIO_NAMES.index(name) for name in ("margin_ratio", "risk_budget", "liquidated")
+        self._margin, self._admitted = (
+            portfolio + PORTFOLIO_NAMES.index(name) for name in ("margin_ratio", "risk_budget")
         )
 
     # --- from the manager's choice to an option ---
@@ -113,8 +113,8 @@ class Options:
     def is_due(self, option: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         """(...,) whether the manager decides now: no bars are left, or a risk event calls it back.
 
-        Risk events: a liquidation in the newest bar, a margin ratio of ``margin_alert`` or more, limits that
-        admit less than the budget that was granted. All of them are in the observation.
+        Risk events, all in the observation: a margin ratio of ``margin_alert`` or more, which is 1 after a
+        liquidation; limits that admit less than the budget that was granted.
 
         Args:
             option: (..., Z).
@@ -123,7 +123,7 @@ class Options:
         budget, left = option[..., -2], option[..., -1]
         is_cut = (state[..., self._admitted] < budget - _SLACK) & (budget > self.config.budgets[0] + _SLACK)
         is_alert = state[..., self._margin] >= self.config.margin_alert
-        return (left < 0.5) | is_cut | is_alert | (state[..., self._liquidated] > 0.5)
+        return (left < 0.5) | is_cut | is_alert
 
     def manager_mask(self, state: torch.Tensor) -> torch.Tensor:
         """(..., sum of counts) bool: no budget beyond what the limits admit, but for the smallest."""

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = ("data", "envs", "policies", "agents", "evaluation", "experiments")
 # policies know no env: only the names and ranges of what they read, and the batch env's buffers nowhere
-POLICIES_MAY_READ = {"perpgym.envs.spaces"}
+POLICIES_MAY_READ = {"perpgym.envs.actions", "perpgym.envs.spaces"}
 
 
 def imports(path: Path) -> set[str]:

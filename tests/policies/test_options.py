@@ -91,7 +91,8 @@ def test_contracts_are_masked_by_their_own_targets() -> None:
     [
         ({}, (1.0, 0.5, 3.0), False),
         ({}, (1.0, 0.5, 0.0), True),
-        ({"liquidated": 1.0}, (1.0, 0.5, 3.0), True),
+        # what a liquidation shows
+        ({"margin_ratio": 1.0}, (1.0, 0.5, 3.0), True),
         ({"margin_ratio": 0.5}, (1.0, 0.5, 3.0), True),
         ({"margin_ratio": 0.49}, (1.0, 0.5, 3.0), False),
         # limits admit less than was granted

@@ -1,0 +1,87 @@
+"""Train agents on problems whose best answer is known, and print what share of it they reach.
+
+    python benchmarks/optima/run.py                                  # every problem, our agents, five seeds
+    python benchmarks/optima/run.py --problem gp_h --agents target band stock --seeds 5
+    python benchmarks/optima/run.py --quick                          # two seeds, a tenth of the steps
+
+The last line is JSON: the share by problem, each with the action chosen for it beforehand
+(``settings.OWN_ACTION``), and ``chaouki_linear_score``, the mean of the paper's ten test episodes. Seconds
+are processor time of one thread, less what judging on the way took. ``docs/algorithms/known_optima.md``
+explains.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+
+import numpy as np
+from contenders import AGENTS, train_agent
+from judges import Score
+from problems import PROBLEMS, Problem
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from settings import OWN_ACTION
+from summary import HEADER, interquartile_mean, row
+from training import Run
+
+_QUICK_SHARE, _QUICK_SEEDS = 0.1, 2
+
+
+def main() -> None:
+    arguments = _arguments()
+    seeds = _QUICK_SEEDS if arguments.quick else arguments.seeds
+    share = _QUICK_SHARE if arguments.quick else arguments.share
+    names: Sequence[str] = arguments.problem or tuple(PROBLEMS)
+    own: dict[str, list[Run]] = {}
+    lines: list[str] = []
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[score]}"))
+    with Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal) as bar:
+        for name in names:
+            problem = PROBLEMS[name]()
+            agents: Sequence[str] = arguments.agents or (OWN_ACTION[name],)
+            for agent in agents:
+                runs = [_seed(bar, agent, problem, seed, share) for seed in range(seeds)]
+                lines.append(row(name, agent, runs))
+                console.print(lines[-1], soft_wrap=True, markup=False)
+                if agent == OWN_ACTION[name]:
+                    own[name] = runs
+    print(HEADER, *lines, sep="\n")
+    print(json.dumps(_results(own)))
+
+
+def _seed(bar: Progress, agent: str, problem: Problem, seed: int, share: float) -> Run:
+    task = bar.add_task(f"{problem.name} {agent} seed {seed}", score="")
+
+    def told(done: int, steps: int, score: Score) -> None:
+        bar.update(task, completed=min(done, steps), total=steps, score=f"{score.fraction:.4f}")
+
+    run = train_agent(agent, problem, seed=seed, share=share, progress=told)
+    bar.remove_task(task)
+    return run
+
+
+def _results(own: dict[str, list[Run]]) -> dict[str, float]:
+    """The share of the optimum by problem, and the linear problem's score."""
+    results = {
+        name: interquartile_mean([run.score.fraction for run in runs]).mean for name, runs in own.items()
+    }
+    if "chaouki_linear" in own:
+        results["chaouki_linear_score"] = float(np.mean([run.score.value for run in own["chaouki_linear"]]))
+    return {name: round(value, 6) for name, value in results.items()}
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Share of the known optimum that agents reach.")
+    parser.add_argument("--problem", nargs="+", choices=tuple(PROBLEMS), help="all by default")
+    parser.add_argument("--agents", nargs="+", choices=tuple(AGENTS), help="each problem's own action")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--share", type=float, default=1.0, help="of the usual steps")
+    parser.add_argument("--quick", action="store_true", help="two seeds, a tenth of the steps")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
