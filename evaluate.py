@@ -30,6 +30,8 @@ def main(config: DictConfig) -> None:
         call: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
         if call["period"] not in PERIODS:
             raise ValueError(f"period must be one of {', '.join(PERIODS)}, was {call['period']!r}")
+        if not isinstance(call["abstain_above"], int | float | None):
+            raise ValueError(f"abstain_above must be a number (an exposure), was {call['abstain_above']!r}")
         folder = RunFolder(Path(call["run"]))
         plain = folder.read_config()
         settings = Settings.from_mapping(plain)
