@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -18,6 +17,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from perpgym.agents.descent import Descent
+from perpgym.agents.explore import Explorer, random_allowed
 from perpgym.agents.forecast import ForecastTask
 from perpgym.agents.path_algorithm import EpisodeMonitor, PathAlgorithm, bind_policy
 from perpgym.agents.qrdqn_config import QRDQNConfig
@@ -26,7 +26,7 @@ from perpgym.agents.replay import StretchBatch, StretchReplay
 from perpgym.agents.schedule import Schedule
 from perpgym.envs.sb3 import SB3PerpVecEnv
 from perpgym.envs.vector import PerpVecEnv
-from perpgym.policies.quantile import PerpQuantilePolicy, best_allowed, ladder_shape
+from perpgym.policies.quantile import PerpQuantilePolicy, ladder_shape
 from perpgym.policies.quantile_net import PerpQuantileNet
 
 __all__ = ["PerpQRDQN", "QRDQNConfig"]
@@ -129,8 +129,6 @@ class PerpQRDQN(PathAlgorithm, QRDQN):
         # own generators: nothing that a callback draws changes the run
         self.noise = np.random.default_rng([seed, 0])
         self.shuffle = np.random.default_rng([seed, 1])
-        # bars of single contracts that the market encoder has read for acting since the last round
-        self.tokens, self.decisions = 0, 0
         norm = math.inf if self.max_grad_norm is None else self.max_grad_norm
         self.descent = Descent(self.policy.optimizer, norm)
         if self.env is not None:
@@ -153,6 +151,7 @@ class PerpQRDQN(PathAlgorithm, QRDQN):
     def _take_env(self) -> None:
         bind_policy(self.policy, self.native)
         self.monitor = EpisodeMonitor(self.native.num_envs)
+        self.explorer = Explorer(self.policy, self.replay, self.noise, self._chance)
         self.objective = QuantileObjective(self.policy, self.config, self._make_forecast_task())
 
     def _make_forecast_task(self) -> ForecastTask | None:
@@ -190,7 +189,15 @@ class PerpQRDQN(PathAlgorithm, QRDQN):
         self._take_env()
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "descent", "monitor", "noise", "objective", "shuffle"]
+        return [
+            *super()._excluded_save_params(),
+            "descent",
+            "explorer",
+            "monitor",
+            "noise",
+            "objective",
+            "shuffle",
+        ]
 
     def _after_reset(self) -> None:
         super()._after_reset()
@@ -209,14 +216,15 @@ class PerpQRDQN(PathAlgorithm, QRDQN):
         log_interval: int | None = None,
     ) -> RolloutReturn:
         """Encode every path's bars once, then step all accounts ``train_freq`` times; see SB3."""
-        del action_noise
+        # the replay is the explorer's
+        del action_noise, replay_buffer
         assert isinstance(env, SB3PerpVecEnv)
         self.policy.set_training_mode(False)
         self._is_resumable = True
         callback.on_rollout_start()
         self._is_resumable = False
         ended_before, steps = self._episode_num, train_freq.frequency
-        for step, dones in enumerate(self._step_paths(env, replay_buffer, steps, learning_starts)):
+        for step, dones in enumerate(self.explorer.steps(env, steps)):
             self.num_timesteps += env.num_envs
             infos = self.monitor.infos(env.buffers, dones)
             if infos is not self.monitor.nothing:
@@ -241,70 +249,9 @@ class PerpQRDQN(PathAlgorithm, QRDQN):
         if log_interval is not None and self._episode_num // log_interval > before // log_interval:
             self.dump_logs()
 
-    @torch.no_grad()
-    def _step_paths(
-        self, env: SB3PerpVecEnv, replay: StretchReplay, n_steps: int, learning_starts: int
-    ) -> Iterator[NDArray[np.bool_]]:
-        """Act for ``n_steps`` bars and fill the replay; yields after each bar whose episodes ended."""
-        native, out = env.native, env.buffers
-        paths, accounts = native.n_paths, native.accounts_per_path
-        bars = out.bar[::accounts].copy()
-        context = self._encode(bars, n_steps)  # P T C
-        if replay.awaits_observation:
-            self._observe(replay, env)
-        for step in range(n_steps):
-            levels = self._choose(context[:, step], replay, learning_starts)  # P K A
-            native.step_into(levels.reshape(native.num_envs, -1).astype(np.float32), out)
-            dones = out.terminated | out.truncated
-            replay.book(levels, out.reward.reshape(paths, accounts), out.terminated.reshape(paths, accounts))
-            bars += 1
-            moved = out.bar[::accounts]
-            jumped = np.flatnonzero(moved != bars)
-            # a path that ends on the tape's last bars may begin again on the very next one
-            ended = np.flatnonzero(out.truncated.reshape(paths, accounts).any(axis=1))
-            self._end(replay, env, np.union1d(jumped, ended))
-            bars[jumped] = moved[jumped]
-            if jumped.size and step + 1 < n_steps:
-                there = torch.from_numpy(jumped).to(self.device)
-                context[there, step + 1 :] = self._encode(bars[jumped], n_steps - step - 1)
-            self._observe(replay, env)
-            yield dones
-
-    def _encode(self, bars: NDArray[np.int64], n_bars: int) -> torch.Tensor:
-        self.tokens += bars.size * self.policy.tokens(n_bars)
-        return self.policy.stretch_context(torch.from_numpy(bars).to(self.device), n_bars)
-
-    def _choose(self, context: torch.Tensor, replay: StretchReplay, learning_starts: int) -> NDArray[Any]:
-        """(P, K, A) levels: the best allowed one, or at random with the rate of exploration."""
-        state, mask = replay.newest()  # P K S, P K A L
-        self.decisions += mask.shape[0] * mask.shape[1]
-        is_random = np.ones(mask.shape[:-1], np.bool_)
-        levels = _random_allowed(mask, self.noise)
-        if self.num_timesteps >= learning_starts:
-            is_random = (self.noise.random(mask.shape[:2]) < self.exploration_rate)[..., None]
-            on_device = torch.from_numpy(state).to(self.device)
-            worth = self.policy.worth(context.unsqueeze(1), on_device)  # P K A L
-            best = best_allowed(worth, torch.from_numpy(mask).to(self.device))  # P K A
-            levels = np.where(is_random, levels, best.cpu().numpy())
-        return levels
-
-    def _observe(self, replay: StretchReplay, env: SB3PerpVecEnv) -> None:
-        out, native = env.buffers, env.native
-        lead = (native.n_paths, native.accounts_per_path)
-        flat = np.concatenate((out.account.reshape(native.num_envs, -1), out.portfolio), axis=1)
-        mask = native.action_masks()
-        shape = (*lead, self.policy.n_branches, self.policy.n_levels)
-        replay.observe(out.bar[:: lead[1]], flat.reshape(*lead, -1), mask.reshape(shape))
-
-    def _end(self, replay: StretchReplay, env: SB3PerpVecEnv, paths: NDArray[np.int64]) -> None:
-        """Keep the final observations of paths that moved on."""
-        if paths.size == 0:
-            return
-        out, native = env.buffers, env.native
-        lead = (native.n_paths, native.accounts_per_path)
-        flat = np.concatenate((out.final_account.reshape(native.num_envs, -1), out.final_portfolio), axis=1)
-        # what the final observation would have allowed is not known any more: everything is
-        replay.end(paths, flat.reshape(*lead, -1)[paths])
+    def _chance(self) -> float:
+        """How often a level is random now."""
+        return 1.0 if self.num_timesteps < self.learning_starts else self.exploration_rate
 
     # --- update ---
 
@@ -318,15 +265,19 @@ class PerpQRDQN(PathAlgorithm, QRDQN):
             self.descent.step(loss.total)
             losses.append(torch.stack(loss[1:]))
         self._n_updates += gradient_steps
-        tokens = self.tokens + self.objective.tokens
-        self.logger.record("train/tokens_per_step", tokens / max(self.decisions, 1))
-        self.tokens = self.objective.tokens = self.decisions = 0
+        self._record_tokens()
         self._is_resumable = True
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         for name, value in zip(
             ("loss", "forecast_loss", "target"), torch.stack(losses).mean(0).tolist(), strict=True
         ):
             self.logger.record(f"train/{name}", value)
+
+    def _record_tokens(self) -> None:
+        """What a decision cost in all, acting and learning."""
+        tokens = self.explorer.tokens + self.objective.tokens
+        self.logger.record("train/tokens_per_step", tokens / max(self.explorer.decisions, 1))
+        self.explorer.tokens = self.explorer.decisions = self.objective.tokens = 0
 
     def draw(self, batch_size: int) -> StretchBatch:
         """A batch of the replay."""
@@ -360,7 +311,7 @@ class PerpQRDQN(PathAlgorithm, QRDQN):
             shape = (levels.size // branches, branches, count)
             mask = np.ones(shape, np.bool_) if action_masks is None else action_masks.reshape(shape)
             is_random = (rng.random(shape[0]) < self.exploration_rate)[:, None]
-            drawn = np.where(is_random, _random_allowed(mask, rng), levels.reshape(shape[:2]))
+            drawn = np.where(is_random, random_allowed(mask, rng), levels.reshape(shape[:2]))
             levels = drawn.reshape(levels.shape)
         return levels, state
 
@@ -380,8 +331,3 @@ class PerpQRDQN(PathAlgorithm, QRDQN):
         self.noise.bit_generator.state = state["noise"]
         for name in _COUNTERS:
             setattr(self, name, state[name])
-
-
-def _random_allowed(mask: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.int64]:
-    """A uniform draw among the allowed levels of each contract: (..., L) bool -> (...,)."""
-    return np.asarray(np.where(mask, rng.random(mask.shape), -1.0).argmax(axis=-1), np.int64)

@@ -17,9 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 
@@ -27,8 +25,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
+from rounds import machine, measure, speed_table
 from stable_baselines3 import PPO
 from training_costs import SWEEPS, bytes_per_step, pieces
 from training_sides import NETWORKS, STEPS, encode_once, parity, random_walk_tape, stock
@@ -59,21 +57,6 @@ def one_round(model: PPO) -> Callable[[], float]:
     return run
 
 
-def measure(contestants: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Interleaved rounds after one of warm-up."""
-    speeds: dict[str, list[float]] = {name: [] for name in contestants}
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("timing", total=(rounds + 1) * len(contestants))
-        for number in range(rounds + 1):
-            for name, run in contestants.items():
-                progress.update(task, description=name)
-                speed = run()
-                if number > 0:
-                    speeds[name].append(speed)
-                progress.advance(task)
-    return speeds
-
-
 def check_parity(console: Console, tape: Tape, figures: dict[str, tuple[str, int]]) -> None:
     """Both sides of every figure compute the same, with fresh and with trained weights.
 
@@ -96,7 +79,7 @@ def ratios(console: Console, tape: Tape, wanted: dict[str, tuple[str, int]], rou
         for side, build in (("PerpPPO", encode_once), ("stock PPO", stock)):
             contestants[f"{figure} {side}"] = one_round(build(tape, NETWORKS[network], paths))
     speeds = measure(contestants, rounds)
-    console.print(_table(speeds))
+    console.print(speed_table(speeds))
     found: dict[str, float] = {}
     for figure in wanted:
         ours, theirs = (statistics.median(speeds[f"{figure} {side}"]) for side in ("PerpPPO", "stock PPO"))
@@ -112,7 +95,7 @@ def sweep(console: Console, tape: Tape, rounds: int) -> None:
         for name, (network, paths, accounts, threads) in entrants.items():
             run = one_round(encode_once(tape, network, paths, accounts=accounts))
             contestants[name] = _with_threads(run, threads)
-        console.print(_table(measure(contestants, rounds), title))
+        console.print(speed_table(measure(contestants, rounds), title))
 
 
 def _with_threads(run: Callable[[], float], threads: int) -> Callable[[], float]:
@@ -154,29 +137,14 @@ def main() -> None:
             sweep(console, tape, arguments.rounds)
         if arguments.profile:
             profile(console, tape)
-        console.print(_machine())
+        console.print(machine())
         return
     wanted = FIGURES | (WITH_RISK_LSTM if arguments.with_risk_lstm else {})
     check_parity(console, tape, wanted)
     figures = ratios(console, tape, wanted, arguments.rounds)
     figures["bytes_per_stored_step"] = round(bytes_per_step(encode_once(tape, NETWORKS["transformer"], 8)), 1)
-    console.print(_machine())
+    console.print(machine())
     print(json.dumps(figures))
-
-
-def _machine() -> str:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    machine = f"{platform.processor() or platform.machine()}, torch {torch.__version__}"
-    return f"commit {commit.stdout.strip() or 'unknown'}; {machine}; one thread unless said"
-
-
-def _table(speeds: dict[str, list[float]], title: str = "") -> Table:
-    table = Table(title, "steps/s, median", "lowest", "highest")
-    for name, values in speeds.items():
-        table.add_row(name, f"{statistics.median(values):,.0f}", f"{min(values):,.0f}", f"{max(values):,.0f}")
-    return table
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from perpgym.policies.quantile_net import PerpQuantileNet
 
 
 class PerpQuantilePolicy(BasePolicy):
-    """What sb3-contrib's QR-DQN trains: ``quantile_net``, its target, and the choice of a level.
+    """What QR-DQN trains, ours or sb3-contrib's: ``quantile_net``, its target, and the choice of a level.
 
     A level is chosen by the mean of its worst share ``alpha`` of quantiles, CVaR_alpha of the return to come;
     1 is the mean. Chosen anew at every step it is a risk-averse selection and no time-consistent objective:
@@ -33,7 +33,7 @@ class PerpQuantilePolicy(BasePolicy):
         n_quantiles: N.
         alpha: share of the worst quantiles by which a level is chosen, in (0, 1].
         market_scaler, risk_scaler: fitted on the training period.
-        optimizer_kwargs: of Adam; fused by default.
+        optimizer_class, optimizer_kwargs: Adam, fused, by default.
 
     Raises:
         ValueError: the actions are no ladder's, or alpha is no share.
@@ -50,10 +50,13 @@ class PerpQuantilePolicy(BasePolicy):
         config: PolicyConfig | None = None,
         n_quantiles: int = 32,
         alpha: float = 1.0,
+        optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
     ) -> None:
         kwargs = {"eps": 1e-5, "fused": True} if optimizer_kwargs is None else optimizer_kwargs
-        super().__init__(observation_space, action_space, optimizer_kwargs=kwargs)
+        super().__init__(
+            observation_space, action_space, optimizer_class=optimizer_class, optimizer_kwargs=kwargs
+        )
         self.config = config or PolicyConfig()
         self.scalers = {"market_scaler": market_scaler, "risk_scaler": risk_scaler}
         self.n_branches, self.n_levels = ladder_shape(action_space)
@@ -64,8 +67,10 @@ class PerpQuantilePolicy(BasePolicy):
         self.quantile_net_target = self._make_net()
         self.quantile_net_target.load_state_dict(self.quantile_net.state_dict())
         self.quantile_net_target.requires_grad_(False).eval()
-        self.optimizer = torch.optim.Adam(
-            self.quantile_net.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs
+        self.optimizer: torch.optim.Optimizer = self.optimizer_class(
+            self.quantile_net.parameters(),
+            lr=lr_schedule(1),  # type: ignore[call-arg]
+            **self.optimizer_kwargs,
         )
         self.register_buffer("tail", cvar_weights(alpha, n_quantiles), persistent=False)
 
@@ -207,6 +212,7 @@ class PerpQuantilePolicy(BasePolicy):
             "lr_schedule": self._dummy_schedule,
             "config": self.config,
             **self.own_settings(),
+            "optimizer_class": self.optimizer_class,
             "optimizer_kwargs": self.optimizer_kwargs,
             **self.scalers,
         }

@@ -1,0 +1,92 @@
+"""What our agents beyond PPO learn from in a second, beside their rivals.
+
+    python benchmarks/bench_agents.py
+
+``qrdqn_vs_sb3``: transitions trained a second by PerpQRDQN over sb3-contrib's QR-DQN with the same network on
+windows. 64 accounts on 8 paths (``unshared``: on 64), 16 features, width 32, 2 layers, 4 heads, receptive
+field 63, five levels, 32 quantiles; batches of 512, four updates for every 16 bars of all accounts, one step
+to the bootstrap, one thread, median of interleaved rounds. A round is acting, booking, drawing and updating.
+Parity comes first: one update of either side on the same decisions must agree in loss and gradients.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+from agent_sides import CONFIG, parity, stock, stretches, trained_per_step
+from rich.console import Console
+from rounds import machine, measure, speed_table
+from stable_baselines3.common.base_class import BaseAlgorithm
+from training_sides import ACCOUNTS, random_walk_tape
+
+from perpgym.agents.qrdqn import PerpQRDQN
+from perpgym.data.tape import Tape
+
+TOLERANCE = 1e-4
+# figure: paths of the 64 accounts
+FIGURES = {"qrdqn_vs_sb3": 8, "qrdqn_vs_sb3_unshared": 64}
+
+
+def one_round(model: BaseAlgorithm) -> Callable[[], float]:
+    """Transitions trained a second, once learning has started; more rounds of updates of the short ones."""
+    model.learn(CONFIG.learning_starts + ACCOUNTS * CONFIG.train_freq)
+    steps = ACCOUNTS * CONFIG.train_freq * (30 if isinstance(model, PerpQRDQN) else 1)
+
+    def run() -> float:
+        started = time.perf_counter()
+        model.learn(steps, reset_num_timesteps=False)
+        return trained_per_step() * steps / (time.perf_counter() - started)
+
+    return run
+
+
+def qrdqn(console: Console, tape: Tape, rounds: int) -> dict[str, float]:
+    """PerpQRDQN over sb3-contrib's, and its own transitions a second.
+
+    Raises:
+        SystemExit: the two sides do not compute the same.
+    """
+    contestants = {}
+    for figure, paths in FIGURES.items():
+        for trained in (False, True):
+            worst = parity(tape, paths, trained=trained)
+            weights = "trained" if trained else "fresh"
+            console.print(f"parity, {paths} paths, {weights} weights: {worst:.1e}")
+            if not worst <= TOLERANCE:
+                raise SystemExit(f"stretches and windows differ by {worst:.1e}, allowed are {TOLERANCE:g}")
+        contestants[f"{figure} PerpQRDQN"] = one_round(stretches(tape, paths))
+        contestants[f"{figure} sb3-contrib"] = one_round(stock(tape, paths))
+    speeds = measure(contestants, rounds)
+    console.print(speed_table(speeds, unit="transitions/s"))
+    found: dict[str, float] = {}
+    for figure in FIGURES:
+        ours, theirs = (
+            statistics.median(speeds[f"{figure} {side}"]) for side in ("PerpQRDQN", "sb3-contrib")
+        )
+        found[figure] = round(ours / theirs, 2)
+        found[f"{figure}_transitions_per_s"] = round(ours)
+    return found
+
+
+def main() -> None:
+    """The figures; the last line is one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    console, tape = Console(), random_walk_tape()
+    figures = qrdqn(console, tape, arguments.rounds)
+    console.print(machine())
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
