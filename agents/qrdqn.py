@@ -281,14 +281,14 @@ class PerpQRDQN(PathAlgorithm, QRDQN):
 
     def draw(self, batch_size: int) -> StretchBatch:
         """A batch of the replay."""
-        return self.replay.sample(
-            batch_size,
-            self.config.stretch_bars,
-            n_step=self.config.n_step,
-            gamma=self.gamma,
-            rng=self.shuffle,
-            device=self.device,
-        )
+        config = self.config
+        how: dict[str, Any] = {
+            "n_step": config.n_step, "gamma": self.gamma, "rng": self.shuffle, "device": self.device
+        }  # fmt: skip
+        if config.minibatch == "stretches":
+            return self.replay.sample(batch_size, config.stretch_bars, **how)
+        rows = self.replay.sample(batch_size * self.replay.n_accounts, 1, **how)
+        return rows.of_one_account(self.shuffle)
 
     # --- predicting ---
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import get_args
+from typing import Literal, get_args
 
 from perpgym.agents.path_algorithm import AgentConfig
 from perpgym.agents.schedule import Shape
+
+Minibatch = Literal["stretches", "decisions"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +21,9 @@ class QRDQNConfig(AgentConfig):
         buffer_size: decisions of accounts that the replay holds.
         learning_starts: decisions before the first update.
         batch_size: decisions of an update: max(1, batch_size // (stretch_bars * K)) stretches.
-        stretch_bars: s, consecutive decisions that share one pass of the encoder; 1 draws each by itself.
+        stretch_bars: s, consecutive decisions that share one pass of the encoder.
+        minibatch: ``stretches``; or ``decisions``, each of one account at one bar and drawn by itself, which
+            changes the cost and how alike the samples of a batch are.
         n_step: bars of reward before the bootstrap.
         gamma: discount a bar.
         train_freq: bars that every account steps between two rounds of updates.
@@ -42,6 +46,7 @@ class QRDQNConfig(AgentConfig):
     learning_starts: int = 20_000
     batch_size: int = 512
     stretch_bars: int = 16
+    minibatch: Minibatch = "stretches"
     n_step: int = 3
     gamma: float = 0.99
     train_freq: int = 16
@@ -78,11 +83,12 @@ class QRDQNConfig(AgentConfig):
         ):
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} must lie between {low:g} and {high:g}, was {getattr(self, name)}")
-        if self.learning_rate_schedule not in get_args(Shape):
-            raise ValueError(
-                f"learning_rate_schedule must be one of {', '.join(get_args(Shape))}, "
-                f"was {self.learning_rate_schedule!r}"
-            )
+        for name, choices in (
+            ("learning_rate_schedule", get_args(Shape)),
+            ("minibatch", get_args(Minibatch)),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, was {getattr(self, name)!r}")
         if not 0.0 < self.alpha <= 1.0:
             raise ValueError(f"alpha must lie in (0, 1], a share of the worst outcomes, was {self.alpha}")
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,14 @@ class StretchBatch:
     next_mask: torch.Tensor
     is_decision: torch.Tensor
     length: torch.Tensor
+
+    def of_one_account(self, rng: np.random.Generator) -> StretchBatch:
+        """The same stretches with one account each, drawn uniformly: K = 1."""
+        n_stretches, _bars, n_accounts = self.reward.shape
+        row = torch.arange(n_stretches, device=self.reward.device)
+        chosen = torch.from_numpy(rng.integers(n_accounts, size=n_stretches)).to(row.device)
+        parts = ("state", "action", "reward", "discount", "next_state", "next_mask")
+        return replace(self, **{name: getattr(self, name)[row, :, chosen].unsqueeze(2) for name in parts})
 
 
 class StretchReplay:

@@ -131,6 +131,20 @@ def test_every_decision_that_is_still_held_is_drawn_about_as_often(stretch: int)
     assert counts.max() < 2.5 * counts.mean()
 
 
+def test_single_decisions_are_those_of_their_rows() -> None:
+    story = Story()
+    for step in range(30):
+        story.step(dead=(1, 2) if step == 5 else None, ends=(0,) if step == 9 else ())
+    batch = story.sample(batch_size=6_000, stretch=1, n_step=2)
+    single = batch.of_one_account(np.random.default_rng(1))
+    assert single.reward.shape == (2_000, 1, 1)
+    rows, chosen = decisions(batch), decisions(single)
+    known = {tuple(row[:4]): tuple(row[4:]) for row in rows}
+    assert all(known[tuple(row[:4])] == tuple(row[4:]) for row in chosen)
+    counts = np.unique(chosen[:, 3], return_counts=True)[1]
+    assert counts.min() > 0.8 * counts.mean()
+
+
 def test_an_empty_replay_says_so() -> None:
     with pytest.raises(ValueError, match="nothing to draw yet"):
         Story().sample()
