@@ -14,56 +14,19 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
 import numpy as np
+from contenders import AGENTS, train_agent
 from judges import Score
 from problems import PROBLEMS, Problem
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from settings import ABLATIONS, OWN_ACTION, settings_of
-from stock import STOCK_STEPS, train_stock
+from settings import OWN_ACTION
 from summary import HEADER, interquartile_mean, row
-from training import Run, train
+from training import Run
 
-# our PPO with either action, the control, and our PPO with one setting changed
-_AGENTS = ("target", "band", "stock", *ABLATIONS)
 _QUICK_SHARE, _QUICK_SEEDS = 0.1, 2
-
-Told = Callable[[int, int, Score], None]
-
-
-def train_agent(agent: str, problem: Problem, *, seed: int, share: float, told: Told) -> Run:
-    """One seed of one agent on one problem; a condition that it fails makes the fraction 0.
-
-    Args:
-        agent: kind of agent.
-        problem: what to learn.
-        seed: of the run.
-        share: of the usual steps.
-        told: progress.
-    """
-    run = _train_one(agent, problem, seed=seed, share=share, told=told)
-    for condition in problem.conditions:
-        passed = _train_one(agent, condition, seed=seed, share=share, told=told)
-        run.score = run.score._replace(fraction=run.score.fraction * passed.score.fraction)
-    return run
-
-
-def _train_one(agent: str, problem: Problem, *, seed: int, share: float, told: Told) -> Run:
-    tape = problem.tape(seed)
-    if agent == "stock":
-        env = replace(problem.env, action="target")
-        steps = int(share * STOCK_STEPS)
-        return train_stock(tape, env, problem.judge, steps=steps, seed=seed, progress=told)
-    if agent in ABLATIONS:
-        settings = ABLATIONS[agent](settings_of(problem.name, OWN_ACTION.get(problem.name, "target")))
-    else:
-        settings = settings_of(problem.name, "band" if agent == "band" else "target")
-    settings = replace(settings, steps=int(share * settings.steps))
-    env = replace(problem.env, action=settings.action)
-    return train(tape, env, problem.judge, settings, seed=seed, progress=told)
 
 
 def main() -> None:
@@ -95,7 +58,7 @@ def _seed(bar: Progress, agent: str, problem: Problem, seed: int, share: float) 
     def told(done: int, steps: int, score: Score) -> None:
         bar.update(task, completed=min(done, steps), total=steps, score=f"{score.fraction:.4f}")
 
-    run = train_agent(agent, problem, seed=seed, share=share, told=told)
+    run = train_agent(agent, problem, seed=seed, share=share, progress=told)
     bar.remove_task(task)
     return run
 
@@ -113,7 +76,7 @@ def _results(own: dict[str, list[Run]]) -> dict[str, float]:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Share of the known optimum that agents reach.")
     parser.add_argument("--problem", nargs="+", choices=tuple(PROBLEMS), help="all by default")
-    parser.add_argument("--agents", nargs="+", choices=_AGENTS, help="by default each problem's own action")
+    parser.add_argument("--agents", nargs="+", choices=tuple(AGENTS), help="each problem's own action")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--share", type=float, default=1.0, help="of the usual steps")
     parser.add_argument("--quick", action="store_true", help="two seeds, a tenth of the steps")

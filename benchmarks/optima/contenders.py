@@ -1,0 +1,72 @@
+"""The agents that are compared, by name; one that is added to ``AGENTS`` can be asked for by the runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Protocol
+
+from problems import Problem
+from settings import ABLATIONS, OWN_ACTION, settings_of
+from stock import STOCK_STEPS, train_stock
+from training import Progress, Run, Settings, train
+
+from perpgym.envs.actions import ActionKind
+
+
+class Trainer(Protocol):
+    """Trains one seed of an agent."""
+
+    def __call__(self, problem: Problem, *, seed: int, share: float, progress: Progress) -> Run:
+        """Train.
+
+        Args:
+            problem: what to learn.
+            seed: of tape, weights and everything else.
+            share: of the agent's usual steps.
+            progress: told of every score on the way.
+        """
+
+
+def _ours(settings_for: Callable[[Problem], Settings]) -> Trainer:
+    """Our PPO with the settings that a problem gets."""
+
+    def trainer(problem: Problem, *, seed: int, share: float, progress: Progress) -> Run:
+        settings = settings_for(problem)
+        settings = replace(settings, steps=int(share * settings.steps))
+        env = replace(problem.env, action=settings.action)
+        return train(problem.tape(seed), env, problem.judge, settings, seed=seed, progress=progress)
+
+    return trainer
+
+
+def _acting(action: ActionKind) -> Trainer:
+    return _ours(lambda problem: settings_of(problem.name, action))
+
+
+def _ablated(change: Callable[[Settings], Settings]) -> Trainer:
+    """With the problem's own action and one setting changed."""
+    return _ours(lambda problem: change(settings_of(problem.name, OWN_ACTION.get(problem.name, "target"))))
+
+
+def _stock(problem: Problem, *, seed: int, share: float, progress: Progress) -> Run:
+    env, steps = replace(problem.env, action="target"), int(share * STOCK_STEPS)
+    return train_stock(problem.tape(seed), env, problem.judge, steps=steps, seed=seed, progress=progress)
+
+
+AGENTS: dict[str, Trainer] = {
+    "target": _acting("target"),
+    "band": _acting("band"),
+    "stock": _stock,
+    **{name: _ablated(change) for name, change in ABLATIONS.items()},
+}
+
+
+def train_agent(name: str, problem: Problem, *, seed: int, share: float, progress: Progress) -> Run:
+    """One seed of one agent on one problem; a condition that it fails makes the fraction 0."""
+    trainer = AGENTS[name]
+    run = trainer(problem, seed=seed, share=share, progress=progress)
+    for condition in problem.conditions:
+        passed = trainer(condition, seed=seed, share=share, progress=progress)
+        run.score = run.score._replace(fraction=run.score.fraction * passed.score.fraction)
+    return run
