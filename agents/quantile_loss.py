@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from sb3_contrib.common.utils import quantile_huber_loss
 
 from perpgym.agents.forecast import ForecastTask
 from perpgym.agents.qrdqn_config import QRDQNConfig
+from perpgym.agents.quantile_huber import quantile_huber_loss
 from perpgym.agents.replay import StretchBatch
 from perpgym.policies.quantile import PerpQuantilePolicy, best_allowed
 
@@ -23,7 +23,7 @@ class QuantileLoss(NamedTuple):
 
 
 class QuantileObjective:
-    """Quantile Huber loss (Dabney et al. 2018, eq. 10), summed over quantiles as sb3-contrib does.
+    """Quantile Huber loss (Dabney et al. 2018, eq. 10) of decisions against targets of their own.
 
     Args:
         policy: bound to a tape.
@@ -57,9 +57,7 @@ class QuantileObjective:
         quantiles = net.quantiles(context.unsqueeze(2), batch.state)  # G s K A L N
         index = batch.action[..., None, None].expand(*batch.action.shape, 1, policy.n_quantiles)
         chosen = quantiles.gather(-2, index).squeeze(-2)[is_decision].flatten(0, 1)  # n N
-        quantile: torch.Tensor = quantile_huber_loss(
-            chosen / net.deviation, wanted / net.deviation, sum_over_quantiles=True
-        )
+        quantile: torch.Tensor = quantile_huber_loss(chosen / net.deviation, wanted / net.deviation)
         forecast = self._forecast(batch, context)
         total = quantile + self.config.forecast_coef * forecast
         return QuantileLoss(total, quantile.detach(), forecast.detach(), wanted.mean())

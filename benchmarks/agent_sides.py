@@ -23,13 +23,14 @@ from perpgym.policies.quantile import PerpQuantilePolicy
 
 NETWORK = NETWORKS["transformer"]
 # of decisions; a window of the rival's takes 8 kB with its next
-BUFFER, WARM = 20_000, 2_000
-# greedy: where the rival explores, it spares itself the network
+BUFFER, WARM = 20_000, 4_000
+# each decision is learnt from eight times, as by sb3-contrib's defaults (32 of them every 4 steps); greedy:
+# where the rival explores, it spares itself the network
 CONFIG = QRDQNConfig(
     learning_rate=3e-4,
     buffer_size=BUFFER,
     learning_starts=WARM,
-    batch_size=512,
+    batch_size=2_048,
     stretch_bars=16,
     n_step=1,
     train_freq=16,
