@@ -34,6 +34,8 @@ __all__ = ["PerpQRDQN", "QRDQNConfig"]
 # what SB3 counts beside the steps of every algorithm
 _COUNTERS = ("exploration_rate", "_n_calls", "_episode_num")
 
+_EMPTY = StretchReplay(n_paths=1, n_accounts=1, capacity=2, state_size=1, n_branches=1, n_levels=1)
+
 
 class PerpQRDQN(PathAlgorithm, QRDQN):
     """Quantile-regression DQN (Dabney et al. 2018) over the ladder, on paths of a shared tape.
@@ -117,8 +119,9 @@ class PerpQRDQN(PathAlgorithm, QRDQN):
     # --- how SB3 builds, saves and loads it ---
 
     def _setup_model(self) -> None:
-        if self.env is not None and self.replay_buffer is None:
-            self.replay_buffer = self._make_replay()
+        if self.replay_buffer is None:
+            # SB3 would make one in its own way; a model without an env predicts and keeps nothing
+            self.replay_buffer = self._make_replay() if self.env is not None else _EMPTY
         OffPolicyAlgorithm._setup_model(self)
         self._create_aliases()
         self.batch_norm_stats, self.batch_norm_stats_target = [], []

@@ -393,6 +393,24 @@ def test_it_is_saved_and_loaded_as_sb3_models_are(tape: Tape, tmp_path: Path) ->
     loaded.learn(200)
 
 
+def test_a_model_that_was_loaded_without_an_env_predicts_and_takes_one_later(
+    tape: Tape, tmp_path: Path
+) -> None:
+    model = make_model(tape)
+    model.learn(400)
+    model.save(tmp_path / "model.zip")
+    loaded = PerpQRDQN.load(tmp_path / "model.zip", device="cpu")
+    loaded.policy.bind(tape)
+    env = PerpVecEnv(tape, n_paths=6, config=model.native.config)
+    observation, _info = env.reset(seed=4)
+    expected, _state = model.predict(observation, deterministic=True)
+    np.testing.assert_array_equal(loaded.predict(observation, deterministic=True)[0], expected)
+    loaded.set_env(PerpVecEnv(tape, n_paths=4, accounts_per_path=2, config=model.native.config))
+    loaded.learn(200)
+    # two rounds of sixteen bars
+    assert len(loaded.replay) >= 2 * 16 * 8
+
+
 def test_two_runs_of_one_seed_are_one_run(tape: Tape) -> None:
     weights = []
     for _ in range(2):
