@@ -75,11 +75,10 @@ def test_no_other_rule_on_the_ladder_earns_as_much_in_the_env(name: str) -> None
     assert judge.best_reward <= 1.001 * float(PROBLEMS[name]().judge.best_reward)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("agent", ["ladder", "ladder_decisions"])
-def test_qr_dqn_comes_near_the_optimum_of_a_ladder_either_way(agent: str) -> None:
+def test_qr_dqn_comes_near_the_optimum_of_a_ladder() -> None:
     """Short of what it reaches with all its steps; docs/algorithms/known_optima.md has the whole table."""
     problem = PROBLEMS["chaouki_limited"]()
-    run = train_agent(agent, problem, seed=0, share=0.2, progress=lambda *_: None)
+    run = train_agent("ladder", problem, seed=0, share=0.1, progress=lambda *_: None)
     assert run.score.fraction > 0.8
 
 
