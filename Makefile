@@ -42,7 +42,7 @@ checks: lint
 	@$(MAKE) --no-print-directory types
 
 kernels: $(STAMP)
-	@$(BIN)/python -c 'import gymnasium, perpgym; env = gymnasium.make("perpgym/Perp-v0"); env.reset(seed=0); env.step(env.action_space.sample())'
+	@$(BIN)/python -c 'import gymnasium, perpgym; from perpgym.envs.exchange.market import Replay; from perpgym.envs.exchange.warm import warm_up; env = gymnasium.make("perpgym/Perp-v0"); env.reset(seed=0); env.step(env.action_space.sample()); warm_up(Replay(env.unwrapped.tape))'
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

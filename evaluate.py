@@ -14,7 +14,7 @@ from perpgym.evaluation.judge import ReportInput
 from perpgym.evaluation.numerals import decimal, interval, money, number, percent, share
 from perpgym.experiments.command_line import run
 from perpgym.experiments.console import CONSOLE, errors_in_words, set_up_log
-from perpgym.experiments.judging import judge_run
+from perpgym.experiments.judging import explain_run, judge_run
 from perpgym.experiments.market import open_market, set_threads
 from perpgym.experiments.run_folder import RunFolder
 from perpgym.experiments.settings import Judging, Settings, build
@@ -53,8 +53,14 @@ def main(config: DictConfig) -> None:
                 config=plain,
                 progress=on_bar,
             )
+            if call["explain"]:
+                explained = explain_run(
+                    folder, settings, market, period=call["period"], time=call["explain_time"]
+                )
         show(report)
         CONSOLE.print(f"report: {page}", soft_wrap=True)
+        if call["explain"]:
+            CONSOLE.print(f"why it decided: {explained}", soft_wrap=True)
 
 
 def show(report: ReportInput) -> None:

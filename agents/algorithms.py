@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from stable_baselines3.common.policies import BasePolicy
 
+from perpgym.agents.hierarchical_ppo import HierarchicalPPO, HierarchicalPPOConfig
 from perpgym.agents.path_algorithm import AgentConfig, PathAlgorithm
 from perpgym.agents.ppo import PerpPPO, PPOConfig
 from perpgym.agents.qrdqn import PerpQRDQN, QRDQNConfig
@@ -14,6 +15,7 @@ from perpgym.data.features.scaler import Scaler
 from perpgym.envs.vector import PerpVecEnv
 from perpgym.policies.actor_critic import PerpActorCriticPolicy
 from perpgym.policies.config import PolicyConfig
+from perpgym.policies.hierarchy import PerpHierarchicalPolicy
 from perpgym.policies.quantile import PerpQuantilePolicy
 
 
@@ -26,6 +28,7 @@ class Algorithm(NamedTuple):
 
 ALGORITHMS: dict[type[AgentConfig], Algorithm] = {
     PPOConfig: Algorithm(PerpPPO, PerpActorCriticPolicy),
+    HierarchicalPPOConfig: Algorithm(HierarchicalPPO, PerpHierarchicalPolicy),
     QRDQNConfig: Algorithm(PerpQRDQN, PerpQuantilePolicy),
 }
 

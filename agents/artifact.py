@@ -35,6 +35,7 @@ from perpgym.policies.actor_critic import PerpActorCriticPolicy
 from perpgym.policies.bound_tape import BoundTape
 from perpgym.policies.config import PolicyConfig
 from perpgym.policies.deciding import Policy
+from perpgym.policies.hierarchy import PerpHierarchicalPolicy
 from perpgym.policies.quantile import PerpQuantilePolicy
 
 FORMAT = 1
@@ -44,6 +45,7 @@ TrainedPolicy = PerpActorCriticPolicy | PerpQuantilePolicy
 # how they are named on disk; an artifact without a name is of the first
 _KINDS: dict[str, type[TrainedPolicy]] = {
     "actor_critic": PerpActorCriticPolicy,
+    "hierarchical": PerpHierarchicalPolicy,
     "quantile": PerpQuantilePolicy,
 }
 # a policy that answers stretch and window differently would not do live what it did in training

@@ -2,21 +2,129 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from perpgym.agents.objective import Objective
-from perpgym.agents.rollout import Float64, PathRollout
+from perpgym.agents.rollout import PathRollout
 from perpgym.envs.buffers import StepBuffers
 from perpgym.envs.vector import PerpVecEnv
-from perpgym.policies.actor_critic import PerpActorCriticPolicy, gaussian_log_prob
 from perpgym.policies.stretch_actor import StretchActor
 
 # of the values, which are computed after the last step
 _SAMPLES_AT_ONCE = 1_024
+
+
+class Driver(Protocol):
+    """Who acts along encoded paths, and keeps in the rollout what its update needs of that.
+
+    A rollout calls ``act`` and then ``booked`` once a step, and ``finish`` after the last.
+    """
+
+    def act(self, step: int) -> torch.Tensor:
+        """(P, K, a) actions of the env, from ``rollout.state[:, step]``, which holds what is observed."""
+        ...
+
+    def booked(self, step: int, out: StepBuffers, ended: NDArray[np.bool_]) -> None:
+        """The env has booked the step; ``ended`` (N,) says for whom an episode is over."""
+        ...
+
+    def finish(self) -> None:
+        """``rollout.state`` holds what is observed after the last step too."""
+        ...
+
+
+class FlatDriver:
+    """One policy that acts at every bar.
+
+    Args:
+        objective: of the policy.
+        env: the batch env.
+        rollout: filled in place.
+        context: (P, T + 1, C), which follows the paths as they jump.
+        noise: of the exploration.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        env: PerpVecEnv,
+        rollout: PathRollout,
+        context: torch.Tensor,
+        noise: torch.Generator,
+    ) -> None:
+        self.policy, self.env, self.rollout, self.context = objective.policy, env, rollout, context
+        self.heads = self.policy.action_heads
+        # cut up once: at the size of one step, finding the place costs as much as the work
+        perturbation = self.heads.perturbation(self.heads.noise(rollout.log_prob.shape, noise))  # P T K .
+        self._perturbation = perturbation.unbind(1)  # T of P K .
+        self._actions, self._state = rollout.actions.unbind(1), rollout.state.unbind(1)
+        self._masks: Sequence[torch.Tensor | None] = [None] * rollout.n_steps
+        if rollout.masks is not None:
+            self._masks = rollout.masks.unbind(1)  # T of P K m
+        self.actor = StretchActor(self.policy, context)
+        self._parameters: list[torch.Tensor] = []
+        self.final_value = np.zeros(rollout.reward.shape)  # T N
+
+    def act(self, step: int) -> torch.Tensor:
+        """Sample; see :class:`Driver`."""
+        parameters = self.actor.parameters(step, self._state[step])
+        return self.sample(step, parameters, self.allowed(step))
+
+    def allowed(self, step: int) -> torch.Tensor | None:
+        """(P, K, m) bool of the rollout, which choices the env allows now; None for continuous actions."""
+        if (allowed := self._masks[step]) is not None:
+            allowed.copy_(torch.from_numpy(self.env.action_masks()).view(allowed.shape))
+        return allowed
+
+    def sample(self, step: int, parameters: torch.Tensor, allowed: torch.Tensor | None) -> torch.Tensor:
+        """(P, K, a) actions, kept in the rollout with what their probabilities are computed from."""
+        self._parameters.append(parameters)
+        sampled = self.heads.sample(parameters, self._perturbation[step], allowed)
+        self._actions[step].copy_(sampled)
+        return self._actions[step]
+
+    def booked(self, step: int, out: StepBuffers, ended: NDArray[np.bool_]) -> None:
+        """Value the observations at which accounts were truncated."""
+        accounts = np.flatnonzero(out.truncated)
+        if accounts.size:
+            context, state = self.final_states(step, out, accounts)
+            self.final_value[step, accounts] = self.policy.state_values(context, state).cpu().numpy()
+
+    def final_states(
+        self, step: int, out: StepBuffers, accounts: NDArray[np.int64]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(n, C) contexts and (n, S) states of the observations before these accounts' restart.
+
+        The final bar is the next one of the stretch that was left, so its context is already there.
+        """
+        paths = torch.from_numpy(accounts // self.env.accounts_per_path).to(self.context.device)
+        account = torch.from_numpy(out.final_account[accounts]).flatten(1)
+        portfolio = torch.from_numpy(out.final_portfolio[accounts])
+        state = torch.cat((account, portfolio), dim=1).to(self.context.device)  # n S
+        return self.context[paths, step + 1], state
+
+    def finish(self) -> None:
+        """Values and probabilities of the whole rollout at once, then advantages."""
+        rollout = self.rollout
+        # what no step depends on is computed for all steps at once, but for few paths: what fits the cache
+        # need not be fetched
+        paths = -(-_SAMPLES_AT_ONCE // rollout.state[0, :, :, 0].numel())
+        for first in range(0, rollout.n_paths, paths):
+            some = slice(first, first + paths)
+            values = self.policy.state_values(self.context[some].unsqueeze(2), rollout.state[some])
+            rollout.values[some] = values
+        parameters = torch.stack(self._parameters, 1)
+        rollout.log_prob.copy_(self.heads.log_prob(parameters, rollout.actions, rollout.masks))
+        rollout.finish(self.final_value)
+
+
+# makes a driver from objective, env, rollout, context and noise
+DriverFactory = Callable[[Objective, PerpVecEnv, PathRollout, torch.Tensor, torch.Generator], Driver]
 
 
 @torch.inference_mode()
@@ -27,6 +135,7 @@ def collect(
     rollout: PathRollout,
     noise: torch.Generator,
     on_step: Callable[[NDArray[np.bool_]], bool],
+    driver_factory: DriverFactory = FlatDriver,
 ) -> bool:
     """Step every account T times with sampled actions and leave a finished rollout.
 
@@ -37,46 +146,34 @@ def collect(
         rollout: filled in place.
         noise: of the exploration, on the policy's device.
         on_step: called after every step with (N,) which episodes ended; False stops.
+        driver_factory: makes who acts.
 
     Returns:
         False if ``on_step`` stopped it: the rollout is then not finished.
     """
-    policy, n_steps = objective.policy, rollout.n_steps
+    n_steps = rollout.n_steps
     sent = np.empty((env.num_envs, env.action_dim), np.float32)
     host_actions = torch.from_numpy(sent).view(env.n_paths, env.accounts_per_path, -1)  # P K a
     bars = out.bar[:: env.accounts_per_path].copy()  # P
     rollout.start(bars)
     context = _encode(objective, rollout, slice(None), bars, 0)  # P T+1 C
-    standard_noise = torch.randn(rollout.actions.shape, generator=noise, device=rollout.device)  # P T K a
-    # cut up once: at the size of one step, finding the place costs as much as the work
-    deviation = (standard_noise * policy.log_std.exp()).unbind(1)  # T of P K a
-    actor, actions = StretchActor(policy, context), rollout.actions.unbind(1)
-    state, write_state = rollout.state.unbind(1), rollout.state_writer(out.account, out.portfolio)
-    final_value = np.zeros(rollout.reward.shape)  # T N
+    driver = driver_factory(objective, env, rollout, context, noise)
+    write_state = rollout.state_writer(out.account, out.portfolio)
     for step in range(n_steps):
         write_state(step)
-        torch.add(actor.mean(step, state[step]), deviation[step], out=actions[step])
-        host_actions.copy_(actions[step])
+        host_actions.copy_(driver.act(step))
         env.step_into(sent, out)
         rollout.reward[step] = out.reward
         rollout.terminated[step], rollout.truncated[step] = out.terminated, out.truncated
         bars += 1
         ended = out.terminated | out.truncated
+        driver.booked(step, out, ended)
         if ended.any():
-            _value_truncated(policy, env, out, context[:, step + 1], final_value[step])
             _follow_jumps(objective, out.bar[:: env.accounts_per_path], rollout, step + 1, bars, context)
         if not on_step(ended):
             return False
     write_state(n_steps)
-    # what no step depends on is computed for all steps at once, but for few paths: what fits the cache need
-    # not be fetched
-    paths = -(-_SAMPLES_AT_ONCE // rollout.state[0, :, :, 0].numel())
-    for first in range(0, rollout.n_paths, paths):
-        some = slice(first, first + paths)
-        rollout.values[some] = policy.state_values(context[some].unsqueeze(2), rollout.state[some])
-    zero = torch.zeros_like(policy.log_std)
-    torch.sub(gaussian_log_prob(zero, zero, standard_noise), policy.log_std.sum(), out=rollout.log_prob)
-    rollout.finish(final_value)
+    driver.finish()
     return True
 
 
@@ -93,27 +190,6 @@ def _encode(
     if rollout.embedding is not None:
         rollout.embedding[paths, step:] = embedding
     return objective.features.context_of(embedding)
-
-
-def _value_truncated(
-    policy: PerpActorCriticPolicy,
-    env: PerpVecEnv,
-    out: StepBuffers,
-    context: torch.Tensor,
-    final_value: Float64,
-) -> None:
-    """Values of the observations at which accounts were truncated, into (N,) ``final_value``.
-
-    The final bar is the next one of the stretch that was left, so its context, (P, C), is already there.
-    """
-    accounts = np.flatnonzero(out.truncated)
-    if accounts.size == 0:
-        return
-    paths = torch.from_numpy(accounts // env.accounts_per_path).to(context.device)
-    account = torch.from_numpy(out.final_account[accounts]).flatten(1)
-    portfolio = torch.from_numpy(out.final_portfolio[accounts])
-    state = torch.cat((account, portfolio), dim=1).to(context.device)  # n S
-    final_value[accounts] = policy.state_values(context[paths], state).cpu().numpy()
 
 
 def _follow_jumps(

@@ -64,7 +64,7 @@ class Objective:
 
     def _loss(self, context: torch.Tensor, batch: Minibatch, clip_range: float, ent_coef: float) -> PPOLoss:
         return ppo_loss(
-            self.policy.evaluate_states(context, batch.state, batch.actions),
+            self.policy.evaluate_states(context, batch.state, batch.actions, batch.masks),
             batch,
             clip_range=clip_range,
             vf_coef=self.config.vf_coef,

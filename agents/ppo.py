@@ -12,7 +12,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
-from perpgym.agents.collect import collect
+from perpgym.agents.collect import DriverFactory, FlatDriver, collect
 from perpgym.agents.descent import Descent
 from perpgym.agents.forecast import ForecastTask
 from perpgym.agents.objective import Objective
@@ -23,6 +23,7 @@ from perpgym.agents.rollout import Minibatch, PathRollout
 from perpgym.agents.schedule import Schedule
 from perpgym.envs.sb3 import SB3PerpVecEnv
 from perpgym.envs.vector import PerpVecEnv
+from perpgym.policies.action_heads import GaussianActions
 from perpgym.policies.actor_critic import PerpActorCriticPolicy
 
 __all__ = ["PPOConfig", "PerpPPO"]
@@ -51,6 +52,9 @@ class PerpPPO(PathAlgorithm, PPO):
     config: PPOConfig
     policy: PerpActorCriticPolicy
     rollout_buffer: PathRollout  # type: ignore[assignment]
+    rollout_class: type[PathRollout] = PathRollout
+    objective_class: type[Objective] = Objective
+    driver_factory: DriverFactory = staticmethod(FlatDriver)
 
     def __init__(
         self,
@@ -81,7 +85,7 @@ class PerpPPO(PathAlgorithm, PPO):
             ent_coef=config.ent_coef,
             vf_coef=config.vf_coef,
             max_grad_norm=config.max_grad_norm,
-            rollout_buffer_class=PathRollout,  # type: ignore[arg-type]
+            rollout_buffer_class=self.rollout_class,  # type: ignore[arg-type]
             target_kl=config.target_kl,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
@@ -99,7 +103,7 @@ class PerpPPO(PathAlgorithm, PPO):
 
     def _setup_model(self) -> None:
         if self.env is not None:
-            self.rollout_buffer_kwargs = {"n_paths": self.native.n_paths}
+            self.rollout_buffer_kwargs = self._rollout_kwargs()
         super()._setup_model()
         seed = torch.seed() if self.seed is None else self.seed
         # own generators: nothing that a callback draws changes the run
@@ -107,9 +111,13 @@ class PerpPPO(PathAlgorithm, PPO):
         self.shuffle = np.random.default_rng(seed)
         self.descent = Descent(self.policy.optimizer, self.max_grad_norm)
         self.entropy_schedule = Schedule(self.config.ent_coef, self.config.ent_coef_schedule)
-        self.objective = Objective(self.policy, self.config)
+        self.objective = self.objective_class(self.policy, self.config)
         if self.env is not None:
             self._take_env()
+
+    def _rollout_kwargs(self) -> dict[str, Any]:
+        """What the rollout must know beside what SB3 tells it."""
+        return {"n_paths": self.native.n_paths}
 
     def _take_env(self) -> None:
         bind_policy(self.policy, self.native)
@@ -156,7 +164,15 @@ class PerpPPO(PathAlgorithm, PPO):
         self._take_env()
 
     def _excluded_save_params(self) -> list[str]:
-        mine = ["descent", "entropy_schedule", "forecast_task", "noise", "objective", "shuffle"]
+        mine = [
+            "descent",
+            "driver_factory",
+            "entropy_schedule",
+            "forecast_task",
+            "noise",
+            "objective",
+            "shuffle",
+        ]
         return [*super()._excluded_save_params(), *mine, "monitor"]
 
     # --- rollout ---
@@ -188,7 +204,9 @@ class PerpPPO(PathAlgorithm, PPO):
             return callback.on_step()
 
         self.objective.tokens = 0
-        if not collect(self.objective, env.native, env.buffers, rollout_buffer, self.noise, on_step):
+        if not collect(
+            self.objective, env.native, env.buffers, rollout_buffer, self.noise, on_step, self.driver_factory
+        ):
             return False
         self._last_obs = env.native.observation(env.buffers)
         self.logger.record("time/rollout_seconds", time.perf_counter() - started)
@@ -262,7 +280,8 @@ class PerpPPO(PathAlgorithm, PPO):
         for name, value in zip(STATISTICS, statistics.mean(0).tolist(), strict=True):
             self.logger.record(f"train/{name}", value)
         self.logger.record("train/explained_variance", rollout.explained_variance())
-        self.logger.record("train/std", float(self.policy.log_std.detach().exp().mean()))
+        if isinstance(self.policy.action_heads, GaussianActions):
+            self.logger.record("train/std", float(self.policy.log_std.detach().exp().mean()))
         self.logger.record("train/clip_range", self._clip_range())
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record("train/ent_coef", self.entropy_schedule(self._current_progress_remaining))

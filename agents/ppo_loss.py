@@ -14,6 +14,14 @@ STATISTICS = ("loss", "policy_gradient_loss", "value_loss", "entropy_loss", "app
 KL = STATISTICS.index("approx_kl")
 
 
+class Taken(NamedTuple):
+    """Decisions, all (...,): their log-probability when taken, and what they turned out to be worth."""
+
+    log_prob: torch.Tensor
+    advantages: torch.Tensor
+    returns: torch.Tensor
+
+
 class PPOLoss(NamedTuple):
     """A minibatch's loss.
 
@@ -30,7 +38,7 @@ class PPOLoss(NamedTuple):
 
 def ppo_loss(
     now: Evaluation,
-    batch: Minibatch,
+    batch: Minibatch | Taken,
     *,
     clip_range: float,
     vf_coef: float,
@@ -41,7 +49,7 @@ def ppo_loss(
 
     Args:
         now: what the present weights say of the minibatch.
-        batch: the minibatch.
+        batch: the minibatch, or what of it is meant.
         clip_range: of the probability ratio.
         vf_coef, ent_coef: weights of value loss and entropy bonus.
         value_scale: what the error of a value is divided by, PopArt's sigma; None for 1.

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from numpy.typing import NDArray
 
 Float32 = NDArray[np.float32]
@@ -37,6 +38,7 @@ class Minibatch:
         actions: (G, T, K, a) float32, before clipping.
         log_prob, advantages, returns: (G, T, K) float32.
         embedding: (G, T, M) of the bars decided at, where the rollout kept them; None means encode them.
+        masks: (G, T, K, m) bool, the choices that were allowed; None where nothing can be forbidden.
     """
 
     first_bar: torch.Tensor
@@ -48,6 +50,7 @@ class Minibatch:
     advantages: torch.Tensor
     returns: torch.Tensor
     embedding: torch.Tensor | None
+    masks: torch.Tensor | None
 
     def arrange(self, encoded: torch.Tensor) -> torch.Tensor:
         """(S, T, C) contexts of the rows -> (G, T, C) contexts of the decisions."""
@@ -62,12 +65,15 @@ class PathRollout:
     Args:
         buffer_size: T, steps of a rollout.
         observation_space: of the env, with index observations.
-        action_space: Box (a,).
+        action_space: Box (a,), or Discrete or MultiDiscrete, whose masks are kept.
         device: of the tensors.
         gae_lambda, gamma: of the advantage estimator.
         n_envs: N = P * K accounts.
         n_paths: P.
+        n_extra: columns of a state behind what the env shows, which whoever acts writes.
     """
+
+    minibatch_class: type[Minibatch] = Minibatch
 
     def __init__(
         self,
@@ -80,15 +86,20 @@ class PathRollout:
         n_envs: int = 1,
         *,
         n_paths: int,
+        n_extra: int = 0,
     ) -> None:
         self.n_steps, self.n_paths, self.n_accounts = buffer_size, n_paths, n_envs // n_paths
         self.gamma, self.gae_lambda = gamma, gae_lambda
         self.device = torch.device(device)
         self.account_size = int(np.prod(observation_space["account"].shape))
-        state_size = self.account_size + int(np.prod(observation_space["portfolio"].shape))
+        self.observed_size = self.account_size + int(np.prod(observation_space["portfolio"].shape))
+        state_size = self.observed_size + n_extra
         lead = (n_paths, buffer_size)
         self.state = torch.zeros(n_paths, buffer_size + 1, self.n_accounts, state_size, device=device)
-        self.actions = torch.zeros(*lead, self.n_accounts, int(np.prod(action_space.shape)), device=device)
+        self.actions = torch.zeros(*lead, self.n_accounts, _size(action_space), device=device)
+        self.masks: torch.Tensor | None = None
+        if n_choices := count_choices(action_space):
+            self.masks = torch.ones(*lead, self.n_accounts, n_choices, dtype=torch.bool, device=device)
         self.log_prob = torch.zeros(*lead, self.n_accounts, device=device)
         self.values = torch.zeros(n_paths, buffer_size + 1, self.n_accounts, device=device)
         self.advantages = torch.zeros_like(self.log_prob)
@@ -128,7 +139,7 @@ class PathRollout:
         shape = (self.n_paths, self.n_accounts, -1)
         seen = [torch.from_numpy(columns).view(shape) for columns in (account, portfolio)]  # P K .
         account_at = self.state[..., : self.account_size].unbind(1)  # T+1 of P K .
-        portfolio_at = self.state[..., self.account_size :].unbind(1)
+        portfolio_at = self.state[..., self.account_size : self.observed_size].unbind(1)
 
         def write(step: int) -> None:
             account_at[step].copy_(seen[0])
@@ -194,18 +205,25 @@ class PathRollout:
         for group in np.array_split(shuffle.permutation(self.n_paths), n_batches):
             rows, slot = self._rows(group)
             paths = torch.from_numpy(group).to(self.device)
-            advantages = self.advantages[paths]
-            yield Minibatch(
+            yield self.minibatch_class(
                 first_bar=torch.tensor([row.first_bar for row in rows], device=self.device),
                 length=torch.tensor(self._lengths(rows), device=self.device),
                 slot=None if slot is None else torch.from_numpy(slot).to(self.device),
-                state=self.state[paths, :-1],
-                actions=self.actions[paths],
-                log_prob=self.log_prob[paths],
-                advantages=self._weigh(advantages),
-                returns=advantages + self.values[paths, :-1],
-                embedding=None if self.embedding is None else self.embedding[paths, :-1],
+                **self._columns(paths),
             )
+
+    def _columns(self, paths: torch.Tensor) -> dict[str, Any]:
+        """What a minibatch holds of these paths' decisions, by its attributes' names."""
+        advantages = self.advantages[paths]
+        return {
+            "state": self.state[paths, :-1],
+            "actions": self.actions[paths],
+            "log_prob": self.log_prob[paths],
+            "advantages": self._weigh(advantages),
+            "returns": advantages + self.values[paths, :-1],
+            "embedding": None if self.embedding is None else self.embedding[paths, :-1],
+            "masks": None if self.masks is None else self.masks[paths],
+        }
 
     def _lengths(self, rows: list[Segment]) -> list[int]:
         """Decisions of each segment: it ends where the path's next one begins; rows are in order of time."""
@@ -230,6 +248,18 @@ class PathRollout:
             claimed = steps[segment.first_step :]
             slot[position[segment.path], claimed] = row * self.n_steps + claimed - segment.first_step
         return rows + later, slot
+
+
+def count_choices(space: spaces.Space[Any]) -> int:
+    """Columns of a discrete action's mask; 0 for a continuous one."""
+    if isinstance(space, spaces.Discrete):
+        return int(space.n)
+    return int(space.nvec.sum()) if isinstance(space, spaces.MultiDiscrete) else 0
+
+
+def _size(space: spaces.Space[Any]) -> int:
+    """Numbers of one action."""
+    return int(np.prod(space.shape)) if space.shape else 1
 
 
 def gae(

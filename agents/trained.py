@@ -9,14 +9,15 @@ from numpy.typing import NDArray
 from perpgym.agents.artifact import Artifact
 from perpgym.data.tape import Tape
 from perpgym.policies.bound_tape import BoundTape
-from perpgym.policies.deciding import Policy
+from perpgym.policies.deciding import Policy, Remembering
 
 
 class TrainedAgent:
     """Acts with what the policy decides: the mean of its Gaussian, clipped, or the level worth most.
 
     Embeddings are computed lazily for ``chunk_bars`` consecutive bars; causality makes them the same as one
-    bar at a time. They are dropped when another tape is shown or the weights move.
+    bar at a time. They are dropped when another tape is shown or the weights move. What a policy remembers of
+    its accounts is kept from bar to bar.
     """
 
     reads_masks = True
@@ -37,6 +38,9 @@ class TrainedAgent:
         self._weights = -1
         self._context = torch.empty(0)  # n 2D, of the bars from _first on
         self._first = 0
+        # (n, Z) of a policy that remembers: in force at the last bar that was asked for, and for the next one
+        self.in_force = self.memory = torch.empty(0)
+        self._next_bar = -1
 
     @torch.no_grad()
     def act(
@@ -56,9 +60,21 @@ class TrainedAgent:
         flat = np.concatenate((account.reshape(len(account), -1), portfolio), axis=1)
         state = torch.from_numpy(flat).to(context.device)
         mask = None if masks is None else torch.from_numpy(masks).to(context.device)
+        if isinstance(self.policy, Remembering):
+            state = self._remember(self.policy, bar, context, state)
         decided = self.policy.decide(context, state, mask)  # n a
         actions: NDArray[np.float32] = decided.cpu().numpy()
         return actions
+
+    def _remember(
+        self, policy: Remembering, bar: int, context: torch.Tensor, state: torch.Tensor
+    ) -> torch.Tensor:
+        """(n, S + Z) states with what is remembered, which a gap in the bars or other accounts wipe out."""
+        if bar != self._next_bar or len(self.memory) != len(state):
+            self.memory = state.new_zeros(len(state), policy.memory_size)
+        self.in_force = memory = policy.remember(context, state, self.memory)
+        self.memory, self._next_bar = policy.forget(memory), bar + 1
+        return torch.cat((state, memory), dim=-1)
 
     def _context_of(self, tape: Tape, bar: int) -> torch.Tensor:
         # torch counts in-place changes: an update of the weights makes the cache stale

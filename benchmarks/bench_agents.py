@@ -8,6 +8,9 @@ field 63, five levels, 32 quantiles; batches of 2,048, four updates for every 16
 step to the bootstrap, one thread, median of interleaved rounds in processor time. A round is acting, booking,
 drawing and updating. Parity comes first: one update of either side on the same decisions must agree in loss
 and gradients.
+
+``hppo_vs_ppo``: account steps a second of HierarchicalPPO over PerpPPO, rollout and update, same network, env
+and settings, options of 4 to 12 bars; with the multi-head actions, and (``_band``) with the no-trade band.
 """
 
 from __future__ import annotations
@@ -23,13 +26,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 from agent_sides import CONFIG, parity, stock, stretches, trained_per_step
+from hierarchy_sides import side
 from rich.console import Console
 from rounds import machine, measure, speed_table
 from stable_baselines3.common.base_class import BaseAlgorithm
 from training_sides import ACCOUNTS, random_walk_tape
 
+from perpgym.agents.path_algorithm import PathAlgorithm
 from perpgym.agents.qrdqn import PerpQRDQN
 from perpgym.data.tape import Tape
+from perpgym.envs.actions import ActionKind
 
 TOLERANCE = 1e-4
 # figure: paths of the 64 accounts
@@ -77,6 +83,36 @@ def qrdqn(console: Console, tape: Tape, rounds: int) -> dict[str, float]:
     return found
 
 
+def steps_per_second(model: PathAlgorithm) -> Callable[[], float]:
+    """Account steps a second of two rollouts and their updates."""
+    steps = 2 * model.steps_per_rollout
+
+    def run() -> float:
+        started = time.process_time()
+        model.learn(steps, reset_num_timesteps=False)
+        return steps / (time.process_time() - started)
+
+    return run
+
+
+def hppo(console: Console, tape: Tape, rounds: int) -> dict[str, float]:
+    """HierarchicalPPO over PerpPPO."""
+    figures: dict[str, ActionKind] = {"hppo_vs_ppo": "heads", "hppo_vs_ppo_band": "band"}
+    contestants = {
+        f"{figure} {'two levels' if levels else 'one level'}": steps_per_second(
+            side(tape, action, is_hierarchical=levels)
+        )
+        for figure, action in figures.items()
+        for levels in (True, False)
+    }
+    speeds = measure(contestants, rounds)
+    console.print(speed_table(speeds))
+    middle = {name: statistics.median(values) for name, values in speeds.items()}
+    return {
+        figure: round(middle[f"{figure} two levels"] / middle[f"{figure} one level"], 2) for figure in figures
+    }
+
+
 def main() -> None:
     """The figures; the last line is one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -84,7 +120,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     console, tape = Console(), random_walk_tape()
-    figures = qrdqn(console, tape, arguments.rounds)
+    figures = hppo(console, tape, arguments.rounds) | qrdqn(console, tape, arguments.rounds)
     console.print(machine())
     print(json.dumps(figures))
 

@@ -17,7 +17,9 @@ WALLET, EQUITY, PEAK_EQUITY, DAY_EQUITY, DAY_LOW_EQUITY, INITIAL_WALLET, ACCRUED
 )
 # log of equity over the initial wallet; running moments of the account's log return, and of its square
 LOG_EQUITY, RETURN_MEAN, RETURN_SQUARE = 8, 9, 10
-WALLET_COLUMNS = 11
+# 1 where the newest bar closed something against the account's will, to keep its margin
+LIQUIDATED = 11
+WALLET_COLUMNS = 12
 # columns of a position row, one row a contract of an account; prices are nan where there is none
 QUANTITY, ENTRY_PRICE, ISOLATED_WALLET, STOP_PRICE, TARGET_PRICE, BARS_HELD, STOP_DISTANCE = range(7)
 POSITION_COLUMNS = 7

@@ -12,6 +12,7 @@ from perpgym.envs.account import (
     ENTRY_PRICE,
     EQUITY,
     ISOLATED_WALLET,
+    LIQUIDATED,
     LOG_EQUITY,
     ORDER_ASKED,
     ORDER_WORKING,
@@ -128,7 +129,7 @@ def observe_account(wallet, positions, orders, world, now, account_out, portfoli
         singles += single_exposure_cap(wallet, mark, contract_rules(world.contracts[asset]), rules)
     cap = min(cap, singles)
     portfolio_out[0] = _clip(wallet[LOG_EQUITY], -5.0, 5.0)
-    portfolio_out[1] = _clip(margin_ratio, 0.0, 1.0)
+    portfolio_out[1] = 1.0 if wallet[LIQUIDATED] > 0.0 else _clip(margin_ratio, 0.0, 1.0)
     portfolio_out[2] = _clip(1.0 - equity / wallet[PEAK_EQUITY], 0.0, 1.0)
     portfolio_out[3] = _clip(equity / wallet[DAY_EQUITY] - 1.0, -1.0, 1.0)
     portfolio_out[4] = min(1.0, cap / rules.max_exposure)

@@ -16,6 +16,7 @@ from perpgym.envs.account import (
     DAY_EQUITY,
     DAY_LOW_EQUITY,
     EQUITY,
+    LIQUIDATED,
     ORDER_ASKED,
     ORDER_REASON,
     PEAK_EQUITY,
@@ -50,7 +51,7 @@ from perpgym.envs.spaces import CONTRACT_LEDGER, LEDGER
 _EQUITY, _EQUITY_BEFORE = LEDGER["equity"], LEDGER["equity_before"]
 _PRICE_PNL, _FEES, _SPREAD, _IMPACT = LEDGER["price_pnl"], LEDGER["fees"], LEDGER["spread"], LEDGER["impact"]
 _EXPOSURE, _GROSS = LEDGER["exposure"], LEDGER["gross_exposure"]
-_STOPPED, _DRAWDOWN = LEDGER["stopped"], LEDGER["drawdown"]
+_STOPPED, _LIQUIDATED, _DRAWDOWN = LEDGER["stopped"], LEDGER["liquidated"], LEDGER["drawdown"]
 _OVERLAY = LEDGER["overlay"]
 _POSITION, _FIRST_FILL_PRICE = LEDGER["position"], LEDGER["fill_price"]
 _ROW_POSITION, _ROW_EXPOSURE = CONTRACT_LEDGER["position"], CONTRACT_LEDGER["exposure"]
@@ -150,7 +151,7 @@ def _fine_bar(account, world, now, fine, open_ms, number, scratch):  # type: ign
         return True
     if world.rules.is_trailing > 0.0:
         trail_stops(account, world, fine)
-    is_settled = _settle_at_close(account, world, now, fine, open_ms)
+    is_settled = settle_at_close(account, world, now, fine, open_ms)
     is_changed = is_eventful or is_settled or may_rest(world)
     return (
         is_changed
@@ -170,7 +171,7 @@ def _settles_inside(world, now, open_ms, n_contracts):  # type: ignore[no-untype
 
 
 @kernel
-def _settle_at_close(account, world, now, fine, open_ms):  # type: ignore[no-untyped-def]
+def settle_at_close(account, world, now, fine, open_ms):  # type: ignore[no-untyped-def]
     """Settlements of the closing instant, on what is held then; returns whether there were any."""
     is_any = False
     for asset in range(account.positions.shape[0]):
@@ -317,6 +318,7 @@ def _close_books(account, world, equity_before, now, is_over):  # type: ignore[n
         account.wallet[DAY_EQUITY] = equity
         account.wallet[DAY_LOW_EQUITY] = equity
         account.wallet[ACCRUED_FUNDING] = 0.0
+    account.wallet[LIQUIDATED] = account.ledger[_LIQUIDATED]
     costs = account.ledger[_FEES] + account.ledger[_SPREAD] + account.ledger[_IMPACT]
     account.wallet[RECENT_COSTS] = COST_DECAY * account.wallet[RECENT_COSTS] + costs / max(
         equity_before, 1e-9

@@ -29,7 +29,7 @@ from perpgym.envs.account import (
     position_excess,
     unrealised_profit,
 )
-from perpgym.envs.arrays import ContractRules, World
+from perpgym.envs.arrays import Account, ContractRules, World
 from perpgym.envs.buffers import make_account
 from perpgym.envs.fills import (
     FILL_ASSET,
@@ -178,8 +178,8 @@ class Ledger:
         brackets, mark = self.world.brackets[asset], marks[asset]
         size = notional(position[QUANTITY], mark, contract.is_inverse)
         price = liquidation_price(
-            self._balance_behind(asset, marks), position[QUANTITY], position[ENTRY_PRICE], brackets,
-            contract.is_inverse,
+            balance_behind(self.account, self.world, asset, marks),
+            position[QUANTITY], position[ENTRY_PRICE], brackets, contract.is_inverse,
         )  # fmt: skip
         return {
             "position": float(position[QUANTITY] / self.sizes[asset]),
@@ -191,21 +191,30 @@ class Ledger:
             "isolated_wallet": float(position[ISOLATED_WALLET]),
         }
 
-    def _balance_behind(self, asset: int, marks: np.ndarray) -> float:
-        """Its isolated wallet; or the free wallet with what the other cross positions add and tie up."""
-        positions = self.account.positions
-        if self._contract(asset).is_isolated > 0.0:
-            return float(positions[asset, ISOLATED_WALLET])
-        balance = float(self.account.wallet[WALLET] - positions[:, ISOLATED_WALLET].sum())
-        for other in range(len(self.symbols)):
-            if other != asset and self._contract(other).is_isolated == 0.0:
-                balance += position_excess(
-                    positions[other],
-                    marks[other],
-                    self.world.brackets[other],
-                    self._contract(other).is_inverse,
-                )
-        return balance
+
+def balance_behind(account: Account, world: World, asset: int, marks: np.ndarray) -> float:
+    """What stands behind a position: its isolated wallet, or the free wallet and the other cross positions.
+
+    Args:
+        account: ``Account``.
+        world: ``World``.
+        asset: index of the contract.
+        marks: (A,) quote, mark prices of the moment.
+
+    Returns:
+        settle currency; what the other cross positions gain is in it, their maintenance margin is not.
+    """
+    positions = account.positions
+    if ContractRules(*world.contracts[asset]).is_isolated > 0.0:
+        return float(positions[asset, ISOLATED_WALLET])
+    balance = float(account.wallet[WALLET] - positions[:, ISOLATED_WALLET].sum())
+    for other in range(len(positions)):
+        contract = ContractRules(*world.contracts[other])
+        if other != asset and contract.is_isolated == 0.0:
+            balance += position_excess(
+                positions[other], marks[other], world.brackets[other], contract.is_inverse
+            )
+    return balance
 
 
 def replay(path: Path) -> Iterator[dict[str, Any]]:

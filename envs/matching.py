@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from perpgym.data.bars import CLOSE
+from perpgym.data.bars import CLOSE, OPEN
 from perpgym.envs.account import (
     ORDER_AGE,
     ORDER_DONE,
@@ -144,33 +144,44 @@ def _prepare_stop(account, world, asset, now, quantity):  # type: ignore[no-unty
 @kernel
 def _take_at_open(account, world, asset, now, fine, number):  # type: ignore[no-untyped-def]
     """Take what is due of one order at the open of bar ``fine``."""
-    contract = contract_rules(world.contracts[asset])
-    market, rules, order = world.market, world.rules, account.orders[asset]
-    bar = read_bar(market, now, fine, asset, contract.is_inverse)
-    wanted = order[ORDER_QUANTITY]
-    due = wanted
-    is_market = order[ORDER_STYLE] == MARKET
-    if not is_market and number + 1 < market.fine_per_bar:
+    market, order = world.market, account.orders[asset]
+    due = order[ORDER_QUANTITY]
+    if order[ORDER_STYLE] != MARKET and number + 1 < market.fine_per_bar:
         share = market.fine_share[fine, asset]
         if order[ORDER_STYLE] == TWAP:
             share = 1.0 / (market.fine_per_bar - number)
-        due = to_lots(wanted * share, contract)
+        due = to_lots(due * share, contract_rules(world.contracts[asset]))
+    take_due(account, world, asset, now, fine, due, market.fine_last[fine, asset, OPEN])
+
+
+@kernel
+def take_due(account, world, asset, now, fine, due, reference):  # type: ignore[no-untyped-def]
+    """Take ``due`` of the order in its row from ``reference``, as far as volume and margin admit.
+
+    Args:
+        due: signed, at most what is left of the order.
+        reference: quote, the last price at that moment.
+    """
+    contract = contract_rules(world.contracts[asset])
+    market, rules, order = world.market, world.rules, account.orders[asset]
+    bar = read_bar(market, now, fine, asset, contract.is_inverse)
     most, reason = admitted_by_volume(due, bar.volume, bar, contract, rules)
-    touch, price = market_fill_price(account, asset, bar.last_open, most, bar, contract, rules)
-    fee_rate = taker_cost_rate(account, most, bar.last_open, contract, rules)
+    touch, price = market_fill_price(account, asset, reference, most, bar, contract, rules)
+    fee_rate = taker_cost_rate(account, most, reference, contract, rules)
     quantity, cut = admitted_by_margin(
         account, world, fine, asset, most, most, price, fee_rate, bar, contract
     )
     if quantity != most:
-        touch, price = market_fill_price(account, asset, bar.last_open, quantity, bar, contract, rules)
+        touch, price = market_fill_price(account, asset, reference, quantity, bar, contract, rules)
     is_refused = (cut & (MARGIN | BRACKET)) != 0
+    is_market = order[ORDER_STYLE] == MARKET
     is_last_try = is_market and (rules.carries_remainder == 0.0 or (cut & TOO_SMALL) != 0)
     _keep_left(order, quantity, reason | cut, is_refused or is_last_try, contract)
     if quantity != 0.0:
         _prepare_stop(account, world, asset, now, quantity)
         mark_close = market.mark[now, asset, CLOSE]
         take_priced(
-            account, asset, quantity, bar.last_open, touch, price, bar, mark_close, ORDER, contract, rules
+            account, asset, quantity, reference, touch, price, bar, mark_close, ORDER, contract, rules
         )
         _note_price(account, asset, quantity, price)
         order[ORDER_HELD] = account.positions[asset, QUANTITY]
@@ -214,7 +225,7 @@ def fill_inside(account, world, now, fine, number, phase):  # type: ignore[no-un
             order[ORDER_QUANTITY] = 0.0
         elif (held * order[ORDER_QUANTITY] >= 0.0) == (phase == BEFORE_THE_WAY):
             if order[ORDER_STYLE] >= LIMIT:
-                _fill_resting(account, world, asset, now, fine, number)
+                fill_resting(account, world, asset, now, fine, number)
             else:
                 _fill_slices(account, world, asset, now, fine)
             order[ORDER_HELD] = account.positions[asset, QUANTITY]
@@ -248,7 +259,7 @@ def _fill_slices(account, world, asset, now, fine):  # type: ignore[no-untyped-d
 
 
 @kernel
-def _fill_resting(account, world, asset, now, fine, number):  # type: ignore[no-untyped-def]
+def fill_resting(account, world, asset, now, fine, number):  # type: ignore[no-untyped-def]
     """A post-only order: refused if it would take on arrival, filled as a maker by what trades through it."""
     contract, order = contract_rules(world.contracts[asset]), account.orders[asset]
     bar = read_bar(world.market, now, fine, asset, contract.is_inverse)

@@ -50,7 +50,7 @@ def make_contract_rules(
         maker_rate=maker_rate,
         clearance_rate=contract.clearance_rate,
         leverage=leverage,
-        max_position_notional=_max_position_notional(contract, leverage) if is_limited else math.inf,
+        max_position_notional=max_position_notional(contract, leverage) if is_limited else math.inf,
     )
 
 
@@ -280,8 +280,12 @@ def settle_currency(contract: Contract) -> str:
     return settle or (base if quote and contract.kind == "inverse" else quote)
 
 
-def _max_position_notional(contract: Contract, leverage: float) -> float:
-    """Settle currency, the largest position that the exchange admits at this leverage setting."""
+def max_position_notional(contract: Contract, leverage: float) -> float:
+    """Settle currency, the largest position that the exchange admits at this leverage setting.
+
+    Raises:
+        ValueError: the contract admits no position at this leverage.
+    """
     caps = [bracket.cap for bracket in contract.brackets if bracket.max_leverage >= leverage]
     if not caps:
         most = max(bracket.max_leverage for bracket in contract.brackets)

@@ -46,7 +46,13 @@ ACCOUNT_COLUMNS: tuple[Column, ...] = (
 
 PORTFOLIO_COLUMNS: tuple[Column, ...] = (
     Column("log_equity", "log", -5.0, 5.0, "log of equity over the initial wallet"),
-    Column("margin_ratio", "fraction", 0.0, 1.0, "maintenance margin over margin balance; 1 liquidates"),
+    Column(
+        "margin_ratio",
+        "fraction",
+        0.0,
+        1.0,
+        "maintenance margin over margin balance; 1 liquidates, and says so for the bar that did",
+    ),
     Column("drawdown", "fraction", 0.0, 1.0, "1 - equity / highest equity of the episode"),
     Column("day_return", "fraction", -1.0, 1.0, "equity over equity at the last UTC midnight, minus 1"),
     Column("risk_budget", "fraction", 0.0, 1.0, "exposure the overlay admits now, over max_exposure"),

@@ -19,12 +19,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 from numpy.typing import NDArray
 
+from perpgym.data.bars import CLOSE
+from perpgym.data.clock import iso
 from perpgym.evaluation import metrics
 from perpgym.evaluation.backtest import BacktestResult
 from perpgym.evaluation.comparison import HOLD, UNLIMITED_HOLD
+from perpgym.evaluation.explain import Attribution
 from perpgym.evaluation.judge import ReportInput
 from perpgym.evaluation.numerals import base
 from perpgym.evaluation.scorecard import returns_of
@@ -400,3 +403,56 @@ def _when(result: BacktestResult) -> NDArray[np.datetime64]:
 def _thin(points: int) -> NDArray[np.int64]:
     """Indices of at most ``_MAX_POINTS`` points, the last among them: a screen shows no more."""
     return np.unique(np.linspace(0, points - 1, min(points, _MAX_POINTS)).round().astype(np.int64))
+
+
+def draw_attribution(found: Attribution) -> Figure:
+    """Why a decision was taken: the price it saw, what each bar, feature and account column did to it."""
+    with _style("attribution"):
+        figure = Figure(figsize=(9.2, 6.4), layout="constrained")
+        (top_left, top_right), (bottom_left, bottom_right) = figure.subplots(
+            2, 2, width_ratios=(1.25, 1.0), height_ratios=(1.0, 1.0)
+        )
+        _price_and_bars(found, top_left, bottom_left)
+        _parts(top_right, found.by_feature, "Market and risk columns, all bars")
+        _parts(bottom_right, found.by_state, "Account and portfolio columns")
+        decision = found.decision
+        symbol = decision.tape.contracts[found.contract].symbol
+        when = iso(int(decision.tape.open_time_ms[decision.bar]) + decision.tape.bar_ms)
+        figure.suptitle(
+            f"{symbol} at {when} UTC: {found.what} was {found.answer:+.4g},\n"
+            f"{found.baseline_answer:+.4g} on average over earlier markets with a flat account",
+            x=0.01, ha="left", fontsize=10,
+        )  # fmt: skip
+    return figure
+
+
+def _price_and_bars(found: Attribution, top: Axes, bottom: Axes) -> None:
+    tape, bar = found.decision.tape, found.decision.bar
+    back = np.arange(1 - len(found.by_bar), 1)
+    rows = np.clip(bar + back, 0, None)
+    top.plot(back, tape.mark[rows, found.contract, CLOSE], color=INK)
+    top.set_title("Mark close that it saw")
+    parts = found.by_bar
+    bottom.bar(back, parts, width=0.9, color=np.where(parts >= 0.0, AGENT, LOSS))
+    bottom.axhline(0.0, color=MUTED, lw=0.7)
+    bottom.set_title("What each bar did to the answer")
+    bottom.set_xlabel("bars before the decision")
+    if found.attention is not None:
+        weights = bottom.twinx()
+        attention = found.attention[found.contract]
+        weights.plot(-np.arange(len(attention)), attention, color=SECOND, lw=1.0)
+        weights.set_ylabel("attention", color=SECOND)
+        weights.set_ylim(0.0)
+        weights.grid(visible=False)
+
+
+def _parts(axes: Axes, parts: Mapping[str, float], title: str, most: int = 12) -> None:
+    """The largest parts as bars, largest on top."""
+    largest = sorted(parts.items(), key=lambda item: abs(item[1]))[-most:]
+    names, values = [name for name, _ in largest], np.array([value for _, value in largest])
+    axes.barh(names, values, color=np.where(values >= 0.0, AGENT, LOSS))
+    axes.axvline(0.0, color=MUTED, lw=0.7)
+    axes.tick_params(axis="y", labelsize=7.5)
+    axes.grid(visible=False, axis="y")
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.set_title(title)

@@ -19,6 +19,7 @@ from perpgym.data.splits import BarRange
 from perpgym.data.tape import Tape
 from perpgym.evaluation.comparison import compare
 from perpgym.evaluation.judge import ReportInput, RunContext, judge
+from perpgym.evaluation.numerals import base
 from perpgym.evaluation.report import write_report
 from perpgym.evaluation.trials import TrialLog, curves, smooth
 from perpgym.experiments.market import Market
@@ -160,6 +161,49 @@ def judge_run(
     )
     name = "report" if period == "test" else f"report_{period}"
     return report, write_report(folder.path / name, report)
+
+
+def explain_run(
+    folder: RunFolder, settings: Settings, market: Market, *, period: str, time: str | None = None
+) -> Path:
+    """Take a decision of the judged agent apart; one figure and one JSON file for each contract.
+
+    Args:
+        folder, settings, market: of the run.
+        period: ``train``, ``valid`` or ``test``.
+        time: the close (UTC) at which it was taken; None takes the one that moved the exposures most.
+
+    Returns:
+        The folder with the files.
+
+    Raises:
+        ImportError: captum is not installed.
+        ValueError: the time lies outside the period.
+    """
+    from perpgym.evaluation.explain import explain, replay_decision
+    from perpgym.evaluation.figures import draw_attribution, save_png
+
+    tape, bars = market.tape, getattr(market.split, period)
+    agent = load_candidates(folder, settings, tape).agents[0]
+    assert isinstance(agent, TrainedAgent)
+    # a bar is decided at when it closes
+    bar = None if time is None else tape.bar_at(time) - 1
+    decision = replay_decision(
+        agent,
+        tape,
+        start_bar=max(bars.start, tape.first_valid_bar + market.env_config.window_bars - 1),
+        end_bar=bars.stop,
+        config=market.env_config,
+        limits=market.limits,
+        bar=bar,
+    )
+    out = folder.path / ("explanation" if period == "test" else f"explanation_{period}")
+    out.mkdir(exist_ok=True)
+    for number, contract in enumerate(tape.contracts):
+        found = explain(agent.policy, decision, contract=number)
+        found.write(out / f"{base(contract.symbol)}.json")
+        save_png(draw_attribution(found), out / f"{base(contract.symbol)}.png")
+    return out
 
 
 def _alarms(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -14,16 +13,15 @@ from torch import nn
 
 from perpgym.data.features.scaler import Scaler
 from perpgym.data.tape import Tape
+from perpgym.policies.action_heads import ActionHeads, make_action_heads
 from perpgym.policies.config import PolicyConfig
 from perpgym.policies.features import PerpFeatures
 from perpgym.policies.forecast import WithForecasts
 from perpgym.policies.popart import PopArtLinear
 
-_LOG_SQRT_TWO_PI = 0.5 * math.log(2.0 * math.pi)
-
 
 class Evaluation(NamedTuple):
-    """Values (...,) and log-probabilities (...,) of given actions; entropy (), the same in every state."""
+    """Values (...,) and log-probabilities (...,) of given actions; entropy (), the mean over all states."""
 
     values: torch.Tensor
     log_prob: torch.Tensor
@@ -31,7 +29,7 @@ class Evaluation(NamedTuple):
 
 
 class PerpActorCriticPolicy(ActorCriticPolicy):
-    """Scaled market and risk encoders, gated fusion with the account, a Gaussian over actions in [-1, 1].
+    """Scaled market and risk encoders, gated fusion with the account, a distribution over actions.
 
     A whole SB3 policy (``predict``, ``forward``, ``evaluate_actions``, ``predict_values``) for index and for
     window observations; see :class:`perpgym.policies.features.PerpFeatures` for the two faces. Beside it, the
@@ -39,7 +37,8 @@ class PerpActorCriticPolicy(ActorCriticPolicy):
 
     Args:
         observation_space: of ``PerpVecEnv``, with or without windows.
-        action_space: Box in [-1, 1]; samples beyond it are clipped by the env, as SB3's PPO does.
+        action_space: Box in [-1, 1]: a Gaussian, whose samples the env clips, as SB3's PPO does. Discrete or
+            MultiDiscrete: a categorical for each number, with masks.
         lr_schedule: of the optimiser.
         config: the network's shape.
         market_scaler, risk_scaler: fitted on the training period; they become frozen buffers.
@@ -80,6 +79,8 @@ class PerpActorCriticPolicy(ActorCriticPolicy):
         del self.pi_features_extractor, self.vf_features_extractor
         self.features_extractor.reset_parameters()
         self._start_from_forecasts()
+        self._action_heads: ActionHeads | None = None
+        self._heads_device = self.device
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
@@ -98,6 +99,9 @@ class PerpActorCriticPolicy(ActorCriticPolicy):
         n_assets = self.features_extractor.n_assets
         layer = self.action_net
         assert isinstance(layer, nn.Linear)
+        if not isinstance(self.action_space, spaces.Box):
+            # no choice of a discrete action is a signed exposure
+            return
         actions = layer.out_features // n_assets
         with torch.no_grad():
             if horizons:
@@ -170,55 +174,62 @@ class PerpActorCriticPolicy(ActorCriticPolicy):
         """What ``n_bars`` consecutive contexts cost; see :meth:`PerpFeatures.tokens`."""
         return self.features_extractor.tokens(n_bars)
 
-    def action_mean(self, context: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
-        """Means of the actions.
+    @property
+    def action_heads(self) -> ActionHeads:
+        """The distribution whose parameters are the last layer's."""
+        if self._action_heads is None or self._heads_device != self.device:
+            log_std = getattr(self, "log_std", None)
+            self._action_heads = make_action_heads(self.action_space, log_std, self.device)
+            self._heads_device = self.device
+        return self._action_heads
+
+    def action_parameters(self, context: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        """Means of a Gaussian's actions, logits of choices.
 
         Args:
             context: (..., C); leading axes broadcast with those of ``state``.
             state: (..., S) raw account columns, then portfolio columns.
 
         Returns:
-            (..., action_dim).
+            (..., n_parameters).
         """
-        return self._mean(self._fuse(context, state))
+        return self._parameters_of(self._fuse(context, state))
 
     def decide(
         self, context: torch.Tensor, state: torch.Tensor, mask: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """(..., action_dim) means clipped to the action space; arguments as in :meth:`action_mean`."""
-        del mask
-        return self.action_mean(context, state).clamp(-1.0, 1.0)
+        """Deterministic actions, (..., action_dim): see :class:`perpgym.policies.deciding.Policy`."""
+        return self.action_heads.mode(self.action_parameters(context, state), mask)
 
     def answers(self, context: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
-        """The decision itself, which is continuous."""
-        return self.decide(context, state)
+        """What decides, and is continuous: means within the action space, logits of choices."""
+        parameters = self.action_parameters(context, state)
+        return parameters if self.action_heads.n_masked else self.action_heads.mode(parameters)
 
     def state_values(self, context: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
-        """(...,) values; arguments as in :meth:`action_mean`."""
+        """(...,) values; arguments as in :meth:`action_parameters`."""
         return self._value(self._fuse(context, state))
 
     def evaluate_states(
-        self, context: torch.Tensor, state: torch.Tensor, actions: torch.Tensor
+        self,
+        context: torch.Tensor,
+        state: torch.Tensor,
+        actions: torch.Tensor,
+        mask: torch.Tensor | None = None,
     ) -> Evaluation:
-        """What the PPO loss needs of (..., action_dim) actions; arguments as in :meth:`action_mean`."""
+        """What the PPO loss needs of (..., action_dim) actions; arguments as in :meth:`action_parameters`."""
         features = self._fuse(context, state)
-        entropy = (self.log_std + 0.5 + _LOG_SQRT_TWO_PI).sum()
-        log_prob = gaussian_log_prob(self._mean(features), self.log_std, actions)
-        return Evaluation(self._value(features), log_prob, entropy)
+        parameters, heads = self._parameters_of(features), self.action_heads
+        log_prob = heads.log_prob(parameters, actions, mask)
+        return Evaluation(self._value(features), log_prob, heads.entropy(parameters, mask))
 
     def _fuse(self, context: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         return self.features_extractor.fuse(self.features_extractor.split(context), state)
 
-    def _mean(self, features: torch.Tensor) -> torch.Tensor:
-        mean: torch.Tensor = self.action_net(self.mlp_extractor.policy_net(features))
-        return mean
+    def _parameters_of(self, features: torch.Tensor) -> torch.Tensor:
+        parameters: torch.Tensor = self.action_net(self.mlp_extractor.policy_net(features))
+        return parameters
 
     def _value(self, features: torch.Tensor) -> torch.Tensor:
         value: torch.Tensor = self.value_net(self.mlp_extractor.value_net(features))
         return value.squeeze(-1)
-
-
-def gaussian_log_prob(mean: torch.Tensor, log_std: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
-    """Log-density of a diagonal Gaussian, summed over the last axis: (..., a), (a,), (..., a) -> (...,)."""
-    standardised = (action - mean) * torch.exp(-log_std)
-    return -0.5 * standardised.square().sum(-1) - (log_std + _LOG_SQRT_TWO_PI).sum()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -50,4 +50,26 @@ class Policy(Protocol):
 
     def answers(self, context: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         """(..., n) what the decision rests on, numbers of size one that move a little with the context."""
+        ...
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """A policy that remembers something of each account; its ``decide`` reads that behind the state.
+
+    Attributes:
+        memory_size: Z, columns of a memory; a row of zeros remembers nothing.
+    """
+
+    @property
+    def memory_size(self) -> int:
+        """Z."""
+        ...
+
+    def remember(self, context: torch.Tensor, state: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
+        """(..., Z) what holds for the decision at hand; ``state`` (..., S), ``memory`` (..., Z) of before."""
+        ...
+
+    def forget(self, memory: torch.Tensor) -> torch.Tensor:
+        """(..., Z) what is left of it when the bar has passed."""
         ...

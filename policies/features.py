@@ -145,7 +145,7 @@ class PerpFeatures(BaseFeaturesExtractor):
         if self.forecast is None:
             return self.fusion.context(embedding)  # ... 2D
         # encoders that forecast learn from that alone (Stooke et al. 2021): a policy gradient is mostly noise
-        context = self.fusion.context(embedding.detach())  # ... 2D
+        context = self.fusion.context(embedding.detach() if self.training else embedding)  # ... 2D
         return torch.cat((context, self._forecast(self.forecast, embedding)), dim=-1)  # ... C
 
     def _forecast(self, head: ForecastHead, embedding: torch.Tensor) -> torch.Tensor:
@@ -190,7 +190,7 @@ class PerpFeatures(BaseFeaturesExtractor):
         fused: torch.Tensor = self.fusion(context.value, context.gate, self.scale_state(state))  # ... D
         if self.forecast is None:
             return fused
-        forecasts = self.forecast.for_heads(context.forecasts)  # ... A*H
+        forecasts = self.forecast.for_heads(context.forecasts, detach=self.training)  # ... A*H
         return torch.cat((fused, forecasts.expand(*fused.shape[:-1], -1)), dim=-1)  # ... D+A*H
 
     def stretch_embedding(
@@ -252,6 +252,11 @@ class PerpFeatures(BaseFeaturesExtractor):
 
     def forward(self, observation: Observation) -> torch.Tensor:
         """(N, D + A * H) features of either face of an observation."""
+        context, state = self.read(observation)
+        return self.fuse(self.split(context), state)  # N D+A*H
+
+    def read(self, observation: Observation) -> tuple[torch.Tensor, torch.Tensor]:
+        """(N, C) contexts and (N, S) raw states of either face of an observation."""
         if "market" in observation:
             context = self._window_context(observation)
         else:
@@ -259,7 +264,7 @@ class PerpFeatures(BaseFeaturesExtractor):
             bars, inverse = torch.unique(observation["bar"].reshape(-1), return_inverse=True)
             context = self.stretch_context(bars, 1)[:, 0][inverse]  # N C
         state = torch.cat((observation["account"].flatten(1), observation["portfolio"].flatten(1)), dim=1)
-        return self.fuse(self.split(context), state)  # N D+A*H
+        return context, state
 
     def _window_context(self, observation: Observation) -> torch.Tensor:
         market = observation["market"].flatten(2)  # N W A*F

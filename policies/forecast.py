@@ -36,9 +36,9 @@ class ForecastHead(nn.Module):
         return forecast
 
     @staticmethod
-    def for_heads(forecast: torch.Tensor) -> torch.Tensor:
-        """(..., H) -> the same, at the size of the other features and without gradient."""
-        return (forecast.detach() * _GAIN).clamp(-_CLIP, _CLIP)
+    def for_heads(forecast: torch.Tensor, detach: bool = True) -> torch.Tensor:
+        """(..., H) -> the same, at the size of the other features; without gradient, unless one explains."""
+        return ((forecast.detach() if detach else forecast) * _GAIN).clamp(-_CLIP, _CLIP)
 
 
 class WithForecasts(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,17 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = ("data", "envs", "policies", "agents", "evaluation", "experiments")
 # policies know no env: only the names and ranges of what they read, and the batch env's buffers nowhere
-POLICIES_MAY_READ = {"perpgym.envs.spaces"}
+POLICIES_MAY_READ = {"perpgym.envs.actions", "perpgym.envs.spaces"}
 
 
 def imports(path: Path) -> set[str]:
     """Modules of perpgym that a file imports at run time, also inside functions."""
-    tree = ast.parse(path.read_text("utf-8"))
+    # a collection within the parser makes CPython 3.11 raise a SystemError (its issue 106905)
+    gc.disable()
+    try:
+        tree = ast.parse(path.read_text("utf-8"))
+    finally:
+        gc.enable()
     typing_only = {
         id(node)
         for branch in ast.walk(tree)

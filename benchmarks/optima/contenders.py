@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from typing import Protocol
 
@@ -13,7 +13,9 @@ from settings import ABLATIONS, OWN_ACTION, settings_of
 from stock import STOCK_STEPS, train_stock
 from training import Progress, Run, Settings, train
 
+from perpgym.agents.hierarchical_config import HierarchicalPPOConfig
 from perpgym.envs.actions import ActionKind
+from perpgym.policies.options import HierarchyConfig
 
 
 class Trainer(Protocol):
@@ -56,10 +58,19 @@ def _stock(problem: Problem, *, seed: int, share: float, progress: Progress) -> 
     return train_stock(problem.tape(seed), env, problem.judge, steps=steps, seed=seed, progress=progress)
 
 
+def _hierarchical(problem: Problem) -> Settings:
+    """Two levels with the flat agent's settings and compute."""
+    settings = settings_of(problem.name, "target")
+    flat = {f.name: getattr(settings.ppo, f.name) for f in fields(settings.ppo)}
+    hierarchy = HierarchyConfig(budgets=(1.0,), min_bars=2, max_bars=6)
+    return replace(settings, ppo=HierarchicalPPOConfig(**flat, hierarchy=hierarchy))
+
+
 AGENTS: dict[str, Trainer] = {
     "target": _acting("target"),
     "band": _acting("band"),
     "stock": _stock,
+    "hppo": _ours(_hierarchical),
     # QR-DQN, and the same from independent minibatches; judged by the best on their ladder
     "ladder": partial(train_on_ladder, minibatch="stretches"),
     "ladder_decisions": partial(train_on_ladder, minibatch="decisions"),

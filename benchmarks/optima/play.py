@@ -14,8 +14,8 @@ from perpgym.envs import EnvConfig, PerpVecEnv
 from perpgym.envs.actions import ActionKind, exposure_to_action
 from perpgym.envs.buffers import StepBuffers
 from perpgym.envs.spaces import ACCOUNT_NAMES, LEDGER
-from perpgym.policies import PerpActorCriticPolicy
 from perpgym.policies.bound_tape import BoundTape
+from perpgym.policies.deciding import Policy, Remembering
 
 Floats = NDArray[np.float64]
 Actions = NDArray[np.float32]
@@ -116,8 +116,8 @@ def follow(rule: Rule) -> Agent:
     return agent
 
 
-def follow_mean(policy: PerpActorCriticPolicy) -> Agent:
-    """Act with the mean of a policy's Gaussian; every bar is encoded once."""
+def follow_policy(policy: Policy) -> Agent:
+    """Act as a policy decides, deterministically; every bar is encoded once."""
 
     @torch.no_grad()
     def agent(stretches: Stretches) -> Act:
@@ -125,12 +125,18 @@ def follow_mean(policy: PerpActorCriticPolicy) -> Agent:
         starts = torch.from_numpy(stretches.starts)
         context = policy.features_extractor.stretch_context(starts, stretches.bars, bound)  # N T C
 
+        memory = torch.zeros(len(starts), policy.memory_size if isinstance(policy, Remembering) else 0)
+
         @torch.no_grad()
         def act(step: int, out: StepBuffers) -> Actions:
+            nonlocal memory
             account = torch.from_numpy(out.account).flatten(1)
             state = torch.cat((account, torch.from_numpy(out.portfolio)), dim=1)  # N S
-            mean = policy.action_mean(context[:, step], state)  # N a
-            actions: Actions = mean.clamp(-1.0, 1.0).numpy()
+            if isinstance(policy, Remembering):
+                memory = policy.remember(context[:, step], state, memory)
+                state = torch.cat((state, memory), dim=1)
+                memory = policy.forget(memory)
+            actions: Actions = policy.decide(context[:, step], state).numpy()  # N a
             return actions
 
         return act

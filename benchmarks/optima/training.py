@@ -5,21 +5,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 import torch
 from judges import Eyes, Judge, Score
 from numpy.typing import NDArray
-from play import follow_mean
+from play import follow_policy
 from stable_baselines3.common.callbacks import BaseCallback
 
+from perpgym.agents.algorithms import make_algorithm
 from perpgym.agents.ppo import PerpPPO, PPOConfig
 from perpgym.data.features.scaler import Scaler
 from perpgym.data.tape import Tape
 from perpgym.envs import EnvConfig, PerpVecEnv
 from perpgym.envs.actions import ActionKind
 from perpgym.envs.buffers import StepBuffers
-from perpgym.policies import PerpActorCriticPolicy, PolicyConfig
+from perpgym.policies import PolicyConfig
+from perpgym.policies.deciding import Policy
 
 THRESHOLDS = (0.90, 0.95, 0.98)
 # features of these tapes are of size one
@@ -153,19 +156,16 @@ def train(
     # a value beyond the end would be a guess that training never corrects
     kind = FiniteHorizon if env.terminal == "liquidate" else PerpVecEnv
     n_paths, accounts = settings.n_paths, settings.accounts_per_path
-    model = PerpPPO(
-        PerpActorCriticPolicy,
+    model = make_algorithm(
+        settings.ppo,
         kind(tape, n_paths=n_paths, accounts_per_path=accounts, config=env, seed=seed),
-        config=settings.ppo,
-        policy_kwargs={
-            "config": settings.policy,
-            "market_scaler": unit_scaler(tape.features.shape[2]),
-            "risk_scaler": unit_scaler(tape.risk.shape[2]),
-        },
+        policy=settings.policy,
+        market_scaler=unit_scaler(tape.features.shape[2]),
+        risk_scaler=unit_scaler(tape.risk.shape[2]),
         seed=seed,
         device="cpu",
     )
-    agent = follow_mean(model.policy)
+    agent = follow_policy(cast(Policy, model.policy))
     watch = Watch(lambda: judge(agent, Eyes(settings.action)), settings.steps, 40, progress)
     callbacks: list[BaseCallback] = [SpreadPaths()] if settings.is_spread else []
     model.learn(settings.steps, callback=[*callbacks, watch])

@@ -159,9 +159,9 @@ def test_policy_starts_by_following_its_forecast_within_a_narrow_band(tape: Tape
     context = policy.stretch_context(torch.tensor([100]), 1)[0]
     state = torch.zeros(1, len(ACCOUNT_NAMES) + len(PORTFOLIO_NAMES))
     with torch.no_grad():
-        flat = policy.action_mean(context, state)
+        flat = policy.action_parameters(context, state)
         context[:, -2:] = 0.1  # both forecasts explain 1 % of their variance
-        bold = policy.action_mean(context, state)
+        bold = policy.action_parameters(context, state)
     torch.testing.assert_close(bold - flat, torch.tensor([[0.5, 0.0]]), rtol=0, atol=0.02)
     assert float(flat[0, 1]) == pytest.approx(-0.8, abs=0.02)
     assert extractor.features_dim == SMALL.d_model + 2

@@ -142,9 +142,9 @@ def test_each_action_starts_from_the_forecast_of_its_own_contract(tape: Tape) ->
     context = policy.stretch_context(torch.tensor([LATE + 50]), 1)[0]
     state = torch.zeros(1, 2 * len(ACCOUNT_NAMES) + len(PORTFOLIO_NAMES))
     with torch.no_grad():
-        flat = policy.action_mean(context, state)
+        flat = policy.action_parameters(context, state)
         context[:, -2:] = 0.1  # both horizons of the second contract explain 1 % of their variance
-        bold = policy.action_mean(context, state)
+        bold = policy.action_parameters(context, state)
     torch.testing.assert_close(bold - flat, torch.tensor([[0.0, 0.0, 0.5, 0.0]]), rtol=0, atol=0.02)
     assert flat[0, 1::2].tolist() == pytest.approx([-0.8, -0.8], abs=0.02)
 

@@ -243,3 +243,24 @@ def test_step_and_reset_before_their_time_are_refused(make_tape: MakeTape) -> No
         env.step(actions_of(env))
     with pytest.raises(ValueError, match="one integer seed"):
         env.reset(seed=[1])
+
+
+def test_the_bar_that_liquidated_shows_a_margin_ratio_of_one_and_no_other_does(
+    make_tape: Callable[..., Tape],
+) -> None:
+    closes = np.full(40, 30_000.0)
+    closes[20:] = 25_000.0
+    config = EnvConfig(
+        action="target", margin_mode="isolated", leverage=10.0, window_bars=1, max_drawdown=1.0,
+        stop_loss=None, take_profit=None,
+    )  # fmt: skip
+    tape = make_tape(closes, wick=0.0, funding_rate=0.0)
+    env = PerpVecEnv(tape, n_paths=1, config=config, limits=RiskLimits(max_daily_loss=None))
+    out = started(env)
+    env.load_state_dict(env.state_dict() | {"path_bar": np.array([12]), "path_end": np.array([35])})
+    seen = []
+    for bar in range(13, 28):
+        env.step_into(np.full((1, 1), 0.5 if bar < 21 else 0.0, np.float32), out)
+        seen.append((float(out.ledger[0, LEDGER["liquidated"]]), float(out.portfolio[0, 1])))
+    assert sum(was for was, _ in seen) == 1.0
+    assert [ratio == 1.0 for _, ratio in seen] == [was == 1.0 for was, _ in seen]

@@ -31,7 +31,7 @@ def refusal(*overrides: str, config_name: str = "config") -> str:
         ("seed=3", "did you mean seeds"),
         ("agent.horsepower=3", "there are: agent.learning_rate, agent.learning_rate_schedule"),
         ("data=simulate", "there is no data 'simulate' (did you mean simulated?); there are: auto"),
-        ("+experiment=ppo_bct", "there is no experiment 'ppo_bct' (did you mean ppo_btc?)"),
+        ("+experiment=ppo_bct", "there is no experiment 'ppo_bct' (did you mean ppo_btc or hppo_btc?)"),
     ],
 )
 def test_a_misspelt_override_names_the_nearest_that_exist(override: str, words: str) -> None:

@@ -127,7 +127,9 @@ def test_fast_path_gives_the_numbers_of_sb3s_own_methods(tape: Tape) -> None:
     torch.testing.assert_close(fast.log_prob, log_prob)
     torch.testing.assert_close(fast.entropy.expand(6), entropy)
     torch.testing.assert_close(policy.state_values(context, state), fast.values)
-    torch.testing.assert_close(policy.action_mean(context, state), policy.get_distribution(tensors).mode())
+    torch.testing.assert_close(
+        policy.action_parameters(context, state), policy.get_distribution(tensors).mode()
+    )
 
 
 def test_index_observation_without_a_tape_says_what_to_do(tape: Tape) -> None:
@@ -232,7 +234,7 @@ def test_an_account_column_is_heard_up_to_the_clip_and_no_further(tape: Tape, st
     with torch.no_grad():
         context = policy.stretch_context(torch.tensor([100]), 1)[0]
         within, at, beyond = (
-            policy.action_mean(context, size * state_clip * divisor) for size in (0.9, 1.0, 30.0)
+            policy.action_parameters(context, size * state_clip * divisor) for size in (0.9, 1.0, 30.0)
         )
     assert torch.equal(at, beyond)
     assert not torch.equal(at, within)

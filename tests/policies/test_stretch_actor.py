@@ -43,7 +43,7 @@ def make_policy(tape: Tape, config: PolicyConfig) -> PerpActorCriticPolicy:
 
 @pytest.mark.parametrize("horizons", [(), (2, 5)], ids=["plain", "with forecasts"])
 @torch.inference_mode()
-def test_means_along_a_stretch_are_the_policys_own(tape: Tape, horizons: tuple[int, ...]) -> None:
+def test_answers_along_a_stretch_are_the_policys_own(tape: Tape, horizons: tuple[int, ...]) -> None:
     policy = make_policy(tape, replace(SMALL, forecast_bars=horizons))
     context = policy.stretch_context(torch.tensor([20, 60, 110]), 9)  # 3 9 C
     states = 3.0 * torch.randn(9, 3, 2, len(policy.features_extractor.inverse_divisors))
@@ -51,6 +51,6 @@ def test_means_along_a_stretch_are_the_policys_own(tape: Tape, horizons: tuple[i
     # a path that jumps has its contexts replaced after the actor was made
     context[1, 4:] = policy.stretch_context(torch.tensor([150]), 5)[0]
     for step, state in enumerate(states):
-        own = policy.action_mean(context[:, step : step + 1], state)
-        torch.testing.assert_close(actor.mean(step, state), own)
+        own = policy.action_parameters(context[:, step : step + 1], state)
+        torch.testing.assert_close(actor.parameters(step, state), own)
     assert own.std() > 0.1

@@ -1,0 +1,60 @@
+"""Settings of HierarchicalPPO, with what each may be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+
+from perpgym.agents.ppo_config import PPOConfig
+from perpgym.policies.options import HierarchyConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class HierarchicalPPOConfig(PPOConfig):
+    """Settings of the algorithm: those of PPO are the worker's, the manager has its own.
+
+    Attributes:
+        hierarchy: what the manager may choose, and for how long.
+        manager_gae_lambda: decay of the manager's trace, a decision.
+        manager_clip_range: of the ratio of the manager's probabilities.
+        manager_ent_coef: weight of the manager's entropy.
+        manager_vf_coef: weight of the manager's value loss, and of that of the value within an option.
+        manager_target_kl: as ``target_kl``, of the manager: either level stops by itself.
+        worker_shaping: what the worker loses a bar for each ``max_exposure`` of distance from the target, in
+            the unit of the reward; 0 leaves it the env's reward.
+        warmup_steps: account steps at the beginning in which the manager draws its choices evenly and learns
+            nothing, so that the worker learns to follow them.
+    """
+
+    hierarchy: HierarchyConfig = field(default_factory=HierarchyConfig)
+    manager_gae_lambda: float = 0.95
+    manager_clip_range: float = 0.2
+    manager_ent_coef: float = 0.01
+    manager_vf_coef: float = 0.5
+    manager_target_kl: float | None = None
+    worker_shaping: float = 0.0
+    warmup_steps: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # a config that comes from YAML or JSON brings a mapping
+        if isinstance(self.hierarchy, dict):
+            known = {f.name for f in fields(HierarchyConfig)}
+            if unknown := sorted(set(self.hierarchy) - known):
+                raise ValueError(f"hierarchy has no setting {', '.join(unknown)}; known are {sorted(known)}")
+            object.__setattr__(self, "hierarchy", HierarchyConfig(**self.hierarchy))
+        for name, low, high in (
+            ("manager_gae_lambda", 0.0, 1.0),
+            ("manager_clip_range", 1e-6, 10.0),
+            ("manager_ent_coef", 0.0, 100.0),
+            ("manager_vf_coef", 0.0, 100.0),
+            ("worker_shaping", 0.0, 1e6),
+            ("warmup_steps", 0, 10**12),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name} must lie between {low:g} and {high:g}, was {getattr(self, name)}")
+        if self.manager_target_kl is not None and not self.manager_target_kl > 0:
+            raise ValueError(
+                f"manager_target_kl must be positive, was {self.manager_target_kl}; null for no limit"
+            )
+        if self.cuda_graphs:
+            raise ValueError("cuda_graphs needs fixed shapes, decisions come when they come: set it false")

@@ -1,0 +1,321 @@
+"""Why a policy decided as it did at one close: what it looked at, and what moved its answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from perpgym.agents.trained import TrainedAgent
+from perpgym.data.clock import iso
+from perpgym.data.tape import Tape
+from perpgym.envs.actions import DECISIONS
+from perpgym.envs.config import EnvConfig
+from perpgym.envs.risk.limits import RiskLimits
+from perpgym.envs.spaces import ACCOUNT_NAMES, CONTRACT_LEDGER, PORTFOLIO_NAMES
+from perpgym.envs.vector import PerpVecEnv
+from perpgym.evaluation.numerals import base
+from perpgym.policies.actor_critic import PerpActorCriticPolicy
+from perpgym.policies.bound_tape import BoundTape
+from perpgym.policies.deciding import Remembering
+from perpgym.policies.quantile import PerpQuantilePolicy
+
+Floats = NDArray[np.float64]
+# baselines, steps of each path integral, and rows that are differentiated at once
+_BASELINES, _STEPS, _ROWS = 8, 400, 256
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Decision:
+    """What an account's agent knew at a close, and what it did.
+
+    Attributes:
+        tape: the market.
+        bar: index of the newest closed bar.
+        state: (S,) raw account columns, portfolio columns, then what the policy remembered.
+        action: (action_dim,).
+        exposure: (A,) signed, before the decision.
+    """
+
+    tape: Tape
+    bar: int
+    state: NDArray[np.float32]
+    action: NDArray[np.float32]
+    exposure: Floats
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Attribution:
+    """Integrated gradients (Sundararajan, Taly and Yan 2017) of one number that the decision rests on.
+
+    The baselines are windows of the same market, spread evenly over the bars before, and a flat account; the
+    mean over them is what is shown (expected gradients: Erion et al. 2021). A market at the mean of every
+    column would be no baseline: there a layer norm divides nothing by nothing. The parts add up to
+    ``answer - baseline_answer`` but for ``error``, of the numerical integral.
+
+    Attributes:
+        decision: what is explained.
+        contract: which contract's answer.
+        what: in words, what the number is.
+        answer, baseline_answer: the number here, and its mean over the baselines.
+        market: (R, A, F), part of each feature of each bar, oldest first.
+        risk: (R, A, K), the same of the risk columns.
+        state: (S,), part of each account, portfolio and option column.
+        attention: (A, w) weights of bars, newest first, and selection (A, F) of features; None where the
+            encoder has none to show.
+        selection: see ``attention``.
+    """
+
+    decision: Decision
+    contract: int
+    what: str
+    answer: float
+    baseline_answer: float
+    market: Floats
+    risk: Floats
+    state: Floats
+    attention: Floats | None = None
+    selection: Floats | None = None
+
+    @property
+    def error(self) -> float:
+        """How far the parts miss the difference that they explain."""
+        parts = self.market.sum() + self.risk.sum() + self.state.sum()
+        return float(parts - (self.answer - self.baseline_answer))
+
+    @property
+    def by_feature(self) -> dict[str, float]:
+        """Part of every feature and risk column of every contract, over all bars."""
+        tape, parts = self.decision.tape, dict[str, float]()
+        for asset, contract in enumerate(tape.contracts):
+            prefix = "" if len(tape.contracts) == 1 else f"{base(contract.symbol)} "
+            for names, columns in ((tape.feature_names, self.market), (tape.risk_names, self.risk)):
+                of_contract = columns[:, asset].sum(axis=0)
+                parts |= {f"{prefix}{n}": float(v) for n, v in zip(names, of_contract, strict=True)}
+        return parts
+
+    @property
+    def by_state(self) -> dict[str, float]:
+        """Part of every account and portfolio column; what a policy remembers comes together."""
+        tape = self.decision.tape
+        names = []
+        for contract in tape.contracts:
+            prefix = "" if len(tape.contracts) == 1 else f"{base(contract.symbol)} "
+            names += [f"{prefix}{name}" for name in ACCOUNT_NAMES]
+        names += PORTFOLIO_NAMES
+        parts = {name: float(v) for name, v in zip(names, self.state, strict=False)}
+        if len(self.state) > len(names):
+            parts["option"] = float(self.state[len(names) :].sum())
+        return parts
+
+    @property
+    def by_bar(self) -> Floats:
+        """(R,) part of every bar's market and risk columns, oldest first."""
+        return np.asarray(self.market.sum(axis=(1, 2)) + self.risk.sum(axis=(1, 2)))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        tape, decision = self.decision.tape, self.decision
+        return {
+            "contract": tape.contracts[self.contract].symbol,
+            "decided_at": iso(int(tape.open_time_ms[decision.bar]) + tape.bar_ms),
+            "action": decision.action.tolist(),
+            "exposure_before": decision.exposure.tolist(),
+            "explained": self.what,
+            "answer": self.answer,
+            "baseline_answer": self.baseline_answer,
+            "integration_error": self.error,
+            "by_feature": self.by_feature,
+            "by_state": self.by_state,
+            "by_bar_oldest_first": self.by_bar.tolist(),
+            "attention_newest_first": None if self.attention is None else self.attention.tolist(),
+            "feature_selection": None if self.selection is None else self.selection.tolist(),
+        }
+
+    def write(self, path: Path) -> None:
+        """Write the JSON file."""
+        path.write_text(json.dumps(self.to_json(), indent=1) + "\n", "utf-8")
+
+
+def replay_decision(
+    agent: TrainedAgent,
+    tape: Tape,
+    *,
+    start_bar: int,
+    end_bar: int,
+    config: EnvConfig,
+    limits: RiskLimits,
+    bar: int | None = None,
+) -> Decision:
+    """Let the agent trade from ``start_bar`` on, as a backtest does, and return one of its decisions.
+
+    Args:
+        agent: trained.
+        tape: the market.
+        start_bar, end_bar: the period.
+        config, limits: of the account.
+        bar: of the decision, within the period; None takes the one that moved the exposures most.
+
+    Raises:
+        ValueError: ``bar`` is outside the period, or the account had ended before.
+    """
+    if bar is not None and not start_bar <= bar < end_bar - 1:
+        raise ValueError(f"the decision must lie at a bar from {start_bar} to {end_bar - 2}, was {bar}")
+    bars = end_bar - start_bar - 1
+    env = PerpVecEnv(
+        tape, n_paths=1, config=replace(config, episode_bars=bars, restart="flat"), limits=limits,
+        start_bar=start_bar, end_bar=end_bar, seed=0,
+    )  # fmt: skip
+    out = env.make_buffers()
+    env.reset_into(out, seed=0)
+    exposure = ACCOUNT_NAMES.index("exposure")
+    found: Decision | None = None
+    largest = -1.0
+    for _ in range(bars):
+        now, before = int(out.bar[0]), out.account[0, :, exposure].astype(np.float64)
+        state = np.concatenate((out.account[0].ravel(), out.portfolio[0]))
+        masks = env.action_masks() if config.choices else None
+        action = agent.act(tape, now, out.account, out.portfolio, masks)
+        if isinstance(agent.policy, Remembering):
+            state = np.concatenate((state, agent.in_force[0].cpu().numpy()))
+        env.step_into(action, out)
+        moved = float(np.abs(out.holdings[0, :, CONTRACT_LEDGER["exposure"]] - before).sum())
+        is_it = now == bar if bar is not None else moved > largest
+        if is_it:
+            largest = moved
+            found = Decision(tape=tape, bar=now, state=state, action=action[0].copy(), exposure=before)
+        if now == bar or out.terminated[0]:
+            break
+    if found is None:
+        raise ValueError(f"the account had ended before bar {bar}: choose an earlier one")
+    return found
+
+
+def explain(policy: Any, decision: Decision, *, contract: int = 0) -> Attribution:
+    """Take a decision apart.
+
+    Args:
+        policy: the one that decided.
+        decision: from :func:`replay_decision`.
+        contract: whose answer is explained.
+
+    Raises:
+        ImportError: captum is not installed; says how to get it.
+    """
+    try:
+        from captum.attr import IntegratedGradients
+    except ImportError as error:
+        raise ImportError("explaining a decision needs captum: pip install 'perpgym[explain]'") from error
+    features = policy.features_extractor
+    bound = BoundTape.of(decision.tape, policy.device)
+    reach = features.receptive_field
+    first = torch.tensor([decision.bar - (reach - 1)], device=policy.device)
+    market, risk, clock = bound.stretches(first, reach)
+    state = torch.from_numpy(decision.state).to(policy.device)[None]
+    number, what = _number_of(policy, decision, contract)
+
+    def answer(market: torch.Tensor, risk: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        context = features.context(market, risk, clock.expand(len(market)))[:, 0]
+        # a policy without risk encoder does not read them, and still they get their part: none
+        return number(context, state) + 0.0 * torch.nan_to_num(risk).sum((1, 2))
+
+    there = _baselines(policy, decision, bound, state)
+    here = tuple(
+        now.expand(len(other), *now.shape[1:])
+        for now, other in zip((market, risk, state), there, strict=True)
+    )
+    policy.set_training_mode(False)
+    by_baseline = IntegratedGradients(answer).attribute(
+        here, there, n_steps=_STEPS, method="gausslegendre", internal_batch_size=_ROWS
+    )
+    parts = [part.mean(0) for part in by_baseline]
+    shape = (reach, len(decision.tape.contracts), -1)
+    with torch.no_grad():
+        answers = [float(answer(*inputs).mean()) for inputs in (here, there)]
+    attention, selection = _weights(policy, decision, bound)
+    return Attribution(
+        decision=decision,
+        contract=contract,
+        what=what,
+        answer=answers[0],
+        baseline_answer=answers[1],
+        market=_plain(parts[0]).reshape(shape),
+        risk=_plain(parts[1]).reshape(shape) if parts[1].numel() else np.zeros((*shape[:2], 0)),
+        state=_plain(parts[2]).reshape(-1),
+        attention=attention,
+        selection=selection,
+    )
+
+
+Number = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def _number_of(policy: Any, decision: Decision, contract: int) -> tuple[Number, str]:
+    """(n,) of contexts and states: what the decision on a contract rests on, and what that is in words."""
+    n_contracts = len(decision.tape.contracts)
+    if isinstance(policy, PerpQuantilePolicy):
+        level = int(decision.action[contract])
+
+        def worth(context: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+            levels = policy.worth(context, state)[:, contract]
+            return levels[:, level] - levels.mean(-1)
+
+        return worth, f"what level {level} is worth above the mean of the ladder"
+    if not isinstance(policy, PerpActorCriticPolicy):
+        raise ValueError(f"{type(policy).__name__} has no explanation: only perpgym's own policies")
+    counts = getattr(policy.action_heads, "counts", ())
+    if not counts:
+        column = contract * (len(decision.action) // n_contracts)
+        return (
+            lambda context, state: policy.action_parameters(context, state)[:, column],
+            "mean of the exposure action",
+        )
+    place = contract * (len(counts) // n_contracts)
+    begin, width, choice = sum(counts[:place]), counts[place], int(decision.action[place])
+
+    def logit(context: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        logits = policy.action_parameters(context, state)[:, begin : begin + width]
+        return logits[:, choice] - logits.mean(-1)
+
+    name = f"'{DECISIONS[choice]}'" if len(counts) == 4 * n_contracts else f"level {choice}"
+    return logit, f"logit of {name} above the mean of its {width} choices"
+
+
+def _baselines(
+    policy: Any, decision: Decision, bound: BoundTape, state: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(n, R, A * F) and (n, R, A * K) windows of earlier bars, and (n, S) flat accounts."""
+    features = policy.features_extractor
+    reach = features.receptive_field
+    first = decision.tape.first_valid_bar
+    starts = np.unique(np.linspace(first, max(first, decision.bar - reach), _BASELINES).astype(np.int64))
+    market, risk, _clock = bound.stretches(torch.from_numpy(starts).to(policy.device), reach)
+    flat = torch.zeros_like(state)
+    names = [*ACCOUNT_NAMES * features.n_assets, *PORTFOLIO_NAMES]
+    for name in ("liquidation_distance", "stop_distance", "target_distance", "tradable", "risk_budget"):
+        for column in (i for i, other in enumerate(names) if other == name):
+            flat[:, column] = 1.0
+    # what is remembered is kept: the worker is explained within its option
+    flat[:, len(names) :] = state[:, len(names) :]
+    return market, risk, flat.expand(len(starts), -1)
+
+
+def _weights(policy: Any, decision: Decision, bound: BoundTape) -> tuple[Floats | None, Floats | None]:
+    try:
+        shown = policy.features_extractor.explain(
+            torch.tensor([decision.bar], device=policy.device), 1, bound
+        )
+    except ValueError:
+        return None, None
+    return _plain(shown.attention)[0, :, 0], _plain(shown.selection)[0, :, 0]
+
+
+def _plain(tensor: torch.Tensor) -> Floats:
+    out: Floats = np.nan_to_num(tensor.detach().cpu().double().numpy())
+    return out

@@ -1,0 +1,361 @@
+"""Two levels on one encoder: what is collected, what is learnt from it, and how a run goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3.common.logger import configure
+
+from perpgym.agents.artifact import load_artifact, save_artifact
+from perpgym.agents.hierarchical_ppo import HierarchicalPPO, HierarchicalPPOConfig
+from perpgym.agents.ppo import PerpPPO
+from perpgym.agents.trained import TrainedAgent
+from perpgym.data.features.scaler import fit_scaler
+from perpgym.data.tape import Tape
+from perpgym.envs import EnvConfig, PerpVecEnv, RiskLimits
+from perpgym.policies import PolicyConfig
+from perpgym.policies.hierarchy import PerpHierarchicalPolicy
+from perpgym.policies.options import HierarchyConfig
+
+SMALL = PolicyConfig(
+    d_model=8, n_heads=2, band=4, risk_hidden=0, policy_hidden=(16,), value_hidden=(16,), log_std_init=-1.0
+)
+HEADS = EnvConfig(action="heads", window_bars=SMALL.receptive_field, episode_bars=37)
+SETTINGS = HierarchicalPPOConfig(
+    n_steps=16, batch_size=64, n_epochs=2, hierarchy=HierarchyConfig(min_bars=2, max_bars=5)
+)
+N_PATHS, ACCOUNTS = 3, 4
+
+
+@pytest.fixture(scope="module")
+def tape(make_tape: Callable[..., Tape]) -> Tape:
+    return make_tape(bars=400)
+
+
+def build(
+    tape: Tape, settings: HierarchicalPPOConfig = SETTINGS, env: EnvConfig = HEADS, seed: int = 0
+) -> HierarchicalPPO:
+    return HierarchicalPPO(
+        PerpHierarchicalPolicy,
+        PerpVecEnv(tape, n_paths=N_PATHS, accounts_per_path=ACCOUNTS, config=env, seed=seed),
+        config=settings,
+        policy_kwargs={
+            "config": SMALL,
+            "market_scaler": fit_scaler(tape.features, 0, 300),
+            "risk_scaler": fit_scaler(tape.risk, 0, 300),
+        },
+        seed=seed,
+        device="cpu",
+    )
+
+
+def roll(model: HierarchicalPPO, rollouts: int = 1) -> None:
+    """Collect without learning."""
+    model._setup_learn(10**9)
+    for _ in range(rollouts):
+        model.collect_rollouts(model.env, Quiet(model), model.rollout_buffer, model.n_steps)  # type: ignore[arg-type]
+
+
+def Quiet(model: HierarchicalPPO) -> Any:  # noqa: N802 - SB3's callback of nothing
+    from stable_baselines3.common.callbacks import CallbackList
+
+    callback = CallbackList([])
+    callback.init_callback(model)
+    return callback
+
+
+@pytest.mark.parametrize("action", ["target", "band", "ladder", "heads"])
+def test_it_learns_and_predicts_on_every_kind_of_action(tape: Tape, action: Any) -> None:
+    model = build(tape, env=replace(HEADS, action=action))
+    before = {name: value.clone() for name, value in model.policy.state_dict().items()}
+    model.learn(2 * 16 * N_PATHS * ACCOUNTS)
+    after = model.policy.state_dict()
+    for part in (
+        "manager_policy",
+        "manager_value",
+        "option_value",
+        "action_net",
+        "value_net",
+        "market_encoder",
+    ):
+        assert any(not torch.equal(before[name], after[name]) for name in after if part in name), part
+    assert all(torch.isfinite(value).all() for value in after.values())
+    observation = model.native.observation(model.env.buffers)  # type: ignore[union-attr]
+    actions, state = model.predict(observation, deterministic=True)
+    assert actions.shape == (N_PATHS * ACCOUNTS, *(model.action_space.shape or ()))
+    assert all(model.action_space.contains(one) for one in actions)
+    assert state[0].shape == (N_PATHS * ACCOUNTS, 3)
+
+
+def test_options_last_as_long_as_they_were_drawn_unless_something_ends_them(tape: Tape) -> None:
+    model = build(tape)
+    roll(model, 3)
+    rollout = model.rollout_buffer
+    decided = rollout.decided[:, :-1]
+    left = rollout.state[:, :-1, :, -1]
+    # at a decision 2 to 5 bars are left, then one less at every bar
+    assert left[decided].min() >= 2.0
+    assert left[decided].max() <= 5.0
+    goes_on = ~decided[:, 1:]
+    torch.testing.assert_close(left[:, 1:][goes_on], left[:, :-1][goes_on] - 1.0)
+    option = rollout.state[:, :-1, :, rollout.observed_size : -1]
+    torch.testing.assert_close(option[:, 1:][goes_on], option[:, :-1][goes_on])
+    # after an end of episode the manager decides
+    ends = (
+        torch.from_numpy(rollout.terminated | rollout.truncated).view(-1, N_PATHS, ACCOUNTS).transpose(0, 1)
+    )
+    assert ends.any()
+    assert rollout.decided[:, 1:][ends].all()
+    lengths = left[decided].long().bincount(minlength=6)[2:]
+    assert (lengths > 0).all()
+
+
+def test_an_option_goes_on_in_the_next_rollout(tape: Tape) -> None:
+    model = build(tape)
+    roll(model)
+    last = model.rollout_buffer
+    due, kept = last.decided[:, -1].clone(), model.option.clone()
+    assert not due.all()
+    model.collect_rollouts(model.env, Quiet(model), last, model.n_steps)  # type: ignore[arg-type]
+    torch.testing.assert_close(last.decided[:, 0], due)
+    now = last.state[:, 0, :, last.observed_size :]
+    torch.testing.assert_close(now[~due], kept[~due])
+
+
+def test_what_was_sampled_has_the_probability_that_the_update_sees(tape: Tape) -> None:
+    """Before the first step of the optimiser, both levels' ratios are one."""
+    for action in ("heads", "band"):
+        model = build(tape, env=replace(HEADS, action=action))  # type: ignore[arg-type]
+        roll(model, 2)
+        model.rollout_buffer.weigh_advantages(path_baseline=False, normalise=True)
+        for batch in model.rollout_buffer.minibatches(1, model.shuffle):
+            loss = model.levels_loss(batch, {"worker": True, "manager": True})  # type: ignore[arg-type]
+            assert loss.manager.log_ratio.numel() > 0
+            for level in (loss.worker, loss.manager):
+                torch.testing.assert_close(
+                    level.log_ratio, torch.zeros_like(level.log_ratio), atol=1e-5, rtol=0
+                )
+
+
+def test_no_action_is_taken_that_env_or_option_forbids(tape: Tape) -> None:
+    model = build(tape, env=replace(HEADS, initial_wallet=2_000.0))
+    roll(model, 3)
+    rollout = model.rollout_buffer
+    assert rollout.masks is not None
+    actions, first = rollout.actions.long(), 0
+    for number, count in enumerate(HEADS.choices):
+        mask = rollout.masks[..., first : first + count]
+        assert mask.gather(-1, actions[..., number : number + 1]).all()
+        first += count
+    # something was forbidden, and no order asks for more than the budget or against the target
+    assert not rollout.masks.all()
+    target, budget = rollout.state[:, :-1, :, -3], rollout.state[:, :-1, :, -2]
+    size = torch.tensor(HEADS.head_sizes)[actions[..., 1]]
+    trades = (actions[..., 0] == 1) | (actions[..., 0] == 2)
+    assert trades.any()
+    assert (size[trades] <= torch.maximum(budget[trades], torch.tensor(0.25)) + 1e-6).all()
+    assert (target[actions[..., 0] == 1] > 0).all()
+    assert (target[actions[..., 0] == 2] < 0).all()
+
+
+def test_shaping_the_worker_leaves_the_managers_returns_alone(tape: Tape) -> None:
+    plain, shaped = (build(tape, replace(SETTINGS, worker_shaping=weight)) for weight in (0.0, 3.0))
+    for model in (plain, shaped):
+        roll(model, 2)
+    one, other = plain.rollout_buffer, shaped.rollout_buffer
+    # the second rollout ends within options, which the value of the option, not the worker's, goes on from
+    assert not one.decided[:, -1].all()
+    torch.testing.assert_close(one.actions, other.actions)
+    assert not np.allclose(one.reward, other.reward)
+    np.testing.assert_array_equal(one.raw_reward, other.raw_reward)
+    torch.testing.assert_close(one.manager_advantages, other.manager_advantages)
+    torch.testing.assert_close(one.option_returns, other.option_returns)
+    assert not torch.allclose(one.advantages, other.advantages)
+
+
+def test_a_rollout_that_ends_within_an_option_goes_on_from_the_options_value(tape: Tape) -> None:
+    model = build(tape)
+    roll(model, 2)
+    rollout, policy = model.rollout_buffer, model.policy
+    due = rollout.decided[:, -1]
+    bars = torch.from_numpy(model.env.buffers.bar[::ACCOUNTS])  # type: ignore[union-attr]
+    context = policy.stretch_context(bars, 1)  # P 1 C
+    last = rollout.state[:, -1]
+    ends = torch.from_numpy(rollout.terminated[-1] | rollout.truncated[-1]).view(N_PATHS, ACCOUNTS)
+    with torch.no_grad():
+        within, at = policy.option_values(context, last), policy.manager_values(context, last)
+    expected = torch.from_numpy(rollout.raw_reward[-1]).view(N_PATHS, ACCOUNTS)
+    expected = expected + rollout.gamma * torch.where(due, at, within)
+    torch.testing.assert_close(rollout.option_returns[:, -1][~ends], expected[~ends])
+    assert (within - at).abs().max() > 1e-4
+
+
+def test_the_value_within_an_option_learns_raw_returns(tape: Tape) -> None:
+    """Under a shaping that dwarfs the reward, it still explains what the manager earns."""
+    model = build(tape, replace(SETTINGS, worker_shaping=5.0, n_epochs=8, learning_rate=3e-3, gamma=0.5))
+    model.learn(30 * 16 * N_PATHS * ACCOUNTS)
+    rollout = model.rollout_buffer
+    with torch.no_grad():
+        for batch in rollout.minibatches(N_PATHS, model.shuffle):
+            loss = model.levels_loss(batch, {"worker": True, "manager": True})  # type: ignore[arg-type]
+    assert float(loss.option) < 0.1
+    assert rollout.values.abs().mean() > 1.0
+
+
+def test_a_stopped_level_learns_no_more_while_the_other_does(tape: Tape) -> None:
+    for stopped, going in (("manager", "worker"), ("worker", "manager")):
+        limits = {"target_kl" if stopped == "worker" else "manager_target_kl": 1e-12}
+        model = build(tape, replace(SETTINGS, n_epochs=4, **limits))  # type: ignore[arg-type]
+        roll(model)
+        learning: list[dict[str, bool]] = []
+        losses = model.levels_loss
+
+        def watch(batch: Any, flags: dict[str, bool], losses: Any = losses, seen: Any = learning) -> Any:
+            seen.append(dict(flags))
+            return losses(batch, flags)
+
+        model.levels_loss = watch  # type: ignore[method-assign]
+        model.set_logger(configure(None, []))
+        model.train()
+        assert learning[0] == {"worker": True, "manager": True}
+        assert learning[-1] == {stopped: False, going: True}
+
+
+def test_while_it_warms_up_the_managers_policy_stays_and_its_choices_are_even(tape: Tape) -> None:
+    per_rollout = 16 * N_PATHS * ACCOUNTS
+    model = build(tape, replace(SETTINGS, warmup_steps=6 * per_rollout))
+    with torch.no_grad():
+        model.policy.manager_policy[-1].bias.copy_(torch.arange(8.0) * 5.0)  # type: ignore[union-attr]
+    weights = list(model.policy.manager_policy.parameters())
+    before = [p.clone() for p in weights]
+    model.learn(6 * per_rollout)
+    assert all(
+        torch.equal(p, q) for p, q in zip(before, model.policy.manager_policy.parameters(), strict=True)
+    )
+    chosen = model.rollout_buffer.choices[model.rollout_buffer.decided[:, :-1]][:, 0].long()
+    assert len(chosen.unique()) == 5
+    model.learn(per_rollout, reset_num_timesteps=False)
+    assert any(not torch.equal(p, q) for p, q in zip(before, weights, strict=True))
+
+
+def test_a_resumed_run_equals_one_that_never_stopped(tape: Tape, tmp_path: Path) -> None:
+    per_rollout = 16 * N_PATHS * ACCOUNTS
+    whole, stopped = build(tape), build(tape)
+    whole.learn(4 * per_rollout)
+    stopped.learn(4 * per_rollout, callback=lambda *_: stopped.num_timesteps < 2 * per_rollout)
+    stopped = build(tape)
+    stopped.learn(2 * per_rollout)
+    # in the middle of options
+    assert (stopped.option[..., -1] > 0.0).any()
+    stopped._total_timesteps = 4 * per_rollout
+    stopped.save_checkpoint(tmp_path / "state")
+    resumed = build(tape, seed=0)
+    resumed.load_checkpoint(tmp_path / "state")
+    torch.testing.assert_close(resumed.option, stopped.option)
+    resumed.learn(2 * per_rollout, reset_num_timesteps=False)
+    torch.testing.assert_close(resumed.option, whole.option, atol=0, rtol=0)
+    for name, value in whole.policy.state_dict().items():
+        torch.testing.assert_close(resumed.policy.state_dict()[name], value, atol=0, rtol=0)
+
+
+def test_a_saved_model_predicts_the_same(tape: Tape, tmp_path: Path) -> None:
+    model = build(tape)
+    model.learn(16 * N_PATHS * ACCOUNTS)
+    model.save(tmp_path / "model.zip")
+    loaded = HierarchicalPPO.load(tmp_path / "model.zip", env=model.native, device="cpu")
+    observation = model.native.observation(model.env.buffers)  # type: ignore[union-attr]
+    mine, theirs = (m.predict(observation, deterministic=True) for m in (model, loaded))
+    np.testing.assert_array_equal(mine[0], theirs[0])
+    np.testing.assert_array_equal(mine[1][0], theirs[1][0])
+
+
+@pytest.mark.parametrize("action", ["heads", "band"])
+def test_predict_with_its_state_is_what_backtests_and_artifacts_do(
+    tape: Tape, tmp_path: Path, action: Any
+) -> None:
+    """Window observations and ``predict``'s state, against the stretch and the agent's own memory."""
+    config = replace(HEADS, action=action, episode_bars=60)
+    model = build(tape, env=config)
+    model.learn(2 * 16 * N_PATHS * ACCOUNTS)
+    save_artifact(
+        tmp_path, model.policy, tape=tape, env_config=config, limits=RiskLimits(), seed=0, commit="none"
+    )
+    artifact = load_artifact(tmp_path)
+    agent, policy = TrainedAgent(artifact), artifact.policy
+    assert isinstance(policy, PerpHierarchicalPolicy)
+    env = PerpVecEnv(tape, n_paths=1, accounts_per_path=2, config=config, with_windows=True, seed=3)
+    out = env.make_buffers()
+    env.reset_into(out, 3)
+    state, budgets = None, []
+    for _ in range(40):
+        masks = env.action_masks() if config.choices else None
+        seen = (tape, int(out.bar[0]), out.account, out.portfolio, masks)
+        mine = agent.act(*seen)
+        windows = env.observation(out)
+        theirs, state = policy.predict(windows, state, deterministic=True, action_masks=masks)
+        np.testing.assert_allclose(mine, theirs.reshape(mine.shape), atol=1e-5)
+        np.testing.assert_allclose(agent.memory.numpy(), state[0], atol=1e-6)
+        budgets.append(state[0][0, -1])
+        env.step_into(mine, out)
+    # options of the midpoint's three bars
+    assert budgets[:6] == [2.0, 1.0, 0.0, 2.0, 1.0, 0.0]
+
+
+def test_a_prediction_without_an_option_is_refused(tape: Tape) -> None:
+    model = build(tape)
+    observation = model.native.observation(model.env.buffers)  # type: ignore[union-attr]
+    tensors, _ = model.policy.obs_to_tensor(observation)
+    with pytest.raises(RuntimeError, match="acts within an option"):
+        model.policy.predict_values(tensors)
+
+
+def test_flat_ppo_takes_no_forbidden_choice_and_starts_at_ratio_one(tape: Tape) -> None:
+    from perpgym.policies import PerpActorCriticPolicy
+
+    env = PerpVecEnv(tape, n_paths=N_PATHS, accounts_per_path=ACCOUNTS, config=HEADS, seed=0)
+    model = PerpPPO(
+        PerpActorCriticPolicy,
+        env,
+        config=SETTINGS,
+        policy_kwargs={
+            "config": SMALL,
+            "market_scaler": fit_scaler(tape.features, 0, 300),
+            "risk_scaler": fit_scaler(tape.risk, 0, 300),
+        },
+        seed=0,
+        device="cpu",
+    )
+    model._setup_learn(10**9)
+    model.collect_rollouts(model.env, Quiet(model), model.rollout_buffer, model.n_steps)  # type: ignore[arg-type]
+    rollout = model.rollout_buffer
+    assert rollout.masks is not None
+    assert not rollout.masks.all()
+    rollout.weigh_advantages(path_baseline=False, normalise=True)
+    for batch in rollout.minibatches(1, model.shuffle):
+        log_ratio = model.loss(batch).log_ratio
+        torch.testing.assert_close(log_ratio, torch.zeros_like(log_ratio), atol=1e-5, rtol=0)
+    first = 0
+    for number, count in enumerate(HEADS.choices):
+        mask = rollout.masks[..., first : first + count]
+        assert mask.gather(-1, rollout.actions[..., number : number + 1].long()).all()
+        first += count
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"manager_clip_range": 0.0}, "manager_clip_range must lie between"),
+        ({"manager_target_kl": 0.0}, "manager_target_kl must be positive"),
+        ({"hierarchy": {"min_bar": 3}}, "hierarchy has no setting min_bar"),
+        ({"cuda_graphs": True}, "cuda_graphs needs fixed shapes"),
+    ],
+)
+def test_impossible_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        HierarchicalPPOConfig(**settings)

@@ -1,0 +1,135 @@
+"""An explanation adds up to what it explains, finds what was planted, and is the decision that was taken."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from perpgym.agents.trained import TrainedAgent
+from perpgym.data.features.scaler import fit_scaler
+from perpgym.data.tape import Tape
+from perpgym.envs import EnvConfig, PerpVecEnv, RiskLimits
+from perpgym.evaluation.explain import Decision, explain, replay_decision
+from perpgym.evaluation.figures import draw_attribution, save_png
+from perpgym.policies import PerpActorCriticPolicy, PolicyConfig
+from perpgym.policies.hierarchy import PerpHierarchicalPolicy
+from perpgym.policies.quantile import PerpQuantilePolicy
+
+pytest.importorskip("captum", reason="captum is not installed")
+
+SMALL = PolicyConfig(d_model=8, n_heads=2, band=4, risk_hidden=0, policy_hidden=(16,), value_hidden=(16,))
+
+
+@pytest.fixture(scope="module")
+def tape(make_tape: Callable[..., Tape]) -> Tape:
+    return make_tape(bars=200)
+
+
+def make_policy(tape: Tape, config: EnvConfig, kind: type = PerpActorCriticPolicy, **kwargs: Any) -> Any:
+    torch.manual_seed(0)
+    shape = kwargs.pop("shape", SMALL)
+    env = PerpVecEnv(tape, n_paths=1, config=config)
+    policy = kind(
+        env.single_observation_space,
+        env.single_action_space,
+        lambda _: 0.0,
+        config=shape,
+        market_scaler=fit_scaler(tape.features, 0, 150),
+        risk_scaler=fit_scaler(tape.risk, 0, 150),
+        **kwargs,
+    )
+    # fresh heads answer almost nothing to everything
+    for name, parameter in policy.named_parameters():
+        if name.startswith(("action_net.weight", "quantile_net.advantage")) and parameter.ndim == 2:
+            torch.nn.init.normal_(parameter)
+    return policy
+
+
+def decide(policy: Any, tape: Tape, config: EnvConfig, bar: int | None = None) -> Decision:
+    return replay_decision(
+        TrainedAgent(policy), tape, start_bar=20, end_bar=120, config=config, limits=RiskLimits(), bar=bar
+    )
+
+
+def env_of(action: str, reach: int = SMALL.receptive_field) -> EnvConfig:
+    return EnvConfig(action=action, window_bars=reach)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("case", ["band", "heads", "forecasts", "tft", "risk", "quantile", "hierarchical"])
+def test_the_parts_add_up_to_the_answer(tape: Tape, case: str) -> None:
+    kind: type = PerpActorCriticPolicy
+    action, shape, kwargs = "band", SMALL, {}
+    match case:
+        case "heads":
+            action = "heads"
+        case "forecasts":
+            shape = replace(SMALL, forecast_bars=(4,))
+        case "tft":
+            shape = replace(SMALL, encoder="tft")
+        case "risk":
+            shape = replace(SMALL, risk_hidden=4, risk_chunk=4, risk_warmup=3)
+        case "quantile":
+            action, kind = "ladder", PerpQuantilePolicy
+            kwargs = {"n_quantiles": 8, "alpha": 1.0}
+        case "hierarchical":
+            action, kind = "heads", PerpHierarchicalPolicy
+            config = env_of("heads")
+            kwargs = {"action": "heads", "levels": config.head_sizes, "choices": config.choices}
+    config = env_of(action, shape.receptive_field)
+    policy = make_policy(tape, config, kind, shape=shape, **kwargs)
+    decision = decide(policy, tape, config, bar=60)
+    found = explain(policy, decision)
+    assert abs(found.answer - found.baseline_answer) > 1e-3
+    assert abs(found.error) < 0.02 * max(1.0, abs(found.answer - found.baseline_answer))
+    assert np.abs(found.market).sum() > 0.0
+    assert found.market.shape == (shape.receptive_field, 1, 4)
+    assert (np.abs(found.risk).sum() > 0.0) == (case == "risk")
+    assert (found.attention is not None) == (case == "tft")
+
+
+def test_what_the_policy_does_not_read_gets_no_part(tape: Tape) -> None:
+    config = env_of("band")
+    policy = make_policy(tape, config)
+    with torch.no_grad():
+        # a scale this large makes the first column zero whatever it says
+        policy.features_extractor.market_scaler.scale[0] = 1e12
+    found = explain(policy, decide(policy, tape, config, bar=60))
+    parts = found.by_feature
+    assert abs(parts["feature_0"]) < 1e-6
+    assert max(abs(parts[f"feature_{i}"]) for i in (1, 2, 3)) > 1e-4
+
+
+def test_the_replayed_decision_is_the_one_that_moved_the_account_most(tape: Tape) -> None:
+    config = env_of("band")
+    policy = make_policy(tape, config)
+    decision = decide(policy, tape, config)
+    again = decide(policy, tape, config, bar=decision.bar)
+    np.testing.assert_array_equal(decision.action, again.action)
+    np.testing.assert_array_equal(decision.state, again.state)
+
+
+def test_a_decision_outside_the_period_is_refused(tape: Tape) -> None:
+    config = env_of("band")
+    with pytest.raises(ValueError, match="must lie at a bar from 20 to 118, was 119"):
+        decide(make_policy(tape, config), tape, config, bar=119)
+
+
+def test_figure_and_json_are_written(tape: Tape, tmp_path: Path) -> None:
+    config = env_of("band", replace(SMALL, encoder="tft").receptive_field)
+    policy = make_policy(tape, config, shape=replace(SMALL, encoder="tft"))
+    found = explain(policy, decide(policy, tape, config, bar=60))
+    found.write(tmp_path / "why.json")
+    read = json.loads((tmp_path / "why.json").read_text("utf-8"))
+    assert read["decided_at"] == "2020-01-03 13:00"
+    assert len(read["by_bar_oldest_first"]) == policy.receptive_field
+    parts = sum(read["by_feature"].values()) + sum(read["by_state"].values())
+    assert parts == pytest.approx(read["answer"] - read["baseline_answer"] + read["integration_error"])
+    save_png(draw_attribution(found), tmp_path / "why.png")
+    assert (tmp_path / "why.png").stat().st_size > 20_000

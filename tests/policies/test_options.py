@@ -1,0 +1,137 @@
+"""What an option allows: exposures within the budget, its own direction; when the manager is called back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from perpgym.envs.spaces import ACCOUNT_NAMES, PORTFOLIO_NAMES
+from perpgym.policies.options import HierarchyConfig, Options
+
+UNIT = st.floats(-1.0, 1.0, width=32)
+SIZES = (0.25, 0.5, 1.0)
+
+
+def make(action: str = "heads", n_assets: int = 1) -> Options:
+    choices = {"heads": (4, 3, 2, 2), "ladder": (5,)}.get(action, ())
+    levels = SIZES if action == "heads" else (-1.0, -0.5, 0.0, 0.5, 1.0)
+    return Options(HierarchyConfig(), action=action, levels=levels, choices=choices, n_assets=n_assets)  # type: ignore[arg-type]
+
+
+def state(n_assets: int = 1, **portfolio: float) -> torch.Tensor:
+    out = torch.zeros(n_assets * len(ACCOUNT_NAMES) + len(PORTFOLIO_NAMES))
+    for name, value in {"risk_budget": 1.0, **portfolio}.items():
+        out[n_assets * len(ACCOUNT_NAMES) + PORTFOLIO_NAMES.index(name)] = value
+    return out
+
+
+@given(action=st.tuples(UNIT, UNIT), target=UNIT, budget=st.sampled_from((0.25, 0.5, 1.0)), held=UNIT)
+def test_a_bands_exposure_stays_within_the_budget_whatever_is_held(
+    action: tuple[float, float], target: float, budget: float, held: float
+) -> None:
+    option = torch.tensor([target, budget, 3.0])
+    centre, wide = make("band").bind(torch.tensor(action), option).tolist()
+    width = 0.5 * (wide + 1.0)
+    # what envs.decision does with a band
+    exposure = min(centre + width, max(centre - width, held))
+    assert abs(exposure) <= budget + 1e-6
+    assert -1.0 - 1e-6 <= wide <= 1.0 + 1e-6
+
+
+def test_a_target_is_departed_from_by_at_most_the_reach() -> None:
+    rules = Options(HierarchyConfig(reach=0.25), action="target", levels=(), choices=(), n_assets=2)
+    option = torch.tensor([0.5, -1.0, 1.0, 2.0])
+    bound = rules.bind(torch.tensor([1.0, 0.4]), option)
+    torch.testing.assert_close(bound, torch.tensor([0.75, -0.9]))
+
+
+@pytest.mark.parametrize(
+    ("target", "budget", "allowed"),
+    [
+        # hold, long, short, flat; three sizes
+        (1.0, 1.0, "1101 111"),
+        (-0.5, 0.5, "1011 110"),
+        (0.0, 0.25, "1001 100"),
+    ],
+)
+def test_heads_are_masked_by_budget_and_direction(target: float, budget: float, allowed: str) -> None:
+    everything = torch.ones(11, dtype=torch.bool)
+    mask = make().worker_mask(everything, torch.tensor([target, budget, 3.0]))
+    assert "".join(str(int(flag)) for flag in mask[:7]) == allowed.replace(" ", "")
+    assert mask[7:].all()
+    assert everything.all()
+
+
+def test_what_the_env_forbids_stays_forbidden() -> None:
+    env = torch.ones(11, dtype=torch.bool)
+    env[1], env[4] = False, False
+    mask = make().worker_mask(env, torch.tensor([1.0, 1.0, 3.0]))
+    assert not mask[1]
+    assert not mask[4]
+    # the budget leaves only the smallest size, which the env forbids: something must be left
+    mask = make().worker_mask(env, torch.tensor([1.0, 0.25, 3.0]))
+    assert mask[4:7].tolist() == [True, False, False]
+
+
+def test_a_ladder_is_masked_by_the_budget() -> None:
+    mask = make("ladder").worker_mask(torch.ones(5, dtype=torch.bool), torch.tensor([1.0, 0.5, 3.0]))
+    assert mask.tolist() == [False, True, True, True, False]
+
+
+def test_contracts_are_masked_by_their_own_targets() -> None:
+    mask = make(n_assets=2).worker_mask(torch.ones(22, dtype=torch.bool), torch.tensor([1.0, -1.0, 1.0, 3.0]))
+    assert mask[1:3].tolist() == [True, False]
+    assert mask[12:14].tolist() == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("portfolio", "option", "is_due"),
+    [
+        ({}, (1.0, 0.5, 3.0), False),
+        ({}, (1.0, 0.5, 0.0), True),
+        # what a liquidation shows
+        ({"margin_ratio": 1.0}, (1.0, 0.5, 3.0), True),
+        ({"margin_ratio": 0.5}, (1.0, 0.5, 3.0), True),
+        ({"margin_ratio": 0.49}, (1.0, 0.5, 3.0), False),
+        # limits admit less than was granted
+        ({"risk_budget": 0.4}, (1.0, 0.5, 3.0), True),
+        ({"risk_budget": 0.4}, (1.0, 0.25, 3.0), False),
+        # nothing smaller can be granted
+        ({"risk_budget": 0.0}, (1.0, 0.25, 3.0), False),
+    ],
+)
+def test_the_manager_is_called_back_when_the_option_is_over_or_by_a_risk_event(
+    portfolio: dict[str, float], option: tuple[float, ...], is_due: bool
+) -> None:
+    assert bool(make().is_due(torch.tensor(option), state(**portfolio))) is is_due
+
+
+def test_no_budget_is_granted_beyond_what_the_limits_admit() -> None:
+    for admitted, allowed in ((1.0, [1, 1, 1]), (0.6, [1, 1, 0]), (0.0, [1, 0, 0])):
+        mask = make().manager_mask(state(risk_budget=admitted))
+        assert mask[:5].all()
+        assert mask[5:].int().tolist() == allowed
+
+
+def test_durations_are_drawn_evenly_between_their_bounds() -> None:
+    bars = make().draw_bars(torch.linspace(0.0, 1.0 - 1e-7, 9_000))
+    assert torch.bincount(bars.long()).tolist() == [0] * 4 + [1_000] * 9
+    assert HierarchyConfig().midpoint == 8
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"targets": (0.5, -0.5)}, "targets must ascend"),
+        ({"budgets": (0.0, 1.0)}, "budgets must ascend from at least 1e-06"),
+        ({"min_bars": 0}, "min_bars and max_bars must ascend"),
+        ({"min_bars": 9, "max_bars": 8}, "min_bars and max_bars must ascend"),
+        ({"reach": 0.0}, "reach must lie"),
+        ({"margin_alert": 1.5}, "margin_alert must lie"),
+    ],
+)
+def test_impossible_choices_are_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        HierarchyConfig(**settings)  # type: ignore[arg-type]
