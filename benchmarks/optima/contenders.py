@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields, replace
+from functools import partial
 from typing import Protocol
 
 from problems import Problem
+from qrdqn import train_on_ladder
 from settings import ABLATIONS, OWN_ACTION, settings_of
 from stock import STOCK_STEPS, train_stock
 from training import Progress, Run, Settings, train
@@ -69,6 +71,9 @@ AGENTS: dict[str, Trainer] = {
     "band": _acting("band"),
     "stock": _stock,
     "hppo": _ours(_hierarchical),
+    # QR-DQN, and the same from independent minibatches; judged by the best on their ladder
+    "ladder": partial(train_on_ladder, minibatch="stretches"),
+    "ladder_decisions": partial(train_on_ladder, minibatch="decisions"),
     **{name: _ablated(change) for name, change in ABLATIONS.items()},
 }
 

@@ -138,7 +138,7 @@ def gp_h() -> Problem:
 # --- Chaouki et al. ---
 
 # one of the paper's units is this share of a notional, for the same reason
-_CHAOUKI_UNIT = 1e-6
+CHAOUKI_UNIT = 1e-6
 
 
 def _chaouki_problem(
@@ -147,15 +147,15 @@ def _chaouki_problem(
     """Trained on their process; judged on their ten test episodes, decisions from the second bar on.
 
     Args:
-        env: with costs and risk in ``_CHAOUKI_UNIT``.
+        env: with costs and risk in ``CHAOUKI_UNIT``.
         rule: the best there is, from their signal and the exposures held.
         share: of an episode's reward that they print.
     """
-    env = replace(env, reward_scale=0.1 / _CHAOUKI_UNIT)
+    env = replace(env, reward_scale=0.1 / CHAOUKI_UNIT)
     signals = np.concatenate([chaouki_signal(seed) for seed in CHAOUKI_SEEDS])
     decisions = CHAOUKI_BARS - 2
     stretches = Stretches(
-        tape=signal_tape(signals, mean_per_signal=_CHAOUKI_UNIT),
+        tape=signal_tape(signals, mean_per_signal=CHAOUKI_UNIT),
         env=env,
         starts=starts_of(len(CHAOUKI_SEEDS), CHAOUKI_BARS, first=1),
         bars=decisions,
@@ -163,7 +163,7 @@ def _chaouki_problem(
 
     def tape(seed: int) -> Tape:
         signal = stationary_signal(TRAINING_BARS, CHAOUKI_PERSISTENCE, _TRAINING_SEED + seed)
-        return signal_tape(CHAOUKI_SD * signal, mean_per_signal=_CHAOUKI_UNIT)
+        return signal_tape(CHAOUKI_SD * signal, mean_per_signal=CHAOUKI_UNIT)
 
     return Problem(
         name=name,
@@ -172,7 +172,7 @@ def _chaouki_problem(
         judge=RewardShare(
             stretches=stretches,
             rule=lambda features, held: rule(features[:, 0], held),
-            unit=share * decisions / _CHAOUKI_UNIT,
+            unit=share * decisions / CHAOUKI_UNIT,
         ),
         value_name="mean of the ten episodes",
     )
@@ -184,8 +184,8 @@ def chaouki_quadratic() -> Problem:
         SIGNAL,
         max_exposure=5.0,
         cost="quadratic",
-        quadratic_cost_rate=CHAOUKI_QUADRATIC.cost * _CHAOUKI_UNIT,
-        reward_variance=CHAOUKI_RISK * _CHAOUKI_UNIT,
+        quadratic_cost_rate=CHAOUKI_QUADRATIC.cost * CHAOUKI_UNIT,
+        reward_variance=CHAOUKI_RISK * CHAOUKI_UNIT,
     )
     return _chaouki_problem(
         "chaouki_quadratic", env=env, rule=CHAOUKI_QUADRATIC.trade, share=CHAOUKI_PRINTED_SHARE
@@ -198,8 +198,8 @@ def chaouki_linear() -> Problem:
         SIGNAL,
         max_exposure=4.0,
         cost="linear",
-        linear_cost_rate=CHAOUKI_LINEAR_COST * _CHAOUKI_UNIT,
-        reward_variance=CHAOUKI_RISK * _CHAOUKI_UNIT,
+        linear_cost_rate=CHAOUKI_LINEAR_COST * CHAOUKI_UNIT,
+        reward_variance=CHAOUKI_RISK * CHAOUKI_UNIT,
     )
     return _chaouki_problem("chaouki_linear", env=env, rule=chaouki_linear_band().trade)
 
@@ -217,7 +217,7 @@ def chaouki_limited() -> Problem:
         SIGNAL,
         max_exposure=CHAOUKI_LIMIT,
         cost="linear",
-        linear_cost_rate=CHAOUKI_LINEAR_COST * _CHAOUKI_UNIT,
+        linear_cost_rate=CHAOUKI_LINEAR_COST * CHAOUKI_UNIT,
     )
     return _chaouki_problem("chaouki_limited", env=env, rule=rule, share=CHAOUKI_PRINTED_SHARE)
 

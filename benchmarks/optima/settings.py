@@ -13,7 +13,7 @@ from perpgym.envs.actions import ActionKind
 from perpgym.policies import PolicyConfig
 
 # the signal of the last bar is all there is to know, so no encoder reaches further back
-_NET = PolicyConfig(
+NET = PolicyConfig(
     encoder="mlp",
     d_model=32,
     n_layers=1,
@@ -35,7 +35,7 @@ _PPO = PPOConfig(
     # most of an advantage is what the signal did next, which the accounts of a path have in common
     path_baseline=True,
 )
-_TARGET = Settings(action="target", ppo=_PPO, policy=_NET, steps=1_500_000)
+_TARGET = Settings(action="target", ppo=_PPO, policy=NET, steps=1_500_000)
 # exploration moves the edges of a band at every bar, and every move trades: so there is little of it, but a
 # bonus keeps some; batches are large, since an edge a tenth of a deviation off costs a hundredth of the score
 _BAND = Settings(
@@ -48,7 +48,7 @@ _BAND = Settings(
         ent_coef=0.003,
         ent_coef_schedule="linear",
     ),
-    policy=replace(_NET, log_std_init=-2.5),
+    policy=replace(NET, log_std_init=-2.5),
     n_paths=64,
     steps=16_000_000,
 )
@@ -56,7 +56,7 @@ _LIMITED = replace(
     _BAND,
     ppo=replace(_PPO, batch_size=4_096),
     # with nothing but a limit the best band is as wide as it, or has no width at all
-    policy=replace(_NET, band_width_init=0.0),
+    policy=replace(NET, band_width_init=0.0),
     steps=8_000_000,
 )
 # bars are independent and trading is free, so that every bar is an episode
@@ -67,7 +67,7 @@ _GROWTH = Settings(
         _PPO, learning_rate=3e-4, gamma=0.0, gae_lambda=0.0, n_steps=64, batch_size=8_192, n_epochs=2
     ),
     # an exploration that the limit on one side cuts off would pull the best mean towards that side
-    policy=replace(_NET, log_std_init=-1.8, band_width_init=-1.0),
+    policy=replace(NET, log_std_init=-1.8, band_width_init=-1.0),
     n_paths=128,
     accounts_per_path=4,
     steps=6_000_000,
@@ -76,7 +76,7 @@ _GROWTH = Settings(
 _COUNTDOWN = Settings(
     action="target",
     ppo=replace(_PPO, gamma=0.99, n_steps=16, path_baseline=False),
-    policy=replace(_NET, log_std_init=-1.0, band_width_init=-1.0),
+    policy=replace(NET, log_std_init=-1.0, band_width_init=-1.0),
     steps=500_000,
 )
 

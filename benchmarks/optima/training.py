@@ -160,8 +160,8 @@ def train(
         settings.ppo,
         kind(tape, n_paths=n_paths, accounts_per_path=accounts, config=env, seed=seed),
         policy=settings.policy,
-        market_scaler=_unit_scaler(tape.features.shape[2]),
-        risk_scaler=_unit_scaler(tape.risk.shape[2]),
+        market_scaler=unit_scaler(tape.features.shape[2]),
+        risk_scaler=unit_scaler(tape.risk.shape[2]),
         seed=seed,
         device="cpu",
     )
@@ -173,7 +173,7 @@ def train(
     return watch.run
 
 
-def _unit_scaler(columns: int) -> Scaler:
+def unit_scaler(columns: int) -> Scaler:
     return Scaler(
         center=np.zeros(columns, np.float32),
         scale=np.ones(columns, np.float32),
