@@ -21,6 +21,7 @@ from perpgym.envs.risk.limits import RiskLimits
 from perpgym.envs.spaces import (
     LEDGER_COLUMNS,
     TOTAL_COLUMNS,
+    observation_space,
     observation_table,
 )
 from perpgym.envs.vector import PerpVecEnv
@@ -114,10 +115,10 @@ class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
             start_bar=start_bar,
             end_bar=end_bar,
             finer=finer,
-            with_windows=True,
         )
         self.tape = self.batch.tape
-        self.observation_space = self.batch.single_observation_space
+        self._window = self.batch.config.window_bars
+        self.observation_space = observation_space(self.tape, self._window, with_windows=True)  # type: ignore[assignment]
         self.action_space = self.batch.single_action_space
         self._buffers = self.batch.make_buffers()
         self._is_running = False
@@ -165,7 +166,9 @@ class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
         if self._record is not None:
             equity = float(self.batch.state_dict()["wallets"][0, EQUITY])
             self._record.restart(int(self._buffers.bar[0]), equity)
-        return self.batch.observation(self._buffers, 0), {"time_ms": self._time_ms(self._buffers.bar)}
+        out = self._buffers
+        bar = int(out.bar[0])
+        return self._observe(bar, out.account, out.portfolio), {"time_ms": self._time_ms(bar)}
 
     def step(self, action: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Book one bar. Raises ResetNeeded after an episode has ended."""
@@ -176,24 +179,26 @@ class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
         if self._record is not None:
             stop = float(self.batch.state_dict()["positions"][0, 0, STOP_PRICE])
         self.batch.step_into(np.asarray(action, np.float32)[None], out)
-        booked = out.ledger[0].tolist() + self.batch.totals(out, 0).tolist()
-        info: dict[str, Any] = dict(zip(_INFO_NAMES, booked, strict=True))
+        is_terminated, is_truncated = out.terminated.item(0), out.truncated.item(0)
+        if is_terminated or is_truncated:
+            self._is_running = False
+            bar, account, portfolio, totals = (
+                out.final_bar, out.final_account, out.final_portfolio, out.final_totals
+            )  # fmt: skip
+        else:
+            bar, account, portfolio = out.bar, out.account, out.portfolio
+            totals = self.batch.running_totals
+        booked = out.ledger[0].tolist() + totals[0].tolist()
+        # both have one length for ever, and checking it takes a thirtieth of the step
+        info: dict[str, Any] = dict(zip(_INFO_NAMES, booked, strict=False))
         info["contracts"] = out.holdings[0].copy()
-        is_over = bool(out.terminated[0] or out.truncated[0])
-        self._is_running = not is_over
-        bar = out.final_bar if is_over else out.bar
-        info["time_ms"] = self._time_ms(bar)
+        newest = bar.item(0)
+        info["time_ms"] = self._time_ms(newest)
         if self._record is not None:
             fills = self._fills[: int(info["fills"])].copy()
-            self._record.add(Step(int(bar[0]), out.ledger[0].copy(), out.holdings[0].copy(), stop, fills))
-        observation = self.batch.final_observation if is_over else self.batch.observation
-        return (
-            observation(out, 0),
-            float(out.reward[0]),
-            bool(out.terminated[0]),
-            bool(out.truncated[0]),
-            info,
-        )
+            self._record.add(Step(newest, out.ledger[0].copy(), out.holdings[0].copy(), stop, fills))
+        observation = self._observe(newest, account, portfolio)
+        return observation, out.reward.item(0), is_terminated, is_truncated, info
 
     def render(self) -> NDArray[np.uint8] | None:
         """The last ``render_bars`` bars: price with fills, stops and liquidations, exposure, equity, costs.
@@ -218,8 +223,23 @@ class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
         masks: NDArray[np.bool_] = self.batch.action_masks()[0]
         return masks
 
-    def _time_ms(self, bar: NDArray[np.int64]) -> int:
-        return int(self.tape.open_time_ms[bar[0]]) + self.tape.bar_ms
+    def _observe(self, bar: int, account: NDArray[np.float32], portfolio: NDArray[np.float32]) -> Observation:
+        """The first account's observation at the close of a bar; copies, which may be kept and changed."""
+        tape = self.tape
+        window = slice(bar + 1 - self._window, bar + 1)
+        observation: Observation = {
+            "account": account[0].copy(),
+            "portfolio": portfolio[0].copy(),
+            "market": tape.features[window].copy(),
+            "risk": tape.risk[window].copy(),
+            "clock": np.array([tape.clock(bar)]),
+        }
+        if len(tape.contracts) > 1:
+            observation["valid"] = tape.is_valid[window].astype(np.float32)
+        return observation
+
+    def _time_ms(self, bar: int) -> int:
+        return self.tape.open_time_ms.item(bar) + self.tape.bar_ms
 
 
 PerpEnv.__doc__ = f"{PerpEnv.__doc__}\n    Account and portfolio columns::\n\n        " + (

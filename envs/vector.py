@@ -92,10 +92,9 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
         seed: int = 0,
         with_windows: bool = False,
     ) -> None:
-        if n_paths < 1 or accounts_per_path < 1:
-            raise ValueError(
-                f"n_paths and accounts_per_path must be at least 1, were {n_paths}, {accounts_per_path}"
-            )
+        for name, count in (("n_paths", n_paths), ("accounts_per_path", accounts_per_path)):
+            if not isinstance(count, int | np.integer) or count < 1:
+                raise ValueError(f"{name} must be a whole number, at least 1, was {count!r}")
         self.tape = tape
         self.config = config or EnvConfig()
         self.limits = limits or RiskLimits()
@@ -322,18 +321,15 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
         self.__dict__.update(state)
         self._read_tape()
 
-    def totals(self, out: StepBuffers, account: int | None = None) -> NDArray[np.float64]:
-        """(N, 8) the ledger's parts summed since the episode began; of an episode that just ended, whole.
+    @property
+    def running_totals(self) -> NDArray[np.float64]:
+        """(N, 8) the ledger's parts summed since each episode began; read it, the env writes on."""
+        totals: NDArray[np.float64] = self._state.totals
+        return totals
 
-        Args:
-            out: the step.
-            account: (8,) of this one; None means all.
-        """
-        if account is not None:
-            is_over = out.terminated[account] or out.truncated[account]
-            one: NDArray[np.float64] = (out.final_totals if is_over else self._state.totals)[account].copy()
-            return one
-        totals: NDArray[np.float64] = self._state.totals.copy()
+    def totals(self, out: StepBuffers) -> NDArray[np.float64]:
+        """(N, 8) the ledger's parts summed since the episode began; of an episode that just ended, whole."""
+        totals = self.running_totals.copy()
         done = out.terminated | out.truncated
         if done.any():
             totals[done] = out.final_totals[done]
@@ -396,15 +392,34 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
             info["_final_obs"] = done
         return self.observation(out), out.reward.copy(), out.terminated.copy(), out.truncated.copy(), info
 
-    def observation(self, out: StepBuffers, account: int | None = None) -> dict[str, NDArray[Any]]:
-        """The observation as Gymnasium's dictionary, copied out of the buffers; of one account, or of all."""
-        parts = (out.bar, out.account, out.portfolio, out.market, out.risk)
-        return _as_dict(self.tape, parts, account)
+    def observation(self, out: StepBuffers) -> dict[str, NDArray[Any]]:
+        """The observation as Gymnasium's dictionary, copied out of the buffers."""
+        return self._as_dict(out.bar, out.account, out.portfolio, out.market, out.risk)
 
-    def final_observation(self, out: StepBuffers, account: int | None = None) -> dict[str, NDArray[Any]]:
+    def final_observation(self, out: StepBuffers) -> dict[str, NDArray[Any]]:
         """The observation before the restart, as :meth:`observation`; meaningful where done."""
-        parts = (out.final_bar, out.final_account, out.final_portfolio, out.final_market, out.final_risk)
-        return _as_dict(self.tape, parts, account)
+        return self._as_dict(
+            out.final_bar, out.final_account, out.final_portfolio, out.final_market, out.final_risk
+        )
+
+    def _as_dict(
+        self,
+        bar: NDArray[np.int64],
+        account: NDArray[np.float32],
+        portfolio: NDArray[np.float32],
+        market: NDArray[np.float32] | None,
+        risk: NDArray[np.float32] | None,
+    ) -> dict[str, NDArray[Any]]:
+        observation: dict[str, NDArray[Any]] = {"account": account.copy(), "portfolio": portfolio.copy()}
+        if market is None or risk is None:
+            observation["bar"] = bar[:, None].copy()
+            return observation
+        observation["market"], observation["risk"] = market.copy(), risk.copy()
+        observation["clock"] = self.tape.clock(bar[:, None])
+        if len(self.tape.contracts) > 1:
+            window = np.arange(1 - market.shape[1], 1)
+            observation["valid"] = self.tape.is_valid[bar[:, None] + window].astype(np.float32)  # N R A
+        return observation
 
     def as_sb3(self) -> SB3PerpVecEnv:
         """Stable-Baselines3's face on this env."""
@@ -416,31 +431,3 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
 def _rows(columns: NDArray[np.float32]) -> NDArray[np.float32]:
     """(T, A, F) as (T, A * F), sharing memory."""
     return frozen(frozen(columns).reshape(columns.shape[0], -1))
-
-
-_Parts = tuple[
-    NDArray[np.int64],
-    NDArray[np.float32],
-    NDArray[np.float32],
-    NDArray[np.float32] | None,
-    NDArray[np.float32] | None,
-]
-
-
-def _as_dict(tape: Tape, parts: _Parts, chosen: int | None) -> dict[str, NDArray[Any]]:
-    """Copies of bar, account, portfolio, market and risk: of all accounts, or of the one that was chosen."""
-    bar, account, portfolio, market, risk = parts
-    rows = ... if chosen is None else chosen
-    observation: dict[str, NDArray[Any]] = {
-        "account": account[rows].copy(),
-        "portfolio": portfolio[rows].copy(),
-    }
-    if market is None or risk is None:
-        observation["bar"] = bar[rows, None].copy()
-    else:
-        observation["market"], observation["risk"] = market[rows].copy(), risk[rows].copy()
-        observation["clock"] = tape.clock(bar[rows, None])
-        if len(tape.contracts) > 1:
-            window = np.arange(1 - market.shape[1], 1)
-            observation["valid"] = tape.is_valid[bar[rows, None] + window].astype(np.float32)  # N R A, or R A
-    return observation
