@@ -186,7 +186,7 @@ class Tape:
 
     def clock(self, bar: Index) -> Index:
         """``epoch_bar`` modulo ``CLOCK_PERIOD``, exact in float32."""
-        return self.epoch_bar(bar) & (CLOCK_PERIOD - 1)
+        return (bar + self._first_epoch_bar) & (CLOCK_PERIOD - 1)
 
     @cached_property
     def _first_epoch_bar(self) -> int:

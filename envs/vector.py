@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 # ln of the range in which a ``random`` restart draws the wallet
 _WALLET_LOG_RANGE = 0.5
+# comparing with it is three times as fast as with numpy.float32
+_FLOAT32 = np.dtype(np.float32)
 
 
 class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArray[Any]]):
@@ -221,7 +223,7 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
         Raises:
             ValueError: the actions have another shape, or one is no action; nothing was booked.
         """
-        if actions.dtype != np.float32 or not actions.flags.c_contiguous:
+        if actions.dtype != _FLOAT32 or not actions.flags.c_contiguous:
             actions = np.ascontiguousarray(actions, np.float32)
         if actions.ndim == 1 and self.action_dim == 1:
             actions = actions[:, None]
