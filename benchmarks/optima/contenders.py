@@ -59,8 +59,8 @@ def _stock(problem: Problem, *, seed: int, share: float, progress: Progress) -> 
 
 
 def _hierarchical(problem: Problem) -> Settings:
-    """Two levels with the flat agent's settings and compute."""
-    settings = settings_of(problem.name, "target")
+    """Two levels with the flat agent's action, settings and steps."""
+    settings = settings_of(problem.name, OWN_ACTION.get(problem.name, "target"))
     flat = {f.name: getattr(settings.ppo, f.name) for f in fields(settings.ppo)}
     hierarchy = HierarchyConfig(budgets=(1.0,), min_bars=2, max_bars=6)
     return replace(settings, ppo=HierarchicalPPOConfig(**flat, hierarchy=hierarchy))
