@@ -194,7 +194,12 @@ class StreamBroken:
     text: str
 
 
-Happening = Order | Fill | Income | Position | SettingsChanged | StreamBroken
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StreamOpened:
+    """The user stream hears from now on."""
+
+
+Happening = Order | Fill | Income | Position | SettingsChanged | StreamBroken | StreamOpened
 
 
 class BrokerError(Exception):
@@ -240,6 +245,10 @@ class Unreachable(BrokerError):  # noqa: N818
 class Broker(Protocol):
     """An exchange with one account. Every call may raise a :class:`BrokerError`."""
 
+    @property
+    def account_id(self) -> str:
+        """Names the account and reveals nothing: two programs on one account have the same."""
+
     async def open(self) -> None:
         """Connect, read the rules, learn the clock."""
 
@@ -260,6 +269,9 @@ class Broker(Protocol):
 
     async def settings(self) -> Settings:
         """Leverage, margin and position mode, read back."""
+
+    async def mark_prices(self) -> Mapping[str, float]:
+        """The mark price of every contract traded here, quote."""
 
     async def set_up(self, settings: Settings) -> None:
         """Bring the account to ``settings`` and read them back; what is so already is left alone.

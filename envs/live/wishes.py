@@ -58,7 +58,8 @@ class Wish:
     def __post_init__(self) -> None:
         if not math.isfinite(self.quantity) or self.quantity == 0.0:
             raise ValueError(
-                f"{self.contract}: a wish must have a finite quantity other than 0 (base), was {self.quantity}"
+                f"{self.contract}: a wish must have a finite quantity other than 0 (base), "
+                f"was {self.quantity}"
             )
         needs_price = self.style in ("limit", "post_only", "iceberg")
         if needs_price and not 0.0 < (self.limit_price or 0.0) < math.inf:
