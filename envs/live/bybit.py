@@ -161,7 +161,7 @@ class Bybit:
     async def open(self) -> None:
         await self.wire.sync_clock()
         info = await self.wire.call("privateGetV5AccountInfo", {})
-        if int(info["unifiedMarginStatus"]) == _CLASSIC:
+        if int(info.get("unifiedMarginStatus", 0)) == _CLASSIC:
             raise AccessDenied("the account is a classic one; upgrade it to a unified trading account")
         await self.contracts()
 
@@ -248,15 +248,16 @@ class Bybit:
     async def fills(self, contract: str, since_ms: int) -> list[Fill]:
         params = {**self.market.of(contract), "limit": _EXECUTIONS}
         rows = await self.wire.weeks("privateGetV5ExecutionList", params, since_ms)
-        fills = {fill.trade_id: fill for fill in read_executions(rows, self.market.name)}
-        return sorted(fills.values(), key=lambda fill: (fill.time_ms, fill.trade_id))
+        # newest first; what shares a millisecond keeps the exchange's order
+        fills = {fill.trade_id: fill for fill in read_executions(rows[::-1], self.market.name)}
+        return sorted(fills.values(), key=lambda fill: fill.time_ms)
 
     @understood
     async def income(self, since_ms: int) -> list[Income]:
         params = {"accountType": "UNIFIED", "currency": "USDT", "limit": _TRANSACTIONS}
         rows = await self.wire.weeks("privateGetV5AccountTransactionLog", params, since_ms)
-        found = {part.income_id: part for row in rows for part in read_transaction(row, self.market.name)}
-        return sorted(found.values(), key=lambda part: (part.time_ms, part.income_id))
+        parts = [part for row in rows[::-1] for part in read_transaction(row, self.market.name)]
+        return sorted({part.income_id: part for part in parts}.values(), key=lambda part: part.time_ms)
 
     # --- orders ---
 
@@ -275,7 +276,7 @@ class Bybit:
             if refusal.code in _DUPLICATE:
                 raise Unknown(f"an order has the id {order.client_id} already") from None
             raise
-        if row.get("orderLinkId") != order.client_id:
+        if row.get("orderLinkId") != order.client_id or not row.get("orderId"):
             raise Unknown(f"{name}: an answer without the order")
         # an acknowledgement has no time: the first event about the order must count as later
         return replace(order, exchange_id=row["orderId"], state=OrderState.OPEN)

@@ -125,7 +125,7 @@ class Market:
         answer = await self._wire.call(name, {**self.of(contract), "interval": self._interval, **span})
         newest_open = self._wire.now_ms() - self._bar_ms
         closed = [row for row in reversed(answer["list"]) if since_ms <= int(row[0]) <= newest_open]
-        return [(int(row[0]), *map(float, (row + ["0"])[1:6])) for row in closed]  # type: ignore[misc]
+        return [(int(row[0]), *map(float, [*row, "0"][1:6])) for row in closed]  # type: ignore[misc]
 
     @understood
     async def funding(self, contract: str, since_ms: int) -> Sequence[tuple[int, float]]:

@@ -119,7 +119,10 @@ class Wire(RestWire):
     def _unwrap(self, answer: Any) -> Any:
         if int(answer["retCode"]) != 0:
             raise ValueError("a refusal that was not noticed")
-        return answer.get("result") or {}
+        result = answer.get("result") or {}
+        if not isinstance(result, dict):
+            raise TypeError("a result that is no object")
+        return result
 
     def _note(self, error: BrokerError, failure: HttpFailure, name: str) -> BrokerError:
         if isinstance(error, Throttled):
