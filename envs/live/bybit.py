@@ -72,6 +72,8 @@ class BybitConfig:
         timeout_ms: after which a request counts as unanswered.
         receive_window_ms: how late a request may arrive at the exchange.
         ping_s: between two pings of the private stream.
+        has_dead_man: the exchange has enabled disconnection protection for this account, as it does on
+            request for institutions; without it ``arm_dead_man`` does nothing.
         is_paced: ccxt spreads requests over time.
 
     Raises:
@@ -86,6 +88,7 @@ class BybitConfig:
     timeout_ms: int = 10_000
     receive_window_ms: int = 5_000
     ping_s: float = PING_S
+    has_dead_man: bool = False
     is_paced: bool = True
 
     def __post_init__(self) -> None:
@@ -335,8 +338,10 @@ class Bybit:
 
         No countdown: it never fires while the stream lives, and it is one window for the whole account.
         ``ms`` is rounded up to seconds and kept between 3 s and 300 s. 0 lets go of the topic without which
-        the exchange does nothing. It works only for accounts that the exchange has enabled it for.
+        the exchange does nothing. Without ``has_dead_man`` nothing is asked for and nothing guarded.
         """
+        if not self.config.has_dead_man:
+            return
         window_s = min(max(math.ceil(ms / 1000), _SHORTEST_GUARD_S), _LONGEST_GUARD_S) if ms else 0
         if window_s and window_s != self._guard_s:
             params = {"product": "DERIVATIVES", "timeWindow": window_s}

@@ -45,6 +45,18 @@ _TRADES = frozenset({"TRADE", "SETTLEMENT", "LIQUIDATION", "ADL", "DELIVERY"})
 _TRANSFERS = frozenset({"TRANSFER_IN", "TRANSFER_OUT"})
 # an execution that moves money and no position
 _FUNDING = "Funding"
+# orders and executions that the exchange forces on the account, by the names that the desk knows them by
+_FORCED = {
+    "CreateByLiq": "autoclose-",
+    "CreateByTakeOver_PassThrough": "autoclose-",
+    "CreateByAdminClosing": "autoclose-",
+    "BustTrade": "autoclose-",
+    "CreateByAdl_PassThrough": "adl_autoclose-",
+    "AdlTrade": "adl_autoclose-",
+    "CreateBySettle": "settlement_autoclose-",
+    "Settle": "settlement_autoclose-",
+    "Delivery": "settlement_autoclose-",
+}
 
 
 def _signed(side: str, quantity: Any) -> float:
@@ -53,6 +65,12 @@ def _signed(side: str, quantity: Any) -> float:
 
 def _number(value: Any) -> float | None:
     return float(value) if value not in (None, "") and float(value) != 0.0 else None
+
+
+def _client_id(row: Json) -> str:
+    """The order's name: ours, or the exchange's for an order that was given none and so is not ours."""
+    forced = _FORCED.get(row.get("createType", "")) or _FORCED.get(row.get("execType", "")) or ""
+    return str(row.get("orderLinkId") or forced + row["orderId"])
 
 
 def is_waiting(row: Json) -> bool:
@@ -90,7 +108,7 @@ def _state(row: Json) -> OrderState:
 def read_order(row: Json, names: Names) -> Order:
     """A row of ``/v5/order/realtime``, ``/v5/order/history`` or of the order stream."""
     return Order(
-        client_id=row["orderLinkId"],
+        client_id=_client_id(row),
         exchange_id=row["orderId"],
         contract=names(row["symbol"]),
         quantity=_signed(row["side"], row["qty"]),
@@ -120,7 +138,7 @@ def read_executions(rows: list[Json], names: Names) -> list[Fill]:
 def _fill(row: Json, names: Names) -> Fill:
     return Fill(
         trade_id=row["execId"],
-        client_id=row.get("orderLinkId") or None,
+        client_id=_client_id(row),
         contract=names(row["symbol"]),
         quantity=_signed(row["side"], row["execQty"]),
         price=float(row["execPrice"]),
