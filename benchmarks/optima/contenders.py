@@ -63,7 +63,9 @@ def _hierarchical(problem: Problem) -> Settings:
     settings = settings_of(problem.name, OWN_ACTION.get(problem.name, "target"))
     flat = {f.name: getattr(settings.ppo, f.name) for f in fields(settings.ppo)}
     hierarchy = HierarchyConfig(budgets=(1.0,), min_bars=2, max_bars=6)
-    return replace(settings, ppo=HierarchicalPPOConfig(**flat, hierarchy=hierarchy))
+    # a manager that learns from the first step settles where exploration is cut off and so costs the least
+    warmup = int(0.3 * settings.steps)
+    return replace(settings, ppo=HierarchicalPPOConfig(**flat, hierarchy=hierarchy, warmup_steps=warmup))
 
 
 AGENTS: dict[str, Trainer] = {
