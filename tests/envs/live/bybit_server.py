@@ -39,6 +39,7 @@ class LocalBybit:
         requests: (method, path, parameters) of every request that was understood.
         failures: by path, what happens to the next requests instead; each is used once.
         after: by path, the same once the request has been carried out.
+        before: by path, what looks at every request first.
         skew_ms: how far the exchange's clock is ahead of the machine's.
     """
 
@@ -48,6 +49,7 @@ class LocalBybit:
         self.requests: list[tuple[str, str, dict[str, Any]]] = []
         self.failures: dict[str, list[Failure]] = defaultdict(list)
         self.after: dict[str, list[Failure]] = defaultdict(list)
+        self.before: dict[str, Callable[[web.Request], Any]] = {}
         self.skew_ms = say.START_MS - int(1000 * time.time())
         self.sockets: list[web.WebSocketResponse] = []
         self.heard: list[dict[str, Any]] = []
@@ -78,6 +80,8 @@ class LocalBybit:
         if refusal is not None:
             return web.json_response(say.answer({}, code=refusal[0], text=refusal[1]))
         params = json.loads(body) if body else dict(request.query)
+        if request.path in self.before:
+            self.before[request.path](request)
         for queue in (self.failures, self.after):
             if queue is self.after:
                 self.requests.append((request.method, request.path, params))
