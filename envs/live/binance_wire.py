@@ -16,6 +16,7 @@ from perpgym.envs.live.broker import (
     AccessDenied,
     Banned,
     BrokerError,
+    RefusalReason,
     Rejected,
     Throttled,
     Unknown,
@@ -34,6 +35,11 @@ _ACCESS_CODES = frozenset({-1002, -1022, -2014, -2015})
 _OUTCOME_UNKNOWN_CODES = frozenset({-1000, -1001, -1006, -1007})
 _CLOCK_CODES = frozenset({-1021, -5028})
 _OVERLOADED = -1008
+_REASONS: dict[int, RefusalReason] = {
+    -2021: "would_trigger", -2022: "nothing_to_reduce", -4118: "nothing_to_reduce",
+    -4192: "only_exits", -4400: "only_exits", -2027: "bracket", -2028: "bracket",
+    **dict.fromkeys((-1111, -1013, -4003, -4004, -4005, -4014, -4023, -4164), "filter"),
+}  # fmt: skip
 # texts of a 503 that say that nothing was done
 _NOT_DONE = ("Service Unavailable", "Internal error; unable to process")
 
@@ -98,7 +104,7 @@ def judge(failure: HttpFailure, now_ms: int, *, is_write: bool) -> BrokerError:
     if code in _OUTCOME_UNKNOWN_CODES and "Internal error; unable" not in text:
         return unsure
     if code:
-        return Rejected(code, text)
+        return Rejected(code, text, _REASONS.get(code, "other"))
     if status == 503 and any(text.startswith(start) for start in _NOT_DONE) and is_write:
         return Rejected(-status, text)
     return unsure
