@@ -12,9 +12,6 @@ from perpgym.envs.live.context import Context
 from perpgym.envs.live.rounding import nearest_on_grid
 from perpgym.envs.live.sender import Sender
 
-# the price is beyond the trigger already
-_WOULD_TRIGGER = -2021
-
 
 def protects(order: Order, wish: StopWish, contracts: Mapping[str, Contract]) -> bool:
     """Whether a stop is the one that is wished for, to the tick."""
@@ -72,7 +69,7 @@ class Protection:
         if after.state is not OrderState.REJECTED:
             return True
         error = self._sender.refusals.get(order.client_id)
-        if isinstance(error, Rejected) and error.code == _WOULD_TRIGGER:
+        if isinstance(error, Rejected) and error.reason == "would_trigger":
             return await self._close(wish)
         return False
 

@@ -11,14 +11,6 @@ from perpgym.envs.live.limits import DeskLimits, Piece, Watchman, pieces
 from perpgym.envs.live.sender import Sender
 from perpgym.envs.live.wishes import Wish
 
-# trading rules are in force, or the contract is being closed: the exchange takes at most what closes
-_ONLY_EXITS = frozenset({-4140, -4141, -4192, -4400})
-# filters that changed under us
-_FILTER_CODES = frozenset({-1111, -1013, -4003, -4004, -4005, -4014, -4023, -4164})
-# nothing to reduce, or other exits rest that reduce it already
-_NOTHING_TO_REDUCE = frozenset({-2022, -4118})
-_OLD_MARGIN_CODES = frozenset({-2027, -2028})
-
 
 class Trader:
     """Carries wishes out.
@@ -125,12 +117,13 @@ class Trader:
 
     async def _meet_refusal(self, order: Order, error: BrokerError) -> list[Order]:
         x = self._x
-        code = error.code if isinstance(error, Rejected) else 0
-        if code in _ONLY_EXITS:
+        reason = error.reason if isinstance(error, Rejected) else "other"
+        if reason == "only_exits":
             x.hold("rules", "reduce_only", str(error))
-        elif code in _FILTER_CODES | _OLD_MARGIN_CODES:
+        elif reason in ("filter", "bracket"):
+            # they changed under us
             x.contracts = await x.broker.contracts()
-        if order.reduce_only and code in _NOTHING_TO_REDUCE | _FILTER_CODES:
+        if order.reduce_only and reason in ("nothing_to_reduce", "filter"):
             return await self._close_again(order)
         return []
 
