@@ -98,8 +98,8 @@ class Sender:
         return self._x.keep(replace(order, state=OrderState.ABSENT), "not sent")
 
     def lose(self, order: Order) -> Order:
-        """An order that was there and is in none of the exchange's lists any more."""
-        return self._x.keep(replace(order, state=OrderState.EXPIRED), "lost")
+        """An order that was there and is in none of the exchange's lists any more; it may come back."""
+        return self._x.keep(replace(order, state=OrderState.ABSENT), "lost")
 
     # --- finding out ---
 
