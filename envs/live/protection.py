@@ -69,9 +69,11 @@ class Protection:
         if after.state is not OrderState.REJECTED:
             return True
         error = self._sender.refusals.get(order.client_id)
-        if isinstance(error, Rejected) and error.reason == "would_trigger":
+        reason = error.reason if isinstance(error, Rejected) else "other"
+        if reason == "would_trigger":
             return await self._close(wish)
-        return False
+        # its lists lag: the one that they do not show stands
+        return reason == "stop_exists"
 
     async def _close(self, wish: StopWish) -> bool:
         """The price has passed the stop: what it protects is closed at the market."""
