@@ -7,10 +7,7 @@ limits) and "Error Code".
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import ccxt.pro
@@ -19,11 +16,15 @@ from perpgym.envs.live.broker import (
     AccessDenied,
     Banned,
     BrokerError,
+    RefusalReason,
     Rejected,
     Throttled,
     Unknown,
     Unreachable,
 )
+from perpgym.envs.live.wire import HttpFailure, RestWire
+
+__all__ = ["WEIGHT_PER_MINUTE", "Exchange", "HttpFailure", "Wire", "judge"]
 
 MINUTE_MS = 60_000
 # weight of a minute that the exchange admits, and the share of it that reads may use: exits get the rest
@@ -34,19 +35,14 @@ _ACCESS_CODES = frozenset({-1002, -1022, -2014, -2015})
 _OUTCOME_UNKNOWN_CODES = frozenset({-1000, -1001, -1006, -1007})
 _CLOCK_CODES = frozenset({-1021, -5028})
 _OVERLOADED = -1008
+_REASONS: dict[int, RefusalReason] = {
+    -2021: "would_trigger", -4130: "stop_exists", -2022: "nothing_to_reduce", -4118: "nothing_to_reduce",
+    -2027: "bracket", -2028: "bracket",
+    **dict.fromkeys((-4140, -4141, -4192, -4400), "only_exits"),
+    **dict.fromkeys((-1111, -1013, -4003, -4004, -4005, -4014, -4023, -4164), "filter"),
+}  # fmt: skip
 # texts of a 503 that say that nothing was done
 _NOT_DONE = ("Service Unavailable", "Internal error; unable to process")
-_CLOCK_SAMPLES, _GOOD_ROUND_TRIP_MS = 3, 250
-
-
-@dataclass(eq=False)
-class HttpFailure(Exception):  # noqa: N818 - an answer
-    """An answer that is no success; ``code`` is 0 where the body has none."""
-
-    status: int
-    code: int
-    text: str
-    retry_after_s: float | None
 
 
 class Exchange(ccxt.pro.binanceusdm):
@@ -109,14 +105,14 @@ def judge(failure: HttpFailure, now_ms: int, *, is_write: bool) -> BrokerError:
     if code in _OUTCOME_UNKNOWN_CODES and "Internal error; unable" not in text:
         return unsure
     if code:
-        return Rejected(code, text)
+        return Rejected(code, text, _REASONS.get(code, "other"))
     if status == 503 and any(text.startswith(start) for start in _NOT_DONE) and is_write:
         return Rejected(-status, text)
     return unsure
 
 
-class Wire:
-    """Sends requests when the exchange will have them, and says what became of each.
+class Wire(RestWire):
+    """Requests to Binance: its clock, its verdicts, its weights and bans.
 
     Args:
         exchange: ours; its clock is replaced.
@@ -124,91 +120,41 @@ class Wire:
         weight_per_minute: what the exchange admits.
     """
 
+    clock_codes = _CLOCK_CODES
+
     def __init__(
         self,
         exchange: Exchange,
         local_ms: Callable[[], int] | None = None,
         weight_per_minute: int = WEIGHT_PER_MINUTE,
     ) -> None:
-        self.exchange, self._weight_per_minute = exchange, weight_per_minute
-        started_ms, started = int(time.time() * 1000), time.monotonic()
-        self._local_ms = local_ms or (lambda: started_ms + int(1000 * (time.monotonic() - started)))
-        self.offset_ms = 0
-        self.quiet_until_ms = 0
+        super().__init__(exchange, local_ms)
+        self._weight_per_minute = weight_per_minute
         self._is_banned = False
         self._weight_minute = 0
-        exchange.milliseconds = self.now_ms
-        exchange.options["maxRetriesOnFailure"] = 0
 
-    def now_ms(self) -> int:
-        """The exchange's clock, as kept here."""
-        return self._local_ms() + self.offset_ms
+    async def _server_ms(self) -> int:
+        return int((await self.call("fapiPublicGetTime", {}))["serverTime"])
 
-    async def sync_clock(self) -> int:
-        """Ask the exchange's clock, by the middle of the fastest of a few round trips; returns its time."""
-        best: tuple[int, int] | None = None
-        for _sample in range(_CLOCK_SAMPLES):
-            before = self._local_ms()
-            server = int((await self.call("fapiPublicGetTime", {}))["serverTime"])
-            after = self._local_ms()
-            if best is None or after - before < best[0]:
-                best = after - before, server - (before + after) // 2
-            if best[0] <= _GOOD_ROUND_TRIP_MS:
-                break
-        assert best is not None
-        self.offset_ms = best[1]
-        return self.now_ms()
+    def _judge(self, failure: HttpFailure, is_write: bool) -> BrokerError:
+        return judge(failure, self.now_ms(), is_write=is_write)
 
-    async def call(
-        self, name: str, params: dict[str, Any], *, is_write: bool = False, is_urgent: bool = False
-    ) -> Any:
-        """One request.
-
-        Args:
-            name: ccxt's name of the endpoint, e.g. ``fapiPrivateGetOrder``.
-            is_write: it may change something: no answer then means nobody knows.
-            is_urgent: it cancels or closes, and may use the part of the budget kept for that.
-
-        Raises:
-            BrokerError: it did not simply succeed.
-        """
-        try:
-            return await self._send(name, params, is_write, is_urgent)
-        except Rejected as refusal:
-            if refusal.code not in _CLOCK_CODES:
-                raise
-        # refused for certain, so sending it once more cannot do it twice
-        await self.sync_clock()
-        return await self._send(name, params, is_write, is_urgent)
-
-    async def _send(self, name: str, params: dict[str, Any], is_write: bool, is_urgent: bool) -> Any:
-        self._check_budget(is_urgent)
-        try:
-            answer = await getattr(self.exchange, name)(params)
-        except HttpFailure as failure:
-            raise self._note(judge(failure, self.now_ms(), is_write=is_write), failure.status) from None
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:
-            # ccxt's text holds the signed query: only its class goes on
-            text = f"{name}: no answer ({type(error).__name__})"
-            raise (Unknown(text) if is_write else Unreachable(text)) from None
+    def _unwrap(self, answer: Any) -> Any:
         self._weight_minute = self.now_ms() // MINUTE_MS
         if not isinstance(answer, dict | list):
-            text = f"{name}: an answer that is no JSON"
-            raise Unknown(text) if is_write else Unreachable(text)
+            raise TypeError("an answer that is no JSON")
         return answer
 
-    def _note(self, error: BrokerError, status: int) -> BrokerError:
+    def _note(self, error: BrokerError, failure: HttpFailure, name: str) -> BrokerError:
         if isinstance(error, Throttled):
             self._is_banned = isinstance(error, Banned)
             self.quiet_until_ms = max(self.quiet_until_ms, error.until_ms)
-        elif status == 403:
+        elif failure.status == 403:
             self._is_banned = False
             self.quiet_until_ms = max(self.quiet_until_ms, self.now_ms() + _FIREWALL_MS)
         return error
 
-    def _check_budget(self, is_urgent: bool) -> None:
+    def _check_budget(self, name: str, is_urgent: bool) -> None:
         now = self.now_ms()
         if now < self.quiet_until_ms:
             kind = Banned if self._is_banned else Throttled

@@ -18,6 +18,12 @@ Style = Literal["market", "limit", "post_only", "stop", "take_profit"]
 IncomeKind = Literal["funding", "fee", "pnl", "clearance", "transfer", "other"]
 TradingStatus = Literal["trading", "close_only", "halted"]
 PriceKind = Literal["last", "mark"]
+# why an exchange refuses, as far as the desk acts on it: the price is beyond a stop's trigger; a closing stop
+# of that side is there; nothing is to be reduced; only exits are taken; a filter or a leverage bracket is not
+# as we know it
+RefusalReason = Literal[
+    "would_trigger", "stop_exists", "nothing_to_reduce", "only_exits", "filter", "bracket", "other"
+]
 # open time, open, high, low, close, volume
 BarRow = tuple[int, float, float, float, float, float]
 
@@ -211,11 +217,12 @@ class Rejected(BrokerError):  # noqa: N818 - what happened to the request, not t
 
     Attributes:
         code: the exchange's number, 0 where it gave none.
+        reason: the same in words that every exchange shares.
     """
 
-    def __init__(self, code: int, message: str) -> None:
+    def __init__(self, code: int, message: str, reason: RefusalReason = "other") -> None:
         super().__init__(f"{code}: {message}")
-        self.code, self.message = code, message
+        self.code, self.message, self.reason = code, message, reason
 
 
 class Unknown(BrokerError):  # noqa: N818

@@ -17,6 +17,7 @@ from perpgym.envs.live.broker import (
     AccessDenied,
     Banned,
     BrokerError,
+    RefusalReason,
     Rejected,
     Throttled,
     Unknown,
@@ -39,6 +40,11 @@ _PER_ENDPOINT = 10006
 _BANNED_CODE = 10009
 # server timeout, the same request once more, server error, service restarting, server error
 _OUTCOME_UNKNOWN_CODES = frozenset({10000, 10014, 10016, 10019, 3400214})
+_REASONS: dict[int, RefusalReason] = {
+    110092: "would_trigger", 110093: "would_trigger", 110017: "nothing_to_reduce",
+    110023: "only_exits", 110042: "only_exits", 110094: "filter", 10001: "filter", 110003: "filter",
+    110013: "bracket", 110016: "bracket", 110085: "bracket", 110086: "bracket",
+}  # fmt: skip
 # HTTP statuses of a request that was understood and not carried out
 _REFUSED_STATUSES = frozenset({400, 404, 405})
 
@@ -93,7 +99,7 @@ def judge(failure: HttpFailure, now_ms: int, *, is_write: bool) -> BrokerError:
         reset_ms = failure.retry_at_ms or 0
         return Throttled(reset_ms if reset_ms > now_ms else now_ms + _PAUSE_MS, text)
     if code and code not in _OUTCOME_UNKNOWN_CODES:
-        return Rejected(code, text)
+        return Rejected(code, text, _REASONS.get(code, "other"))
     if not code and status in _REFUSED_STATUSES:
         return Rejected(-status, text)
     return Unknown(f"{status} {code}: {text}") if is_write else Unreachable(f"{status} {code}: {text}")

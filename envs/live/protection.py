@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Mapping
 
@@ -10,9 +11,6 @@ from perpgym.envs.live.broker import BrokerError, Order, OrderState, Rejected, S
 from perpgym.envs.live.context import Context
 from perpgym.envs.live.rounding import nearest_on_grid
 from perpgym.envs.live.sender import Sender
-
-# the price is beyond the trigger already
-_WOULD_TRIGGER = -2021
 
 
 def protects(order: Order, wish: StopWish, contracts: Mapping[str, Contract]) -> bool:
@@ -32,12 +30,18 @@ class Protection:
 
     def __init__(self, context: Context, sender: Sender) -> None:
         self._x, self._sender = context, sender
+        # whoever finds one missing places it alone
+        self._turn = asyncio.Lock()
 
     async def hold(self) -> bool:
         """Make the exchange hold what the books want; whether it does.
 
         A stop whose outcome is not known counts as there: a second one could be refused, or be one too many.
         """
+        async with self._turn:
+            return await self._hold()
+
+    async def _hold(self) -> bool:
         x = self._x
         wanted = list(x.books.wanted_stops())
         kept: list[StopWish] = []
@@ -65,9 +69,11 @@ class Protection:
         if after.state is not OrderState.REJECTED:
             return True
         error = self._sender.refusals.get(order.client_id)
-        if isinstance(error, Rejected) and error.code == _WOULD_TRIGGER:
+        reason = error.reason if isinstance(error, Rejected) else "other"
+        if reason == "would_trigger":
             return await self._close(wish)
-        return False
+        # its lists lag: the one that they do not show stands
+        return reason == "stop_exists"
 
     async def _close(self, wish: StopWish) -> bool:
         """The price has passed the stop: what it protects is closed at the market."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from perpgym.envs.live.broker import (
     StreamOpened,
 )
 from perpgym.envs.live.context import LOG, PREFIX, Context
+from perpgym.envs.live.recovery import Recovery
 
 if TYPE_CHECKING:
     from perpgym.envs.live.desk import Desk
@@ -28,8 +30,8 @@ _SLEPT = 3.0
 class Watch:
     """The background of one desk."""
 
-    def __init__(self, desk: Desk, context: Context, keeper: Bookkeeper) -> None:
-        self._desk, self._x, self._keeper = desk, context, keeper
+    def __init__(self, desk: Desk, context: Context, keeper: Bookkeeper, recovery: Recovery) -> None:
+        self._desk, self._x, self._keeper, self._recovery = desk, context, keeper, recovery
         self._tasks: list[asyncio.Task[None]] = []
         self._due = asyncio.Event()
         self._heard = asyncio.Event()
@@ -40,7 +42,7 @@ class Watch:
         """Begin, or begin again what has ended."""
         self._tasks = [task for task in self._tasks if not task.done()]
         running = {task.get_name() for task in self._tasks}
-        for step in (self._listen, self._look_again, self._keep_stops):
+        for step in (self._listen, self._look_again, self._keep_stops, self._feel_sleep):
             if step.__name__ not in running:
                 self._tasks.append(asyncio.create_task(step(), name=step.__name__))
 
@@ -103,10 +105,20 @@ class Watch:
 
     async def _keep_stops(self) -> None:
         while True:
+            # no turn is waited for: a stop does not wait for what somebody else waits for
             await self._stops_due.wait()
-            async with self._desk.turn:
-                self._stops_due.clear()
-                await self._desk.protect()
+            self._stops_due.clear()
+            await self._desk.protect()
+
+    async def _feel_sleep(self) -> None:
+        """The machine slept, the program stood still, or the wall's clock jumped: what is known is old."""
+        wait_s = self._x.timings.reconcile_s
+        while True:
+            before = time.time()
+            await asyncio.sleep(wait_s)
+            if not 0.0 <= time.time() - before <= _SLEPT * wait_s:
+                self._x.hold("sleep", "recovering", "the program stood still, or the clock jumped")
+                self._due.set()
 
     # --- the account ---
 
@@ -114,17 +126,15 @@ class Watch:
         x, loop = self._x, asyncio.get_running_loop()
         self._clock_at = loop.time()
         while "access" not in x.holds:
-            before = loop.time()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._due.wait(), x.timings.reconcile_s)
             self._due.clear()
-            if loop.time() - before > _SLEPT * x.timings.reconcile_s:
-                x.hold("sleep", "recovering", "the machine slept")
             try:
                 async with self._desk.turn:
                     await self._look()
             except BrokerError as error:
-                self._desk.blame(error)
+                x.blame(error)
+            self._desk.tell()
 
     async def _look(self) -> None:
         x, loop = self._x, asyncio.get_running_loop()
@@ -134,7 +144,7 @@ class Watch:
         await self._desk.check_settings_if_due()
         await self._desk.reconcile()
         x.lift("sleep")
-        await self._desk.arm()
+        await self._recovery.arm()
         if self._heard.is_set():
             x.lift("stream")
         if self._keeper.unheard_for(x.timings.stream_grace_s):

@@ -14,6 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import bybit_messages as say
@@ -30,6 +31,14 @@ _PAGES = {"/v5/order/realtime": 50, "/v5/execution/list": 100, "/v5/account/tran
 _TIMES = {"/v5/execution/list": "execTime", "/v5/account/transaction-log": "transactionTime"}
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """A retCode other than 0 and its text."""
+
+    code: int
+    text: str = "refused"
+
+
 class LocalBybit:
     """The exchange's side.
 
@@ -39,6 +48,7 @@ class LocalBybit:
         requests: (method, path, parameters) of every request that was understood.
         failures: by path, what happens to the next requests instead; each is used once.
         after: by path, the same once the request has been carried out.
+        before: by path, what looks at every request first.
         skew_ms: how far the exchange's clock is ahead of the machine's.
     """
 
@@ -48,6 +58,7 @@ class LocalBybit:
         self.requests: list[tuple[str, str, dict[str, Any]]] = []
         self.failures: dict[str, list[Failure]] = defaultdict(list)
         self.after: dict[str, list[Failure]] = defaultdict(list)
+        self.before: dict[str, Callable[[web.Request], Any]] = {}
         self.skew_ms = say.START_MS - int(1000 * time.time())
         self.sockets: list[web.WebSocketResponse] = []
         self.heard: list[dict[str, Any]] = []
@@ -76,17 +87,21 @@ class LocalBybit:
         body = await request.text()
         refusal = self._check(request, body)
         if refusal is not None:
-            return web.json_response(say.answer({}, code=refusal[0], text=refusal[1]))
+            return web.json_response(say.answer({}, code=refusal.code, text=refusal.text))
         params = json.loads(body) if body else dict(request.query)
-        for queue in (self.failures, self.after):
-            if queue is self.after:
-                self.requests.append((request.method, request.path, params))
-            if queue[request.path]:
-                found = queue[request.path].pop(0)(request)
-                return await found if asyncio.iscoroutine(found) else found
-        return web.json_response(say.answer(self._result(request.path, params), now_ms=self.now_ms()))
+        if request.path in self.before:
+            self.before[request.path](request)
+        if self.failures[request.path]:
+            return await _happen(self.failures[request.path].pop(0), request)
+        self.requests.append((request.method, request.path, params))
+        result = self.result(request.path, params)
+        if self.after[request.path]:
+            return await _happen(self.after[request.path].pop(0), request)
+        if isinstance(result, Refusal):
+            return web.json_response(say.answer({}, code=result.code, text=result.text))
+        return web.json_response(say.answer(result, now_ms=self.now_ms()))
 
-    def _check(self, request: web.Request, body: str) -> tuple[int, str] | None:
+    def _check(self, request: web.Request, body: str) -> Refusal | None:
         """The signature as /guide describes it: time + key + window + query or body."""
         if request.path.startswith("/v5/market/"):
             return None
@@ -95,14 +110,14 @@ class LocalBybit:
         signed = f"{stamp}{head['X-BAPI-API-KEY']}{window}{body or request.rel_url.raw_query_string}"
         right = hmac.new(SECRET.encode(), signed.encode(), hashlib.sha256).hexdigest()
         if head["X-BAPI-API-KEY"] != KEY:
-            return 10003, "API key is invalid."
+            return Refusal(10003, "API key is invalid.")
         if head["X-BAPI-SIGN"] != right:
-            return 10004, f"error sign! origin_string[{signed}]"
+            return Refusal(10004, f"error sign! origin_string[{signed}]")
         if not -int(window) <= int(stamp) - self.now_ms() < 1_000:
-            return 10002, "invalid request, please check your server timestamp or recv_window param."
+            return Refusal(10002, "invalid request, please check your server timestamp or recv_window param.")
         return None
 
-    def _result(self, path: str, params: dict[str, Any]) -> Any:
+    def result(self, path: str, params: dict[str, Any]) -> Any:
         if path == "/v5/market/time":
             return {"timeSecond": str(self.now_ms() // 1000), "timeNano": str(self.now_ms() * 1_000_000)}
         if path in ("/v5/order/create", "/v5/order/cancel"):
@@ -192,9 +207,9 @@ async def trading(**settings: Any) -> AsyncIterator[tuple[LocalBybit, Bybit]]:
 
 
 @asynccontextmanager
-async def serving() -> AsyncIterator[LocalBybit]:
+async def serving(server: LocalBybit | None = None) -> AsyncIterator[LocalBybit]:
     """A server on a free port."""
-    server = LocalBybit()
+    server = server or LocalBybit()
     app = web.Application()
     app.router.add_get("/v5/private", server.stream)
     app.router.add_route("*", "/v5/{rest:.*}", server.handle)
@@ -223,6 +238,11 @@ def broker_on(server: LocalBybit, **settings: Any) -> Bybit:
 
 
 # --- what can happen to an answer ---
+
+
+async def _happen(failure: Failure, request: web.Request) -> web.StreamResponse:
+    found = failure(request)
+    return await found if asyncio.iscoroutine(found) else found
 
 
 def refuse(code: int, text: str = "refused", status: int = 200, **headers: str) -> Failure:

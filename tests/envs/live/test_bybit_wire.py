@@ -49,6 +49,19 @@ def test_a_numbered_refusal_means_that_nothing_was_done(code: int) -> None:
     assert found.code == code
 
 
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (110092, "would_trigger"), (110093, "would_trigger"), (110017, "nothing_to_reduce"),
+        (110023, "only_exits"), (10001, "filter"), (110094, "filter"), (110016, "bracket"), (110007, "other"),
+    ],
+)  # fmt: skip
+def test_a_refusal_says_why_in_words_that_every_exchange_shares(code: int, reason: str) -> None:
+    found = verdict(code)
+    assert isinstance(found, Rejected)
+    assert found.reason == reason
+
+
 @pytest.mark.parametrize("code", [10000, 10014, 10016, 10019, 3400214])
 def test_a_server_error_leaves_the_outcome_of_a_write_unknown(code: int) -> None:
     assert type(verdict(code)) is Unknown
