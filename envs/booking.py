@@ -15,6 +15,7 @@ from perpgym.envs.account import (
     EQUITY,
     INITIAL_WALLET,
     ISOLATED_WALLET,
+    ORDER_ASKED,
     ORDER_DONE,
     ORDER_FRESH,
     ORDER_HELD,
@@ -26,6 +27,9 @@ from perpgym.envs.account import (
     QUANTITY,
     STOP_PRICE,
     WALLET,
+    apply_fill,
+    give_stop_distance,
+    open_account,
 )
 from perpgym.envs.arrays import contract_rules, read_bar
 from perpgym.envs.compile import cold_kernel, kernel
@@ -38,6 +42,7 @@ from perpgym.envs.margin import worth
 from perpgym.envs.matching import carry_orders, keep_left, note_price, prepare_stop
 from perpgym.envs.orders import LIMIT, NOT_REACHED, PARTICIPATION
 from perpgym.envs.path import opens_beyond_stop, stop_reference, trail_stops
+from perpgym.envs.payoff import open_moments
 from perpgym.envs.spaces import CONTRACT_LEDGER, LEDGER
 
 _CLEARANCE, _INSURANCE = LEDGER["clearance"], LEDGER["insurance"]
@@ -52,6 +57,42 @@ EVENT_COLUMNS = 6
 # fills: of the account's own order, its stop, its target, a liquidation, somebody else's order; income: a
 # settlement, what a liquidation cost or the insurance fund bore, money moved in or out
 BY_ORDER, BY_STOP, BY_TARGET, BY_FORCE, BY_OTHERS, FUNDED, CLEARED, MOVED = range(8)
+
+
+@cold_kernel
+def open_books(account, world, now, wallet, held):  # type: ignore[no-untyped-def]
+    """Begin with what an account has: as the env begins an episode, but with positions of any entry.
+
+    Args:
+        account: ``Account``, in place.
+        world: ``World``.
+        now: the newest closed bar.
+        wallet: settle currency, isolated wallets included.
+        held: (A, 3) float64, signed quantity, entry price (quote), isolated wallet (settle currency).
+    """
+    equity, largest = wallet, 0.0
+    for asset in range(held.shape[0]):
+        inverse, mark = world.contracts[asset, 0], world.market.mark[now, asset, CLOSE]
+        if held[asset, 0] != 0.0:
+            equity += held[asset, 0] * (worth(mark, inverse) - worth(held[asset, 1], inverse))
+        largest = max(largest, world.market.sigma_per_bar[now, asset])
+    open_account(account.wallet, account.positions, equity)
+    account.wallet[WALLET] = wallet
+    open_moments(account.wallet, largest, world.rules)
+    account.orders[:] = 0.0
+    account.ledger[:] = 0.0
+    account.holdings[:] = 0.0
+    for asset in range(held.shape[0]):
+        contract, position = contract_rules(world.contracts[asset]), account.positions[asset]
+        if held[asset, 0] != 0.0:
+            give_stop_distance(position, world.market.sigma_per_bar[now, asset], 0.0, world.rules)
+            apply_fill(
+                account.wallet, account.positions, asset, held[asset, 0], held[asset, 1], 0.0, contract,
+                world.rules,
+            )  # fmt: skip
+            position[ISOLATED_WALLET] = held[asset, 2]
+            account.orders[asset, ORDER_ASKED] = math.nan
+        account.orders[asset, ORDER_HELD] = held[asset, 0]
 
 
 @cold_kernel
@@ -85,7 +126,7 @@ def book_bar(account, world, now, events):  # type: ignore[no-untyped-def]
     """Everything that happened to the account in bar ``now``, then the close of its books.
 
     Args:
-        account: ``Account`` as it was decided at the close before (``decision.decide`` or :func:`keep_still`).
+        account: ``Account`` as ``decision.decide`` or :func:`keep_still` left it at the close before.
         world: ``World`` that knows the bar.
         now: the bar.
         events: (E, EVENT_COLUMNS) float64.
@@ -101,7 +142,7 @@ def book_bar(account, world, now, events):  # type: ignore[no-untyped-def]
     book_events(account, world, now, events, 1.0)
     is_over = account.ledger[_LIQUIDATED] > 0.0
     for asset in range(account.positions.shape[0]):
-        _note_unfilled(account.orders[asset])
+        _note_unfilled(account.orders[asset], account.positions[asset])
         is_cross = contract_rules(world.contracts[asset]).is_isolated == 0.0
         is_over = is_over and not (is_cross and account.positions[asset, QUANTITY] != 0.0)
     if world.rules.is_trailing > 0.0:
@@ -158,8 +199,7 @@ def _fill(account, world, now, event, is_closed):  # type: ignore[no-untyped-def
     contract = contract_rules(world.contracts[asset])
     order = account.orders[asset]
     fee_rate = event[EVENT_AMOUNT] / abs(quantity * worth(price, contract.is_inverse))
-    if kind == BY_ORDER or kind == BY_OTHERS:
-        prepare_stop(account, world, asset, now, quantity)
+    prepare_stop(account, world, asset, now, quantity)
     reason = _reason_of(kind)
     is_taken = (kind == BY_ORDER and event[EVENT_IS_MAKER] == 0.0) or kind == BY_STOP
     if is_closed > 0.0 and is_taken:
@@ -182,7 +222,7 @@ def _fill(account, world, now, event, is_closed):  # type: ignore[no-untyped-def
         order[ORDER_HELD] = account.positions[asset, QUANTITY]
     elif kind == BY_FORCE:
         account.ledger[_LIQUIDATED] = 1.0
-    elif kind == BY_STOP or kind == BY_TARGET:
+    elif kind in (BY_STOP, BY_TARGET):
         account.ledger[_STOPPED] = 1.0
 
 
@@ -205,7 +245,11 @@ def _stop_reference(position, bar, rules):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _note_unfilled(order):  # type: ignore[no-untyped-def]
-    """An order of which nothing filled says so: its ladder level does not stand."""
-    if order[ORDER_QUANTITY] != 0.0 and order[ORDER_REASON] == 0.0:
+def _note_unfilled(order, position):  # type: ignore[no-untyped-def]
+    """An order of which nothing filled says so, and its ladder level does not stand.
+
+    Where a stop or a liquidation changed the position, the order went with it.
+    """
+    is_standing = position[QUANTITY] == order[ORDER_HELD]
+    if is_standing and order[ORDER_QUANTITY] != 0.0 and order[ORDER_REASON] == 0.0:
         order[ORDER_REASON] = NOT_REACHED if order[ORDER_STYLE] >= LIMIT else PARTICIPATION

@@ -109,7 +109,7 @@ def step_account(account, world, action, now, is_last, scratch):  # type: ignore
 
 @kernel
 def hold_through(account, world, now):  # type: ignore[no-untyped-def]
-    """Begin the contracts' own ledger rows with what the positions held earn from mark close to mark close."""
+    """Begin the contracts' own ledger rows: what the positions held earn from mark close to mark close."""
     for asset in range(account.positions.shape[0]):
         row = account.holdings[asset]
         row[:] = 0.0

@@ -18,7 +18,6 @@ from perpgym.data.clock import iso
 from perpgym.data.features import newest_features, sigma_per_bar
 from perpgym.data.features.build import build_tape, longest_lookback, owned_stamps
 from perpgym.data.features.volatility import SIGMA_LOOKBACK
-from perpgym.data.tape import Tape
 
 Float64 = NDArray[np.float64]
 
@@ -126,7 +125,6 @@ class Ring:
         listings = [len(clock) - len(own) for own in grown]
         stamp_start, stamp_time_ms, stamp_rate = owned_stamps(grown, listings, len(clock))
         sigmas = [sigma_per_bar(own.slice(max(len(own) - SIGMA_LOOKBACK, 0), len(own)))[-1] for own in grown]
-        # a ring is full of valid rows but for its first look-back: then the next row is one too
         self.tape = replace(
             tape,
             open_time_ms=clock,

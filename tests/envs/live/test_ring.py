@@ -64,7 +64,9 @@ def test_a_ring_after_a_restart_gives_the_same_rows() -> None:
     whole = build_tape(bars, features=MARKET, risk=RISK, source="whole")
     ring = ring_until(bars, 1_000)
     ring.restart([b.slice(100, 1_100) for b in bars])
-    np.testing.assert_allclose(ring.tape.features[-WINDOW:], whole.features[1_100 - WINDOW : 1_100], atol=1e-8)
+    np.testing.assert_allclose(
+        ring.tape.features[-WINDOW:], whole.features[1_100 - WINDOW : 1_100], atol=1e-8
+    )
     ring.push(closed_bar(whole, 1_100))
     np.testing.assert_allclose(ring.tape.risk[-1], whole.risk[1_100], atol=1e-8)
 
