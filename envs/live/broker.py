@@ -55,7 +55,7 @@ class Order:
     Attributes:
         client_id: ours, used once and never again.
         exchange_id: None until the exchange has named it.
-        quantity: base, signed; 0 where ``closes_position``.
+        quantity: base, signed; only its sign counts where ``closes_position``.
         filled: base, signed, cumulative.
         average: quote, of what is filled; None before.
         price: quote, of limit orders.
@@ -305,6 +305,9 @@ class Broker(Protocol):
 
     async def arm_dead_man(self, contract: str, ms: int) -> None:
         """Let the exchange cancel the contract's plain orders so long from now; 0 disarms."""
+
+    async def renew_stream(self) -> None:
+        """Open the user stream anew: it says nothing of what the account shows."""
 
     def events(self) -> AsyncIterator[Happening]:
         """The user stream; ends when the broker is closed. Never to be trusted alone."""

@@ -29,11 +29,11 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS decisions (id INTEGER PRIMARY KEY, bar_close_ms INTEGER, made_ms INTEGER,
     observation_hash TEXT, observation BLOB, action TEXT, wanted TEXT, limits_hit INTEGER, note TEXT);
-CREATE TABLE IF NOT EXISTS intents (client_id TEXT PRIMARY KEY, decision_id INTEGER, contract TEXT, quantity REAL,
-    style TEXT, price REAL, trigger_price REAL, watches TEXT, reduce_only INTEGER, closes_position INTEGER,
-    prepared_ms INTEGER);
-CREATE TABLE IF NOT EXISTS order_states (seq INTEGER PRIMARY KEY, client_id TEXT, state TEXT, exchange_id TEXT,
-    filled REAL, average REAL, source TEXT, at_ms INTEGER);
+CREATE TABLE IF NOT EXISTS intents (client_id TEXT PRIMARY KEY, decision_id INTEGER, contract TEXT,
+    quantity REAL, style TEXT, price REAL, trigger_price REAL, watches TEXT, reduce_only INTEGER,
+    closes_position INTEGER, prepared_ms INTEGER);
+CREATE TABLE IF NOT EXISTS order_states (seq INTEGER PRIMARY KEY, client_id TEXT, state TEXT,
+    exchange_id TEXT, filled REAL, average REAL, source TEXT, at_ms INTEGER);
 CREATE INDEX IF NOT EXISTS order_states_by_order ON order_states (client_id, seq);
 CREATE TABLE IF NOT EXISTS fills (trade_id TEXT, client_id TEXT, contract TEXT, quantity REAL, price REAL,
     fee REAL, fee_currency TEXT, is_maker INTEGER, time_ms INTEGER, PRIMARY KEY (trade_id, contract));
@@ -69,7 +69,7 @@ class Snapshot:
 def pack(arrays: Arrays) -> bytes:
     """Arrays as an ``npz`` in memory."""
     buffer = io.BytesIO()
-    np.savez(buffer, **{name: np.asarray(array) for name, array in arrays.items()})
+    np.savez(buffer, allow_pickle=False, **{name: np.asarray(array) for name, array in arrays.items()})
     return buffer.getvalue()
 
 
@@ -220,18 +220,20 @@ class Journal:
 
     def fill(self, fill: Fill) -> bool:
         """A trade; False where it was written before."""
-        return 1 == self._write(
+        written = self._write(
             "INSERT OR IGNORE INTO fills VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (fill.trade_id, fill.client_id, fill.contract, fill.quantity, fill.price, fill.fee,
              fill.fee_currency, fill.is_maker, fill.time_ms),
         )  # fmt: skip
+        return written == 1
 
     def income(self, income: Income) -> bool:
         """A change of the wallet; False where it was written before."""
-        return 1 == self._write(
+        written = self._write(
             "INSERT OR IGNORE INTO income VALUES (?, ?, ?, ?, ?, ?)",
             (income.income_id, income.kind, income.contract, income.amount, income.currency, income.time_ms),
         )
+        return written == 1
 
     def snapshot(self, truth: AccountTruth, bar_close_ms: int, books: Arrays) -> None:
         """The account after a settlement."""
