@@ -10,20 +10,25 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from perpgym.data.bars import CLOSE
 from perpgym.data.tape import Tape
 from perpgym.envs.account import (
     EQUITY,
     ISOLATED_WALLET,
+    ORDER_LIMIT,
+    ORDER_QUANTITY,
+    ORDER_STYLE,
     QUANTITY,
     STOP_PRICE,
     TARGET_PRICE,
     WALLET,
 )
-from perpgym.envs.arrays import Account, World, contract_rules
+from perpgym.envs.arrays import Account, BatchState, World, contract_rules
 from perpgym.envs.booking import (
     BY_FORCE,
     BY_ORDER,
@@ -45,13 +50,18 @@ from perpgym.envs.booking import (
     keep_still,
     open_books,
 )
-from perpgym.envs.buffers import make_account
-from perpgym.envs.config import EnvConfig
+from perpgym.envs.buffers import StepBuffers, make_account
+from perpgym.envs.config import EXECUTION_STYLES, EnvConfig
 from perpgym.envs.decision import decide
 from perpgym.envs.live.broker import AccountTruth, Fill, Income, Order, StopWish
+from perpgym.envs.live.ring import ClosedBar
+from perpgym.envs.live.wishes import Wish, WishStyle
+from perpgym.envs.masks import mask_batch
+from perpgym.envs.observation import as_rows, observation_dict, write_observation
+from perpgym.envs.orders import is_reduce_only
 from perpgym.envs.risk.limits import RiskLimits
 from perpgym.envs.rules import make_world, market_arrays
-from perpgym.envs.spaces import LEDGER
+from perpgym.envs.spaces import LEDGER, TOTAL_COLUMNS
 
 Float64 = NDArray[np.float64]
 
@@ -59,6 +69,9 @@ _OVERLAY = LEDGER["overlay"]
 # client ids of orders that the exchange sends itself
 _FORCED = ("autoclose-", "adl_autoclose", "settlement_autoclose")
 _INCOME_KINDS = {"funding": FUNDED, "clearance": CLEARED, "transfer": MOVED, "other": MOVED}
+_STYLES: dict[str, WishStyle] = {
+    "market": "market", "twap": "twap", "vwap": "vwap", "limit": "post_only", "iceberg": "iceberg",
+}  # fmt: skip
 # trades and incomes that may be told a second time
 _REMEMBERED = 5_000
 
@@ -247,6 +260,36 @@ class Books:
         self._keep_orders()
         return bits
 
+    def wishes(self) -> list[Wish]:
+        """What :meth:`decide` wants traded: what closes first, which frees margin, then what turns.
+
+        What is too small to open with is left out, as the env leaves it.
+        """
+        wishes: list[tuple[int, Wish]] = []
+        for asset, symbol in enumerate(self._symbols):
+            order = self.account.orders[asset]
+            quantity, held = float(order[ORDER_QUANTITY]), float(self.account.positions[asset, QUANTITY])
+            if quantity == 0.0:
+                continue
+            is_exit = bool(is_reduce_only(held, quantity))
+            if not is_exit and self._is_too_small(asset, abs(quantity)):
+                continue
+            style = _STYLES[EXECUTION_STYLES[int(order[ORDER_STYLE])]]
+            turn = 0 if is_exit else 1 if held * quantity < 0.0 else 2
+            limit_price = float(order[ORDER_LIMIT]) if style in ("post_only", "iceberg") else None
+            wish = Wish(
+                contract=symbol, quantity=quantity, style=style, limit_price=limit_price, reduce_only=is_exit
+            )
+            wishes.append((turn, wish))
+        return [wish for _, wish in sorted(wishes, key=lambda pair: pair[0])]
+
+    def _is_too_small(self, asset: int, size: float) -> bool:
+        world = self._seen()
+        contract = contract_rules(world.contracts[asset])
+        close = float(world.market.last[self._now - 1, asset, CLOSE])
+        value = size if contract.is_inverse > 0.0 else size * close
+        return bool(size < contract.min_quantity or value < contract.min_notional)
+
     def keep_still(self) -> None:
         """Begin a bar without a decision."""
         keep_still(self.account)
@@ -272,6 +315,51 @@ class Books:
                         )
                     )  # fmt: skip
         return wishes
+
+    def awaits_funding(self, bar: ClosedBar) -> list[str]:
+        """Contracts held at the close of ``bar`` whose settlement there has not been booked yet."""
+        missing = []
+        for asset, stamps in enumerate(bar.stamps):
+            due = [time for time, rate in stamps if rate != 0.0]
+            told = [
+                e.time_ms for e in self._events if e.row[EVENT_KIND] == FUNDED and e.row[EVENT_ASSET] == asset
+            ]
+            if due and self.account.positions[asset, QUANTITY] != 0.0 and max(told, default=0) < due[-1]:
+                missing.append(self._symbols[asset])
+        return missing
+
+    # --- what an agent sees ---
+
+    def observe(self, tape: Tape, out: StepBuffers) -> dict[str, NDArray[Any]]:
+        """The observation at the newest bar of ``tape``, written by the code of the batch env.
+
+        Args:
+            tape: the one that the books saw last.
+            out: buffers of one account with windows.
+        """
+        out.bar[:] = len(tape) - 1
+        features, risk = as_rows(tape.features), as_rows(tape.risk)
+        window = self.config.window_bars
+        write_observation(self._seen(), self._as_batch(), features, risk, window, out)
+        return observation_dict(tape, (out.bar, out.account, out.portfolio, out.market, out.risk), 0)
+
+    def masks(self) -> NDArray[np.bool_]:
+        """Which choices are allowed now; see ``PerpVecEnv.action_masks``."""
+        masks = np.zeros((1, len(self._symbols) * sum(self.config.choices)), np.bool_)
+        scratch = make_account(len(self._symbols))
+        mask_batch(self._seen(), self._as_batch(), scratch, np.array([self._now - 1], np.int64), masks)
+        allowed: NDArray[np.bool_] = masks[0]
+        return allowed
+
+    def _as_batch(self) -> BatchState:
+        """The account as a batch of one; episodes and restarts mean nothing here."""
+        account, nothing = self.account, np.zeros(1, np.int64)
+        return BatchState(
+            wallets=account.wallet[None], positions=account.positions[None], orders=account.orders[None],
+            traded=np.zeros((1, 0)), totals=np.zeros((1, len(TOTAL_COLUMNS))), path_bar=nothing,
+            path_end=nothing, next_start=nothing, next_end=nothing, restart_wallet=np.zeros(1),
+            restart_exposure=np.zeros((1, len(self._symbols))),
+        )  # fmt: skip
 
     # --- time ---
 

@@ -148,9 +148,8 @@ class Feed:
         return [await self._history_of(contract, first, newest) for contract in self.contracts]
 
     async def _history_of(self, contract: Contract, first_ms: int, newest_ms: int) -> Bars:
-        last, mark = (
-            await self._series(contract.symbol, kind, first_ms, newest_ms) for kind in ("last", "mark")
-        )
+        last = await self._series(contract.symbol, "last", first_ms, newest_ms)
+        mark = await self._series(contract.symbol, "mark", first_ms, newest_ms)
         prices, volume = _filled(last[:, :4], last[:, 4])
         marks, _ = _filled(mark[:, :4], mark[:, 4])
         self._check(contract.symbol, prices, marks, volume, prices[0, CLOSE], first_ms)
@@ -368,7 +367,7 @@ def _filled(prices: Float64, volume: Float64, symbol: str = "") -> tuple[Float64
     Raises:
         IncompleteBar: the newest or the oldest one is missing.
     """
-    missing = np.isnan(prices).all(axis=1)
+    missing: NDArray[np.bool_] = np.all(np.isnan(prices), axis=1)
     if not missing.any():
         return prices, volume
     if missing[-1] or missing[0]:

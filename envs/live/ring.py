@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,6 +108,17 @@ class Ring:
         """The newest ``bars`` bars of each contract."""
         return [own.slice(max(len(own) - bars, 0), len(own)) for own in self._bars]
 
+    def revise(self, bars: Sequence[ClosedBar]) -> None:
+        """Take back what was said of bars that are kept, and compute everything anew."""
+        revised = []
+        for asset, own in enumerate(self._bars):
+            last, mark, volume = own.last.copy(), own.mark.copy(), own.volume.copy()
+            for bar in bars:
+                place = (bar.open_time_ms - int(own.open_time_ms[0])) // own.bar_ms
+                last[place], mark[place], volume[place] = bar.last[asset], bar.mark[asset], bar.volume[asset]
+            revised.append(replace(own, last=last, mark=mark, volume=volume))
+        self.restart(revised)
+
     def push(self, bar: ClosedBar) -> None:
         """Take one more bar in and let the oldest go.
 
@@ -181,5 +193,5 @@ def _newest(bars: Sequence[Bars], names: Sequence[str]) -> NDArray[np.float32]:
     return np.stack([newest_features(own, names) for own in bars])
 
 
-def _rolled(column: NDArray[np.generic], row: NDArray[np.generic], first: int) -> NDArray[np.generic]:
+def _rolled(column: NDArray[Any], row: NDArray[Any], first: int) -> NDArray[Any]:
     return np.concatenate([column[first:], row[None].astype(column.dtype)])
