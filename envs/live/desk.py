@@ -123,7 +123,7 @@ class Desk:
             await self._let_go()
             raise
         finally:
-            self._tell()
+            self.tell()
 
     async def _again(self, truth: AccountTruth) -> AccountTruth:
         """What happened before the stream could be heard."""
@@ -243,7 +243,7 @@ class Desk:
             except BrokerError as error:
                 x.note("alarm", "stop_incomplete", why=str(error))
         await self._let_go()
-        self._tell()
+        self.tell()
 
     # --- trading ---
 
@@ -268,7 +268,7 @@ class Desk:
             try:
                 return await self._trade(decision, wishes, observation)
             finally:
-                self._tell()
+                self.tell()
 
     async def _trade(
         self, decision: Decision, wishes: Sequence[Wish], observation: Mapping[str, NDArray[Any]] | None
@@ -419,7 +419,7 @@ class Desk:
             assert truth is not None
             fills, income = self._keeper.take()
             self._keep_snapshot(truth, bar_close_ms)
-            self._tell()
+            self.tell()
             return Settled(fills=fills, income=income, truth=truth, is_whole=not why, why=why)
 
     async def _compare(self) -> str:
@@ -476,7 +476,7 @@ class Desk:
             self._x.hold("access", "halted", str(error))
         else:
             self._x.hold("exchange", "recovering", str(error))
-        self._tell()
+        self.tell()
 
     def absolve(self) -> None:
         """The exchange answers and agrees."""
@@ -487,7 +487,8 @@ class Desk:
         """Held by whoever acts."""
         return self._turn
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
+        """Let ``status`` show what is so now."""
         x = self._x
         truth = x.truth
         self._status = DeskStatus(
@@ -522,7 +523,7 @@ class Desk:
             if not is_clear:
                 left = [o.client_id for o in x.table.open()]
                 x.note("alarm", "freeze_incomplete", orders=left)
-            self._tell()
+            self.tell()
             return is_clear
 
     async def flatten(self, reason: str) -> bool:
@@ -561,7 +562,7 @@ class Desk:
                 await self._send(order)
         if not held:
             await self._protection.hold()
-        self._tell()
+        self.tell()
         return not held
 
     async def resume(self) -> AccountTruth:
@@ -576,5 +577,5 @@ class Desk:
             await self._check_settings()
             self.absolve()
             self._watch.start()
-            self._tell()
+            self.tell()
             return truth

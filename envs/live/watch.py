@@ -64,6 +64,7 @@ class Watch:
         async for happening in self._x.broker.events():
             try:
                 self._hear(happening)
+                self._desk.tell()
             except Exception:
                 LOG.exception("an event could not be booked")
                 self._x.hold("stream", "recovering", "an event could not be booked")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sqlite3
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,13 @@ class Here:
 
     def resting(self) -> list[Any]:
         return self.venue.books.registry.open_orders()
+
+    def rows(self, table: str, client_id: str) -> list[dict[str, Any]]:
+        """What the journal's file says of an order, read as somebody else would."""
+        with closing(sqlite3.connect(self.journal.path)) as database:
+            database.row_factory = sqlite3.Row
+            found = database.execute(f"SELECT * FROM {table} WHERE client_id = ?", (client_id,))
+            return [dict(row) for row in found]
 
     def check_sound(self) -> None:
         """I1, I2, I4, I10: one order an intent and no order without; books and ledger are the exchange's."""
