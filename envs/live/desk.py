@@ -45,8 +45,8 @@ from perpgym.envs.live.wishes import Books, Decision, DeskStatus, Settled, Wish
 
 __all__ = ["Decision", "Desk", "DeskLimits", "DeskStatus", "DeskTimings", "Settled", "StartRefused", "Wish"]
 
-# trading rules are in force at the exchange: only what closes is taken
-_ONLY_EXITS = frozenset({-4192, -4400})
+# trading rules are in force, or the contract is being closed: the exchange takes at most what closes
+_ONLY_EXITS = frozenset({-4140, -4141, -4192, -4400})
 # filters that changed under us
 _FILTER_CODES = frozenset({-1111, -1013, -4003, -4004, -4005, -4014, -4023, -4164})
 # nothing to reduce, or other exits rest that reduce it already
@@ -278,19 +278,22 @@ class Desk:
             x.journal.decision(decision, wishes, x.broker.now_ms(), observation)
         except JournalBroken as error:
             x.break_journal(error)
-        await self._clear_the_book()
         await self._check_settings()
+        if "access" in x.holds:
+            # each further request would be one more with a bad key
+            return []
+        await self._clear_the_book()
         try:
             await self._keeper.collect()
             x.truth = await x.broker.account()
             self._marks = await x.broker.mark_prices()
         except BrokerError as error:
             self.blame(error)
-        orders = self._sender.prepare(self._plan(wishes), decision.id)
-        for order in orders:
-            await self._send(order)
-        await self._after_sending([x.table[o.client_id] for o in orders])
-        return [x.table[o.client_id] for o in orders]
+        orders: list[Order] = []
+        for order in self._sender.prepare(self._plan(wishes), decision.id):
+            orders += await self._send(order)
+        await self._after_sending(orders)
+        return self._fresh(orders)
 
     async def _clear_the_book(self) -> None:
         """What rests was another decision's."""
@@ -331,18 +334,18 @@ class Desk:
             price=None if wish.style == "market" else wish.limit_price, reduce_only=piece.reduce_only,
         )  # fmt: skip
 
-    async def _send(self, order: Order) -> Order:
-        """One prepared order, unless something has come between."""
+    async def _send(self, order: Order) -> list[Order]:
+        """One prepared order, unless something has come between, and what a refused exit is followed by."""
         x = self._x
         if not order.reduce_only:
             if x.holds:
-                return self._sender.drop(order, "; ".join(x.holds.reasons))
+                return [self._sender.drop(order, "; ".join(x.holds.reasons))]
             self._watchman.count(x.broker.now_ms())
         after = await self._sender.send(order)
         error = self._sender.refusals.get(order.client_id)
-        return after if error is None else await self._meet_refusal(after, error)
+        return [after] if error is None else [after, *await self._meet_refusal(after, error)]
 
-    async def _meet_refusal(self, order: Order, error: BrokerError) -> Order:
+    async def _meet_refusal(self, order: Order, error: BrokerError) -> list[Order]:
         x = self._x
         code = error.code if isinstance(error, Rejected) else 0
         if code in _ONLY_EXITS:
@@ -351,25 +354,25 @@ class Desk:
             x.contracts = await x.broker.contracts()
         if order.reduce_only and code in _NOTHING_TO_REDUCE | _FILTER_CODES:
             return await self._close_again(order)
-        return order
+        return []
 
-    async def _close_again(self, order: Order) -> Order:
+    async def _close_again(self, order: Order) -> list[Order]:
         """An exit was refused: others may be in its way, or it is flat. Once more, with the rest."""
         x = self._x
         truth = await x.broker.account()
         held = truth.quantity(order.contract)
-        others = [o for o in x.table.open() if o.reduce_only and o.contract == order.contract]
-        await self._sender.cancel_all(others, x.timings.settle_s)
+        for other in truth.orders:
+            # an exit of somebody else's is in the way as well as one of ours
+            if other.reduce_only and other.contract == order.contract:
+                await self._sender.cancel_other(other)
         if held * order.quantity >= 0.0:
-            return order
+            return []
         size = min(abs(held), abs(order.quantity))
         wish = Wish(
             contract=order.contract, quantity=size if order.quantity > 0.0 else -size, reduce_only=True
         )
         again = [self._order(p) for p in pieces(wish, held, x.contracts[order.contract], may_increase=False)]
-        for piece in self._sender.prepare(again):
-            order = await self._sender.send(piece)
-        return order
+        return [await self._sender.send(piece) for piece in self._sender.prepare(again)]
 
     async def _after_sending(self, orders: Sequence[Order]) -> None:
         """Book what filled, protect it, and wait for what is not known."""
@@ -413,7 +416,7 @@ class Desk:
             while True:
                 why = await self._compare()
                 truth = x.truth or truth
-                if not why or self._is_urgent or loop.time() >= until:
+                if not why or "access" in x.holds or self._is_urgent or loop.time() >= until:
                     break
                 await asyncio.sleep(x.timings.first_wait_s)
             assert truth is not None
@@ -425,6 +428,8 @@ class Desk:
     async def _compare(self) -> str:
         """Reconcile once; what is missing, in words."""
         x = self._x
+        if "access" in x.holds:
+            return "; ".join(x.holds.reasons)
         if not await self._sender.wait_resolved(x.timings.first_wait_s):
             return f"not known: {', '.join(o.client_id for o in x.table.unsure())}"
         try:
@@ -463,7 +468,7 @@ class Desk:
             return
         self._settings_at = asyncio.get_running_loop().time()
         if found != self.settings:
-            x.hold("settings", "halted", f"the account must be set up as {self.settings}, reads {found}")
+            x.hold("settings", "halted", f"must be {self.settings}, reads {found}: set it back and resume")
 
     async def check_settings_if_due(self) -> None:
         """Once every ``settings_s``."""

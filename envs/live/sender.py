@@ -118,10 +118,13 @@ class Sender:
         if client_id not in self._resolving:
             task = asyncio.create_task(self._resolve(client_id))
             self._resolving[client_id] = task
-            task.add_done_callback(lambda _done: self._forget(client_id))
+            task.add_done_callback(lambda done: self._forget(client_id, done))
 
-    def _forget(self, client_id: str) -> None:
+    def _forget(self, client_id: str, done: asyncio.Task[None]) -> None:
         self._resolving.pop(client_id, None)
+        error = None if done.cancelled() else done.exception()
+        if error is not None:
+            self._x.hold("search", "halted", f"{client_id} could not be looked for: {error!r}")
         if not self._x.table.unsure():
             self._x.lift("unknown")
 
@@ -192,6 +195,16 @@ class Sender:
         self._x.keep(replace(self._x.table[order.client_id], state=OrderState.UNKNOWN), "cancel not found")
         self.look_for(order.client_id)
         return self._x.table[order.client_id]
+
+    async def cancel_other(self, order: Order) -> None:
+        """Cancel an order of the account, whoever sent it."""
+        x = self._x
+        if order.client_id in x.table:
+            await self.cancel(order)
+            return
+        x.note("warning", "cancel_other", client_id=order.client_id, contract=order.contract)
+        with suppress(Rejected):
+            await x.broker.cancel(order)
 
     async def cancel_all(self, orders: Iterable[Order], seconds: float) -> bool:
         """Cancel until every order has ended; whether that was so in time."""
