@@ -95,11 +95,13 @@ class TrainedAgent:
         flat = np.concatenate((account.reshape(len(account), -1), portfolio), axis=1)
         state = torch.from_numpy(flat).to(context.device)
         mask = None if masks is None else torch.from_numpy(masks).to(context.device)
-        before = self._memory_at(bar, len(state))
+        # by time: the same bar stands elsewhere on a tape of the newest bars
+        now = int(tape.epoch_bar(np.array(bar)))
+        before = self._memory_at(now, len(state))
         decided, memory = self._decide(context, state, before, mask)
         actions: NDArray[np.float32] = decided.cpu().numpy()
         if isinstance(self.policy, Remembering):
-            self.in_force, self._next_bar = memory, bar + 1
+            self.in_force, self._next_bar = memory, now + 1
             self.memory = self.policy.forget(memory)
         if self._asking is None:
             self.uncertainty = np.zeros(account.shape[:2])

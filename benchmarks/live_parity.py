@@ -1,5 +1,5 @@
-"""Does a live account earn what its env says? The same actions through PerpEnv, and through LiveEnv, the desk,
-unmodified ccxt and the simulated exchange, bar after bar; prints the largest differences.
+"""Does a live account earn what its env says? The same actions, bar after bar, through PerpEnv, and through
+LiveEnv, the desk, unmodified ccxt and the simulated exchange; prints the largest differences.
 
     python benchmarks/live_parity.py --bars 1000                       # a simulated market
     python benchmarks/live_parity.py --data FREQTRADE_FOLDER           # real BTC, then seven contracts
@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from perpgym.agents.artifact import Artifact, load_artifact
+from perpgym.agents.trained import TrainedAgent
 from perpgym.data.align import align
 from perpgym.data.bars import Bars
 from perpgym.data.contract import load_contract, shipped_contracts
@@ -34,7 +36,7 @@ from perpgym.envs.exchange.connect import point_at
 from perpgym.envs.exchange.engine import Engine
 from perpgym.envs.exchange.gate import Keys
 from perpgym.envs.exchange.market import Replay
-from perpgym.envs.exchange.server import ServerThread
+from perpgym.envs.exchange.server import Server, ServerThread
 from perpgym.envs.exchange.venue import Venue
 from perpgym.envs.live.binance import Binance, BinanceConfig
 from perpgym.envs.live.compose import LiveSettings, make_live_env
@@ -52,6 +54,9 @@ Act = Callable[[Any, dict[str, NDArray[Any]]], NDArray[np.float32]]
 _LIMITS = DeskLimits(max_exposure=150.0, max_order_notional=1e12, max_orders_per_minute=100_000)
 # nothing has to be waited for where the clock stands
 _TIMINGS = DeskTimings(first_wait_s=0.02, reconcile_s=3600.0, settings_s=3600.0, stream_grace_s=3600.0)
+# before the first decision: a tape shows no volume before its columns are whole, and a live account that is
+# warmed up from the exchange needs it for one look-back more
+_HISTORY = 1_600
 _FEED = FeedConfig(settle_delay_ms=0, readings=1, reread_ms=0)
 
 
@@ -71,21 +76,28 @@ class SteppedClock:
 
 
 @contextmanager
-def live_env(
-    tape: Tape, start_bar: int, config: EnvConfig, limits: RiskLimits, folder: Path
-) -> Iterator[LiveEnv]:
-    """A LiveEnv on a simulated exchange whose open bar is ``start_bar``."""
+def exchange(tape: Tape, start_bar: int, config: EnvConfig) -> Iterator[Server]:
+    """A simulated exchange on a tape whose open bar is ``start_bar``; its clock is stepped."""
     engine = Engine(Replay(tape, start_bar=start_bar), config)
-    venue = Venue(engine=engine, clock=Clock(engine.now_ms, 0.0), keys=Keys(is_strict=True))
-    hours = tape.bar_ms // 3_600_000
-    with ServerThread(venue) as server, DeskThread() as thread:
-        names = tuple(contract.symbol for contract in tape.contracts)
+    venue = Venue(engine=engine, clock=Clock(engine.now_ms, 0.0), keys=Keys(is_strict=True), has_admin=True)
+    with ServerThread(venue) as server:
+        yield server
+
+
+@contextmanager
+def live_env(
+    server: Server, config: EnvConfig, limits: RiskLimits, folder: Path, columns: Columns
+) -> Iterator[LiveEnv]:
+    """A LiveEnv on the exchange, through unmodified ccxt; its journal lies in ``folder``."""
+    tape, venue = server.venue.market.tape, server.venue
+    names = tuple(contract.symbol for contract in tape.contracts)
+    with DeskThread() as thread:
 
         async def make_broker() -> Binance:
             return Binance(
                 BinanceConfig(
-                    contracts=names, bar=f"{hours}h", api_key="key", secret="secret", is_paced=False,
-                    weight_per_minute=10**9,
+                    contracts=names, bar=f"{tape.bar_ms // 3_600_000}h", api_key="key", secret="secret",
+                    is_paced=False, weight_per_minute=10**9,
                 ),
                 point=lambda exchange: point_at(exchange, server.url),
                 local_ms=venue.clock.now_ms,
@@ -95,7 +107,7 @@ def live_env(
         journal = Journal.open(folder / "journal.sqlite")
         env = make_live_env(
             broker, journal, thread, config=config, limits=limits, contracts=tape.contracts,
-            columns=Columns(features=tape.feature_names, risk=tape.risk_names), bar_ms=tape.bar_ms,
+            columns=columns, bar_ms=tape.bar_ms,
             settings=LiveSettings(feed=_FEED, desk=_LIMITS, timings=_TIMINGS),
             clock=SteppedClock(venue, broker), lock_folder=folder / "locks",
         )  # fmt: skip
@@ -104,6 +116,11 @@ def live_env(
         finally:
             env.close()
             journal.close()
+
+
+def columns_of(tape: Tape) -> Columns:
+    """Everything that the tape shows."""
+    return Columns(features=tape.feature_names, risk=tape.risk_names)
 
 
 @dataclass
@@ -116,6 +133,7 @@ class Differences:
     contracts: float = 0.0
     observation: dict[str, float] = field(default_factory=dict)
     counts: dict[str, float] = field(default_factory=dict)
+    action: float = 0.0
 
     @property
     def largest(self) -> float:
@@ -157,52 +175,84 @@ class Differences:
                 f"largest difference {self.largest:.3e}: reward {self.reward:.3e}, by contract "
                 f"{self.contracts:.3e}",
                 "ledger " + ", ".join(f"{name} {off:.3e}" for name, off in worst.items()),
+                f"action {self.action:.3e}; "
                 "observation " + ", ".join(f"{name} {off:.3e}" for name, off in self.observation.items()),
             )
         )
 
 
 def compare(
-    tape: Tape, config: EnvConfig, limits: RiskLimits, *, start_bar: int, bars: int, act: Act
+    tape: Tape,
+    config: EnvConfig,
+    limits: RiskLimits,
+    *,
+    start_bar: int,
+    bars: int,
+    act: Act,
+    shadow: Act | None = None,
+    exchange_config: EnvConfig | None = None,
 ) -> Differences:
-    """Step both side by side.
+    """Step both side by side with the same actions.
 
     Args:
         tape: the market; the exchange replays it, the env trades on it.
         config, limits: of both.
         start_bar: the first decision is taken at its close.
         bars: how many decisions.
-        act: (env, observation) -> action; is asked with the live env and what it sees.
+        act: (live env, what it sees) -> action.
+        shadow: (env, what it sees) -> action, which is compared with the other one and not taken.
+        exchange_config: of the exchange, if it is not the env's: a control that must fail.
     """
-    end = start_bar + bars + 1
-    env = PerpEnv(
-        tape, config=replace(config, episode_bars=bars + 10), limits=limits, start_bar=start_bar,
-        end_bar=min(end + 1, len(tape)),
-    )  # fmt: skip
-    env.batch.end_bar = end + 1
+    env = env_at(tape, config, limits, start_bar, bars)
     found = Differences()
-    with tempfile.TemporaryDirectory() as folder:
-        seen, _ = reset_at(env, start_bar)
-        with live_env(tape, start_bar + 1, config, limits, Path(folder)) as live:
-            live_seen, _ = live.reset()
-            found.see_observation(seen, live_seen)
-            for _bar in range(bars):
-                action = act(live, live_seen)
-                mine, theirs = env.step(action), live.step(action)
-                found.see(mine, theirs)
-                live_seen = theirs[0]
-                if mine[2] or mine[3]:
-                    break
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        exchange(tape, start_bar + 1, exchange_config or config) as server,
+        live_env(server, config, limits, Path(folder), columns_of(tape)) as live,
+    ):
+        seen, _ = env.reset(seed=0)
+        live_seen, _ = live.reset()
+        found.see_observation(seen, live_seen)
+        for _bar in range(bars):
+            action = act(live, live_seen)
+            if shadow is not None:
+                found.action = max(found.action, float(np.abs(action - shadow(env, seen)).max()))
+            mine, theirs = env.step(action), live.step(action)
+            found.see(mine, theirs)
+            seen, live_seen = mine[0], theirs[0]
+            if mine[2] or mine[3]:
+                break
     return found
 
 
-def reset_at(env: PerpEnv, start_bar: int) -> Any:
-    """Begin at one bar, not at a random one."""
-    found = env.reset(seed=0)
-    bar = int(env.batch.state_dict()["path_bar"][0])
-    if bar != start_bar:
-        raise SystemExit(f"the env began at bar {bar} instead of {start_bar}")
-    return found
+def env_at(tape: Tape, config: EnvConfig, limits: RiskLimits, start_bar: int, bars: int) -> PerpEnv:
+    """A PerpEnv whose one episode begins at a bar."""
+    whole = replace(config, episode_bars=bars + 1)
+    env = PerpEnv(tape, config=whole, limits=limits, start_bar=start_bar, end_bar=start_bar + bars + 2)
+    env.reset(seed=0)
+    if int(env.batch.state_dict()["path_bar"][0]) != start_bar:
+        raise SystemExit(f"the env cannot begin at bar {start_bar} with {len(tape)} bars")
+    return env
+
+
+def trained(artifact: Artifact) -> tuple[Act, Act]:
+    """The policy as it acts live, and beside an env."""
+
+    def live(env: Any, seen: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
+        action: NDArray[np.float32] = agents[0].act(
+            env.tape, env.bar, seen["account"][None], seen["portfolio"][None]
+        )[0]
+        return action
+
+    def beside(env: Any, seen: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
+        bar = int(env.batch.state_dict()["path_bar"][0])
+        action: NDArray[np.float32] = agents[1].act(
+            env.tape, bar, seen["account"][None], seen["portfolio"][None]
+        )[0]
+        return action
+
+    agents = [TrainedAgent(artifact.policy, config=artifact.env_config) for _ in range(2)]
+    return live, beside
 
 
 def random_policy(seed: int, is_flat: float = 0.15) -> Act:
@@ -233,47 +283,53 @@ def settings(**changes: Any) -> EnvConfig:
 
 def simulated_tape(bars: int, seed: int = 6) -> Tape:
     """Hourly bars of the simulated market with the default columns, long enough for ``bars`` decisions."""
-    days = (bars + 900) // 24 + 2
+    days = (bars + _HISTORY) // 24 + 2
     end = np.datetime64("2024-01-01") + np.timedelta64(days, "D")
     config = SimulatedMarketConfig(start="2024-01-01", end=str(end), seed=seed)
     return build_tape(simulate_market(config).bars, source=f"simulated (seed {seed})")
 
 
 def real_tape(folder: Path, symbols: tuple[str, ...], begin: str, bars: int) -> Tape:
-    """Hourly bars as freqtrade stores them; ``bars`` decisions from ``begin`` on, and the look-back before."""
+    """Hourly bars as freqtrade stores them: ``bars`` decisions from ``begin`` on, and the history before."""
     found: list[Bars] = []
     for symbol in symbols:
         raw = read_freqtrade(folder, symbol, "1h")
         mark = "require" if len(symbols) == 1 else "last"
         whole = align(raw, load_contract(symbol), mark=mark, repair=["fill_flat"]).bars  # type: ignore[arg-type]
         first = int(np.searchsorted(whole.open_time_ms, np.datetime64(begin, "ms").astype(np.int64)))
-        found.append(whole.slice(first - 900, first + bars + 3))
+        found.append(whole.slice(first - _HISTORY, first + bars + 3))
     return build_tape(found, features=default_names("market"), risk=default_names("risk"), source="freqtrade")
 
 
-def report(title: str, tape: Tape, config: EnvConfig, bars: int, act: Act) -> float:
+def report(title: str, tape: Tape, config: EnvConfig, bars: int, acts: tuple[Act, Act | None]) -> float:
     """Print one comparison; returns its largest difference."""
     begun = time.perf_counter()
-    start = tape.first_valid_bar + max(config.window_bars, 900 - tape.first_valid_bar)
-    found = compare(tape, config, RiskLimits(), start_bar=start, bars=bars, act=act)
+    found = compare(tape, config, RiskLimits(), start_bar=_HISTORY, bars=bars, act=acts[0], shadow=acts[1])
     print(f"\n{title}\n{found.text()}\n{time.perf_counter() - begun:.0f} s", flush=True)
     return found.largest
 
 
 def main() -> int:
-    """1 if anything differs by more than 1e-8 (observations are float32: by more than their last digit)."""
+    """1 if anything differs by more than 1e-8."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--bars", type=int, default=1_000)
     parser.add_argument("--data", type=Path, help="a freqtrade data folder; default: the simulated market")
+    parser.add_argument("--policy", type=Path, help="a policy of a run (RUN/seed_0/policies/step_…) beside")
     arguments = parser.parse_args()
     n = arguments.bars
-    worst = [report("simulated market, band", simulated_tape(n), settings(), n, random_policy(1))]
+    one = [("simulated market", simulated_tape(n))]
     if arguments.data is not None:
         bitcoin = real_tape(arguments.data, ("BTC/USDT:USDT",), "2022-05-01", n)
-        worst.append(report("real BTC from 2022-05-01, band", bitcoin, settings(), n, random_policy(2)))
+        one.append(("real BTC from 2022-05-01", bitcoin))
+    worst = [report(f"{t}, random bands", tape, settings(), n, (random_policy(1), None)) for t, tape in one]
+    if arguments.policy is not None:
+        artifact = load_artifact(arguments.policy)
+        config = replace(artifact.env_config, episode_bars=10**6)
+        worst += [report(f"{t}, {arguments.policy}", tape, config, n, trained(artifact)) for t, tape in one]
+    if arguments.data is not None:
         seven = real_tape(arguments.data, shipped_contracts(), "2022-05-01", n)
         config = settings(action="target", initial_wallet=1e6, max_exposure=1.0, stop_loss=0.03)
-        worst.append(report("seven contracts, target", seven, config, n, random_policy(3)))
+        worst.append(report("seven contracts, random targets", seven, config, n, (random_policy(3), None)))
     return int(max(worst) > 1e-8)
 
 
