@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -40,7 +41,7 @@ class Watch:
         """Begin, or begin again what has ended."""
         self._tasks = [task for task in self._tasks if not task.done()]
         running = {task.get_name() for task in self._tasks}
-        for step in (self._listen, self._look_again, self._keep_stops):
+        for step in (self._listen, self._look_again, self._keep_stops, self._feel_sleep):
             if step.__name__ not in running:
                 self._tasks.append(asyncio.create_task(step(), name=step.__name__))
 
@@ -108,18 +109,25 @@ class Watch:
                 self._stops_due.clear()
                 await self._desk.protect()
 
+    async def _feel_sleep(self) -> None:
+        """The machine slept, the program stood still, or the wall's clock jumped: what is known is old."""
+        wait_s = self._x.timings.reconcile_s
+        while True:
+            before = time.time()
+            await asyncio.sleep(wait_s)
+            if not 0.0 <= time.time() - before <= _SLEPT * wait_s:
+                self._x.hold("sleep", "recovering", "the program stood still, or the clock jumped")
+                self._due.set()
+
     # --- the account ---
 
     async def _look_again(self) -> None:
         x, loop = self._x, asyncio.get_running_loop()
         self._clock_at = loop.time()
         while "access" not in x.holds:
-            before = loop.time()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._due.wait(), x.timings.reconcile_s)
             self._due.clear()
-            if loop.time() - before > _SLEPT * x.timings.reconcile_s:
-                x.hold("sleep", "recovering", "the machine slept")
             try:
                 async with self._desk.turn:
                     await self._look()
