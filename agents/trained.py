@@ -131,6 +131,22 @@ class TrainedAgent:
             self.memory = torch.zeros(n_accounts, size, device=self.policy.device)
         return self.memory
 
+    def state_dict(self) -> dict[str, NDArray[np.generic]]:
+        """What the next decision depends on beside what it is shown, for a journal."""
+        parts = {"memory": self.memory, "in_force": self.in_force}
+        arrays: dict[str, NDArray[np.generic]] = {
+            n: t.detach().cpu().numpy().copy() for n, t in parts.items()
+        }
+        return {**arrays, "next_bar": np.array(self._next_bar, np.int64)}
+
+    def load_state(self, state: dict[str, NDArray[np.generic]]) -> None:
+        """Continue where :meth:`state_dict` was taken; a later bar than the next one wipes it out."""
+        self.memory, self.in_force = (
+            torch.from_numpy(np.array(state[name], np.float32)).to(self.policy.device)
+            for name in ("memory", "in_force")
+        )
+        self._next_bar = int(state["next_bar"])
+
     def _context_of(self, tape: Tape, bar: int) -> torch.Tensor:
         # torch counts in-place changes: an update of the weights makes the cache stale
         weights = sum(parameter._version for parameter in self.policy.parameters())

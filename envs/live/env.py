@@ -48,7 +48,8 @@ class LiveConfig:
     """How a live account is run.
 
     Attributes:
-        late_ms: after the newest close; a start that is later waits for the next one before it decides.
+        late_ms: after the newest close, at most half a bar; a decision that is later is not carried out, and
+            a start that is later waits for the next close.
         funding_patience_ms: most that is waited for a settlement's income to be told.
         longest_gap_bars: a restart after more bars takes the exchange's word and begins its memories anew.
 
@@ -56,7 +57,7 @@ class LiveConfig:
         ValueError: a number is negative.
     """
 
-    late_ms: int = 60_000
+    late_ms: int = 120_000
     funding_patience_ms: int = 10_000
     longest_gap_bars: int = 500
 
@@ -147,6 +148,11 @@ class LiveEnv(gym.Env[Observation, NDArray[np.float32]]):
         return self._ring
 
     @property
+    def is_started(self) -> bool:
+        """Whether there is a desk to stop."""
+        return self._ring is not None
+
+    @property
     def tape(self) -> Tape:
         """The newest bars as agents read them (``agents.protocol.Agent``)."""
         return self.ring.tape
@@ -196,7 +202,7 @@ class LiveEnv(gym.Env[Observation, NDArray[np.float32]]):
         self.thread.call(self.desk.start(), is_patient=False)
         if saved is not None:
             self._resume(saved)
-        elif self.broker.now_ms() - self.close_ms > self.live.late_ms:
+        elif self._is_late():
             _LOG.info("the close of %s is too long ago: waiting for the next one", iso(self.close_ms))
             self._pass_without_decision()
         return self._observe(), {"time_ms": self.close_ms, **self._desk_info()}
@@ -251,11 +257,18 @@ class LiveEnv(gym.Env[Observation, NDArray[np.float32]]):
         info |= {"is_whole": settled.is_whole, "why": settled.why, "skipped": skipped, **self._desk_info()}
         return self._observe(), reward, is_terminated, False, info
 
+    def _is_late(self) -> bool:
+        """Whether the newest close is too long ago to decide on it."""
+        return self.broker.now_ms() - self.close_ms > min(self.live.late_ms, self.feed.bar_ms // 2)
+
     def _trade(self, action: NDArray[np.float32]) -> str:
         """Carry out an action; returns why it was skipped, empty if it was not."""
         note = ""
         if action.shape != (self._width,) or first_bad_action(action[None], self._counts) >= 0:
             note = f"the action is not finite or not in {self.action_space}: {action}; nothing is traded"
+        elif self._is_late():
+            note = f"the decision for the close of {iso(self.close_ms)} came too late; nothing is traded"
+        if note:
             _LOG.error(note)
         bits = self.thread.do(lambda: self._decide(action, is_skipped=bool(note)))
         decision = Decision(
