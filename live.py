@@ -59,7 +59,12 @@ def main(config: DictConfig) -> None:
 
 def read_settings(sections: dict[str, Any]) -> LiveSettings:
     """The rooms' settings."""
-    kinds = {"feed": FeedConfig, "live": LiveConfig, "desk": DeskLimits, "timings": DeskTimings}
+    kinds: dict[str, Any] = {
+        "feed": FeedConfig,
+        "live": LiveConfig,
+        "desk": DeskLimits,
+        "timings": DeskTimings,
+    }
     parts = {name: build(sections.pop(name, None), kind, f"settings.{name}") for name, kind in kinds.items()}
     return build({**sections, **parts}, LiveSettings, "settings")
 

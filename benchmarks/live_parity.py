@@ -45,6 +45,7 @@ from perpgym.envs.live.env import Columns, LiveEnv
 from perpgym.envs.live.feed import FeedConfig
 from perpgym.envs.live.journal import Journal
 from perpgym.envs.live.limits import DeskLimits
+from perpgym.envs.live.paper import PaperBroker
 from perpgym.envs.live.thread import DeskThread
 from perpgym.envs.spaces import CONTRACT_LEDGER, LEDGER_COLUMNS
 
@@ -57,7 +58,9 @@ _TIMINGS = DeskTimings(first_wait_s=0.02, reconcile_s=3600.0, settings_s=3600.0,
 # before the first decision: a tape shows no volume before its columns are whole, and a live account that is
 # warmed up from the exchange needs it for one look-back more
 _HISTORY = 1_600
-_FEED = FeedConfig(settle_delay_ms=0, readings=1, reread_ms=0)
+LIVE = LiveSettings(
+    feed=FeedConfig(settle_delay_ms=0, readings=1, reread_ms=0), desk=_LIMITS, timings=_TIMINGS
+)
 
 
 class SteppedClock:
@@ -86,9 +89,20 @@ def exchange(tape: Tape, start_bar: int, config: EnvConfig) -> Iterator[Server]:
 
 @contextmanager
 def live_env(
-    server: Server, config: EnvConfig, limits: RiskLimits, folder: Path, columns: Columns
+    server: Server,
+    config: EnvConfig,
+    limits: RiskLimits,
+    folder: Path,
+    columns: Columns,
+    *,
+    is_paper: bool = False,
+    live: LiveSettings = LIVE,
 ) -> Iterator[LiveEnv]:
-    """A LiveEnv on the exchange, through unmodified ccxt; its journal lies in ``folder``."""
+    """A LiveEnv on the exchange, through unmodified ccxt; its journal lies in ``folder``.
+
+    Args:
+        is_paper: on a paper account that follows the exchange's market, instead of on its own account.
+    """
     tape, venue = server.venue.market.tape, server.venue
     names = tuple(contract.symbol for contract in tape.contracts)
     with DeskThread() as thread:
@@ -103,13 +117,15 @@ def live_env(
                 local_ms=venue.clock.now_ms,
             )  # fmt: skip
 
-        broker = thread.call(make_broker())
+        broker: Any = thread.call(make_broker())
+        clock = SteppedClock(venue, broker)
+        if is_paper:
+            broker = PaperBroker(broker, tape.contracts, tape.bar_ms, config)
         journal = Journal.open(folder / "journal.sqlite")
         env = make_live_env(
             broker, journal, thread, config=config, limits=limits, contracts=tape.contracts,
             columns=columns, bar_ms=tape.bar_ms,
-            settings=LiveSettings(feed=_FEED, desk=_LIMITS, timings=_TIMINGS),
-            clock=SteppedClock(venue, broker), lock_folder=folder / "locks",
+            settings=live, clock=clock, lock_folder=folder / "locks",
         )  # fmt: skip
         try:
             yield env
@@ -191,6 +207,7 @@ def compare(
     act: Act,
     shadow: Act | None = None,
     exchange_config: EnvConfig | None = None,
+    is_paper: bool = False,
 ) -> Differences:
     """Step both side by side with the same actions.
 
@@ -202,13 +219,14 @@ def compare(
         act: (live env, what it sees) -> action.
         shadow: (env, what it sees) -> action, which is compared with the other one and not taken.
         exchange_config: of the exchange, if it is not the env's: a control that must fail.
+        is_paper: live on a paper account beside the exchange.
     """
     env = env_at(tape, config, limits, start_bar, bars)
     found = Differences()
     with (
         tempfile.TemporaryDirectory() as folder,
         exchange(tape, start_bar + 1, exchange_config or config) as server,
-        live_env(server, config, limits, Path(folder), columns_of(tape)) as live,
+        live_env(server, config, limits, Path(folder), columns_of(tape), is_paper=is_paper) as live,
     ):
         seen, _ = env.reset(seed=0)
         live_seen, _ = live.reset()

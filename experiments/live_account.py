@@ -154,7 +154,8 @@ def check_rules(
     Raises:
         ValueError: a contract is missing or means something else, or a change is not accepted.
     """
-    changed, wrong = [], []
+    changed: list[str] = []
+    wrong: list[str] = []
     for trained in artifact.contracts:
         if trained.symbol not in contracts:
             wrong.append(f"{trained.symbol} is not traded there")

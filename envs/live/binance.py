@@ -146,14 +146,22 @@ class Binance:
     # --- rules and settings ---
 
     async def contracts(self) -> Mapping[str, Contract]:
+        await self._read_names()
+        for name in self.config.contracts:
+            self._contracts[name] = await self._read_contract(name)
+        return dict(self._contracts)
+
+    async def open_market(self) -> None:
+        """Enough to read the market: the clock and the contracts' names; needs no key."""
+        await self.wire.sync_clock()
+        await self._read_names()
+
+    async def _read_names(self) -> None:
         info = await self.wire.call("fapiPublicGetExchangeInfo", {})
-        markets = self._exchange.parse_markets(info["symbols"])
-        self._exchange.set_markets(markets)
+        self._exchange.set_markets(self._exchange.parse_markets(info["symbols"]))
         for name in self.config.contracts:
             if name not in self._exchange.markets:
                 raise Rejected(-1121, f"{name} is not traded here")
-            self._contracts[name] = await self._read_contract(name)
-        return dict(self._contracts)
 
     async def _read_contract(self, name: str) -> Contract:
         symbol = {"symbol": self._symbol(name)}
@@ -238,6 +246,14 @@ class Binance:
         for name in self.config.contracts:
             row = await self.wire.call("fapiPublicGetPremiumIndex", {"symbol": self._symbol(name)})
             out[name] = float(row["markPrice"])
+        return out
+
+    async def last_prices(self) -> Mapping[str, float]:
+        """The price of every contract's newest trade, quote."""
+        out = {}
+        for name in self.config.contracts:
+            row = await self.wire.call("fapiPublicV2GetTickerPrice", {"symbol": self._symbol(name)})
+            out[name] = float(row["price"])
         return out
 
     def _order(self, row: Json) -> Order:

@@ -28,6 +28,7 @@ from perpgym.envs.account import (
     TARGET_PRICE,
     WALLET,
 )
+from perpgym.envs.actions import ACTION_DIM
 from perpgym.envs.arrays import Account, BatchState, World, contract_rules
 from perpgym.envs.booking import (
     BY_FORCE,
@@ -453,3 +454,28 @@ class Books:
 def _copy(source: Account, target: Account) -> None:
     for part in ("wallet", "positions", "orders", "ledger", "holdings"):
         getattr(target, part)[...] = getattr(source, part)
+
+
+def warm_up(config: EnvConfig, limits: RiskLimits, tape: Tape) -> None:
+    """Compile what a decision, a fill and a close need, on books of their own.
+
+    Compiling takes a minute or more where nothing is cached: longer than a market waits.
+    """
+    books = Books(config, limits)
+    books.see(tape)
+    books.open(AccountTruth(time_ms=0, wallet=config.initial_wallet, equity=config.initial_wallet))
+    books.decide(np.zeros(len(tape.contracts) * ACTION_DIM[config.action], np.float32))
+    books.wishes()
+    close = float(tape.last[-1, 0, CLOSE])
+    name, size = tape.contracts[0].symbol, tape.contracts[0].min_quantity
+    books.book_fill(Fill(trade_id="", contract=name, quantity=size, price=close, fee=0.0, time_ms=0))
+    books.keep_still()
+    books.close_bar(tape)
+    books.observe(
+        tape,
+        StepBuffers.allocate(
+            1, len(tape.contracts), config.window_bars, tape.features.shape[2], tape.risk.shape[2]
+        ),
+    )
+    if config.choices:
+        books.masks()

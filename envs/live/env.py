@@ -21,7 +21,7 @@ from perpgym.envs.actions import ACTION_DIM, action_space
 from perpgym.envs.batch import first_bad_action
 from perpgym.envs.buffers import StepBuffers
 from perpgym.envs.config import EnvConfig
-from perpgym.envs.live.books import Books
+from perpgym.envs.live.books import Books, warm_up
 from perpgym.envs.live.broker import Broker
 from perpgym.envs.live.desk import Desk
 from perpgym.envs.live.feed import Feed, News
@@ -198,6 +198,7 @@ class LiveEnv(gym.Env[Observation, NDArray[np.float32]]):
         self._ring = Ring(
             bars, features=names[0], risk=names[1], window_bars=config.window_bars, usual_bars=usual
         )
+        warm_up(config, self.books.limits, self.tape)
         self.thread.do(lambda: self.books.see(self.tape))
         self.thread.call(self.desk.start(), is_patient=False)
         if saved is not None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from perpgym.data.bars import CLOSE, HIGH, LOW, Bars
 from perpgym.data.clock import iso
 from perpgym.data.contract import HOUR_MS, Contract
+from perpgym.data.tape import Tape
 from perpgym.envs.live.broker import BarRow, Broker, BrokerError, PriceKind
 from perpgym.envs.live.clock import Clock
 from perpgym.envs.live.ring import ClosedBar, Ring
@@ -211,6 +212,21 @@ class Feed:
             self._complain(f"the bar that opened at {iso(newest)} came too late")
             target = self.newest_open_ms()
 
+    async def bars_between(self, first_ms: int, newest_ms: int, tape: Tape) -> tuple[ClosedBar, ...]:
+        """The closed bars that opened from one moment to another, with their settlements, read once.
+
+        Args:
+            first_ms, newest_ms: opening times.
+            tape: gives the close before, for what can be believed.
+
+        Raises:
+            IncompleteBar: they are not all there.
+        """
+        reading = await self._read(first_ms, newest_ms)
+        before = tape.bar_at(first_ms) - 1
+        bars = self._bars_of(reading, np.asarray(tape.last[before, :, CLOSE]))
+        return self._with_stamps(bars, await self._all_stamps(first_ms, newest_ms + self.bar_ms))
+
     async def _read_final(self, ring: Ring, newest_ms: int) -> News:
         config = self.config
         before = min(config.refetched_bars, len(ring.tape) - 1)
@@ -255,20 +271,8 @@ class Feed:
         Raises:
             IncompleteBar: something is missing or impossible.
         """
-        last, mark, volume = reading.last.copy(), reading.mark.copy(), reading.volume.copy()
         tape = ring.tape
-        for asset, contract in enumerate(self.contracts):
-            last[asset], volume[asset] = _filled(last[asset], volume[asset], contract.symbol)
-            mark[asset], _ = _filled(mark[asset], volume[asset], contract.symbol)
-            close = float(tape.last[len(tape) - 1 - before, asset, CLOSE])
-            self._check(contract.symbol, last[asset], mark[asset], volume[asset], close, reading.first_ms)
-        bars = [
-            ClosedBar(
-                open_time_ms=reading.first_ms + i * self.bar_ms, last=last[:, i], mark=mark[:, i],
-                volume=volume[:, i], stamps=((),) * len(self.contracts),
-            )
-            for i in range(last.shape[1])
-        ]  # fmt: skip
+        bars = self._bars_of(reading, np.asarray(tape.last[len(tape) - 1 - before, :, CLOSE]))
         known = len(tape) - before
         revised = [
             bar
@@ -280,6 +284,26 @@ class Feed:
             )
         ]
         return News(bars=tuple(bars[before:]), revised=tuple(revised))
+
+    def _bars_of(self, reading: _Reading, closes: Float64) -> list[ClosedBar]:
+        """A reading as bars without settlements; ``closes`` (A,) quote, before its first one.
+
+        Raises:
+            IncompleteBar: something is missing or impossible.
+        """
+        last, mark, volume = reading.last.copy(), reading.mark.copy(), reading.volume.copy()
+        for asset, contract in enumerate(self.contracts):
+            name = contract.symbol
+            last[asset], volume[asset] = _filled(last[asset], volume[asset], name)
+            mark[asset], _ = _filled(mark[asset], volume[asset], name)
+            self._check(name, last[asset], mark[asset], volume[asset], float(closes[asset]), reading.first_ms)
+        return [
+            ClosedBar(
+                open_time_ms=reading.first_ms + i * self.bar_ms, last=last[:, i], mark=mark[:, i],
+                volume=volume[:, i], stamps=((),) * len(self.contracts),
+            )
+            for i in range(last.shape[1])
+        ]  # fmt: skip
 
     def _check(
         self, symbol: str, last: Float64, mark: Float64, volume: Float64, close: float, first_ms: int

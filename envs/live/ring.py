@@ -130,13 +130,13 @@ class Ring:
                 f"the next bar must open at {iso(self.next_open_ms)}, this one opens at "
                 f"{iso(bar.open_time_ms)}: fetch the bars between them first"
             )
-        grown = [_grown(own, bar, asset, self.keep) for asset, own in enumerate(self._bars)]
+        longer = [grown(own, bar, asset, self.keep) for asset, own in enumerate(self._bars)]
         tape = self.tape
         first = max(len(tape) + 1 - self.keep, 0)
         clock = np.append(tape.open_time_ms, bar.open_time_ms)[first:]
-        listings = [len(clock) - len(own) for own in grown]
-        stamp_start, stamp_time_ms, stamp_rate = owned_stamps(grown, listings, len(clock))
-        sigmas = [sigma_per_bar(own.slice(max(len(own) - SIGMA_LOOKBACK, 0), len(own)))[-1] for own in grown]
+        listings = [len(clock) - len(own) for own in longer]
+        stamp_start, stamp_time_ms, stamp_rate = owned_stamps(longer, listings, len(clock))
+        sigmas = [sigma_per_bar(own.slice(max(len(own) - SIGMA_LOOKBACK, 0), len(own)))[-1] for own in longer]
         self.tape = replace(
             tape,
             open_time_ms=clock,
@@ -147,13 +147,13 @@ class Ring:
             stamp_start=stamp_start,
             stamp_time_ms=stamp_time_ms,
             stamp_rate=stamp_rate,
-            features=_rolled(tape.features, _newest(grown, self._features), first),
-            risk=_rolled(tape.risk, _newest(grown, self._risk), first),
-            is_valid=_rolled(tape.is_valid, np.ones(len(grown), np.bool_), first),
+            features=_rolled(tape.features, _newest(longer, self._features), first),
+            risk=_rolled(tape.risk, _newest(longer, self._risk), first),
+            is_valid=_rolled(tape.is_valid, np.ones(len(longer), np.bool_), first),
             first_valid_bar=max(tape.first_valid_bar - first, 0),
             _cache={},
         )
-        self._bars = grown
+        self._bars = longer
 
 
 def bars_kept(
@@ -172,8 +172,8 @@ def bars_kept(
     return longest_lookback((*features, *risk), bar_ms) - 1 + max(window_bars, usual_bars + 1)
 
 
-def _grown(own: Bars, bar: ClosedBar, asset: int, keep: int) -> Bars:
-    """A contract's bars with one more, at most ``keep``."""
+def grown(own: Bars, bar: ClosedBar, asset: int, keep: int) -> Bars:
+    """A contract's bars with one more, the newest ``keep`` of them."""
     stamps = bar.stamps[asset]
     longer = replace(
         own,

@@ -115,6 +115,19 @@ def test_a_policy_from_disk_decides_live_as_beside_the_env(
     assert found.counts["fills"] > 3
 
 
+def test_a_paper_account_beside_the_market_does_too(parity: ModuleType, tape: Tape) -> None:
+    """Without impact, which needs the volume of a bar that is not over."""
+    config = parity.settings(impact_coefficient=0.0, stop_loss=0.01, take_profit=0.012)
+    found = parity.compare(
+        tape, config, RiskLimits(), start_bar=parity._HISTORY, bars=50, act=parity.random_policy(1),
+        is_paper=True,
+    )  # fmt: skip
+    assert found.largest <= EXACT
+    assert found.counts["fills"] > 20
+    assert found.counts["stopped"] > 1
+    assert found.counts["funding"] > 0.0
+
+
 def test_another_fee_at_the_exchange_shows(parity: ModuleType, tape: Tape) -> None:
     config = parity.settings()
     found = parity.compare(
