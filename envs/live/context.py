@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from perpgym.data.contract import Contract
-from perpgym.envs.live.broker import AccountTruth, Broker, Order
+from perpgym.envs.live.broker import AccessDenied, AccountTruth, Broker, BrokerError, Order
 from perpgym.envs.live.holds import Holds, Level
 from perpgym.envs.live.journal import Journal, JournalBroken
 from perpgym.envs.live.order_table import OrderTable
@@ -67,6 +67,7 @@ class Context:
     Attributes:
         epoch: counts the starts; part of every client id.
         truth: the newest that the exchange said of the account.
+        marks: quote, the newest mark price by contract.
     """
 
     broker: Broker
@@ -79,6 +80,7 @@ class Context:
     counts: Counter[str] = field(default_factory=Counter)
     epoch: int = 0
     truth: AccountTruth | None = None
+    marks: Mapping[str, float] = field(default_factory=dict)
     _number: int = 0
 
     def next_id(self) -> str:
@@ -110,6 +112,13 @@ class Context:
         """Lift a hold, and say so."""
         if self.holds.clear(name):
             self.note("info", "lift", name=name)
+
+    def blame(self, error: BrokerError) -> None:
+        """The exchange could not be asked; nothing is opened until it could."""
+        if isinstance(error, AccessDenied):
+            self.hold("access", "halted", str(error))
+        else:
+            self.hold("exchange", "recovering", str(error))
 
     def break_journal(self, error: JournalBroken) -> None:
         """Nothing can be written: no new orders, exits only."""

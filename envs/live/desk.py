@@ -22,40 +22,26 @@ from perpgym.envs.live.broker import (
     Broker,
     BrokerError,
     Order,
-    OrderState,
     Rejected,
     Settings,
 )
-from perpgym.envs.live.context import PREFIX, Context, DeskTimings
-from perpgym.envs.live.instance_lock import AccountTaken, InstanceLock
+from perpgym.envs.live.context import Context, DeskTimings
+from perpgym.envs.live.instance_lock import InstanceLock
 from perpgym.envs.live.journal import Journal, JournalBroken
 from perpgym.envs.live.limits import (
     DeskLimits,
-    Piece,
-    Watchman,
     check_style,
-    pieces,
     reserved_notional,
 )
 from perpgym.envs.live.order_table import OrderTable
 from perpgym.envs.live.protection import Protection
+from perpgym.envs.live.recovery import Recovery, StartRefused
 from perpgym.envs.live.sender import Sender
+from perpgym.envs.live.trader import Trader
 from perpgym.envs.live.watch import Watch
 from perpgym.envs.live.wishes import Books, Decision, DeskStatus, Settled, Wish
 
 __all__ = ["Decision", "Desk", "DeskLimits", "DeskStatus", "DeskTimings", "Settled", "StartRefused", "Wish"]
-
-# trading rules are in force, or the contract is being closed: the exchange takes at most what closes
-_ONLY_EXITS = frozenset({-4140, -4141, -4192, -4400})
-# filters that changed under us
-_FILTER_CODES = frozenset({-1111, -1013, -4003, -4004, -4005, -4014, -4023, -4164})
-# nothing to reduce, or other exits rest that reduce it already
-_NOTHING_TO_REDUCE = frozenset({-2022, -4118})
-_OLD_MARGIN_CODES = frozenset({-2027, -2028})
-
-
-class StartRefused(Exception):  # noqa: N818 - what is wrong with the account
-    """The desk will not trade on this account as it is."""
 
 
 class Desk:
@@ -82,18 +68,18 @@ class Desk:
     ) -> None:
         self._x = x = Context(broker=broker, journal=journal, books=books, timings=timings or DeskTimings())
         self.settings = settings
-        self._watchman = Watchman(limits or DeskLimits())
         self._sender = Sender(x)
         self._keeper = Bookkeeper(x)
+        self._trader = Trader(x, self._sender, self._keeper, limits or DeskLimits())
         self._protection = Protection(x, self._sender)
-        self._watch = Watch(self, x, self._keeper)
+        self._recovery = Recovery(x, self._sender, self._keeper, self._protection)
+        self._watch = Watch(self, x, self._keeper, self._recovery)
         self._lock = InstanceLock(lock_folder or user_state_path("perpgym") / "locks", broker.account_id)
         # one at a time: decisions, settlements, comparisons
         self._turn = asyncio.Lock()
         # somebody wants to stop: what waits gives way
         self._is_urgent = False
         self._is_running = False
-        self._marks: Mapping[str, float] = {}
         self._settings_at = -float("inf")
         self._status = DeskStatus(state="stopped")
 
@@ -109,11 +95,12 @@ class Desk:
         """
         x = self._x
         self._lock.acquire()
+        self._is_urgent = False
         try:
             x.hold("start", "starting", "not started yet")
             x.epoch = x.journal.begin_epoch()
             x.table = OrderTable(x.journal.orders())
-            truth = await self._until(self._open, x.timings.start_s)
+            truth = await self._until(x.timings.start_s)
             self._watch.start()
             self._is_running = True
             await self._watch.wait_heard(x.timings.start_s)
@@ -134,14 +121,13 @@ class Desk:
             self._keeper.take()
         return fresh or truth
 
-    async def _until(self, step: Any, seconds: float) -> AccountTruth:
+    async def _until(self, seconds: float) -> AccountTruth:
         """Try again what the exchange did not answer."""
         loop = asyncio.get_running_loop()
         until, wait_s = loop.time() + seconds, self._x.timings.first_wait_s
         while True:
             try:
-                truth: AccountTruth = await step()
-                return truth
+                return await self._recovery.open(self.settings)
             except (Rejected, AccessDenied) as error:
                 raise StartRefused(str(error)) from error
             except BrokerError as error:
@@ -150,78 +136,6 @@ class Desk:
                 self._x.note("warning", "start_waits", why=str(error))
                 await asyncio.sleep(wait_s)
                 wait_s = min(2.0 * wait_s, self._x.timings.longest_wait_s)
-
-    async def _open(self) -> AccountTruth:
-        x = self._x
-        await x.broker.open()
-        x.contracts = await x.broker.contracts()
-        if x.journal.meta("began_ms") is None:
-            x.journal.set_meta("began_ms", str(x.broker.now_ms()))
-        self._keeper.begin(int(x.journal.meta("began_ms") or 0))
-        truth = await x.broker.account()
-        self._check_strangers(truth)
-        await self._check_status(truth)
-        await x.broker.set_up(self.settings)
-        return await self.recover()
-
-    def _check_strangers(self, truth: AccountTruth) -> None:
-        """Raises AccountTaken where orders rest that another perpgym sent."""
-        x = self._x
-        others = [
-            order.client_id
-            for order in (*truth.orders, *truth.stops)
-            if order.client_id.startswith(PREFIX) and order.client_id not in x.table
-        ]
-        if others:
-            raise AccountTaken(
-                f"orders of another perpgym rest on this account ({', '.join(others[:3])}): stop it and "
-                "cancel them, or start with its journal"
-            )
-
-    async def _check_status(self, truth: AccountTruth) -> None:
-        for name in self._x.contracts:
-            status = await self._x.broker.status(name)
-            if status != "trading" and truth.quantity(name) == 0.0:
-                raise StartRefused(f"{name} must be trading, is {status}; leave it out or wait")
-            if status != "trading":
-                self._x.hold(f"status {name}", "reduce_only", f"{name} is {status}")
-
-    async def recover(self) -> AccountTruth:
-        """From whatever was left to: no unsure order, books = account, no resting order, stops in place."""
-        x = self._x
-        for order in x.table.open() + x.table.open(stops=True):
-            if order.state is OrderState.PREPARED:
-                # it was never sent: one look is proof enough
-                found = await x.broker.find(order.client_id, order.contract, order.is_stop)
-                if found is None:
-                    self._sender.drop(order, "a restart came before it was sent")
-                else:
-                    x.report(found, "found")
-            elif order in x.table.unsure():
-                self._sender.look_for(order.client_id)
-        if not await self._sender.wait_resolved(x.timings.settle_s):
-            x.note("alarm", "still_unknown", orders=[o.client_id for o in x.table.unsure()])
-        truth = await self._keeper.open()
-        if x.journal.meta("began_wallet") is None:
-            known = sum(row.amount for row in x.journal.incomes())
-            x.journal.set_meta("began_wallet", repr(truth.wallet - known))
-        await self._sender.cancel_all(x.table.open(), x.timings.settle_s)
-        if x.table.open():
-            x.hold("orders", "recovering", "resting orders could not be cancelled")
-        truth, differences = await self._keeper.reconcile()
-        if differences:
-            self._keeper.adopt(truth, differences)
-        self._keeper.take()
-        await self._protection.check()
-        await self._protection.hold()
-        await self.arm()
-        self._marks = await x.broker.mark_prices()
-        return truth
-
-    async def arm(self) -> None:
-        """Tell the exchange that somebody is here."""
-        for name in self._x.contracts:
-            await self._x.broker.arm_dead_man(name, self._x.timings.dead_man_ms)
 
     async def _let_go(self) -> None:
         self._is_running = False
@@ -264,7 +178,6 @@ class Desk:
         for wish in wishes:
             check_style(wish.style)
         async with self._turn:
-            self._is_urgent = False
             try:
                 return await self._trade(decision, wishes, observation)
             finally:
@@ -282,107 +195,24 @@ class Desk:
         if "access" in x.holds:
             # each further request would be one more with a bad key
             return []
-        await self._clear_the_book()
+        await self._trader.clear_the_book()
         try:
             await self._keeper.collect()
             x.truth = await x.broker.account()
-            self._marks = await x.broker.mark_prices()
+            x.marks = await x.broker.mark_prices()
         except BrokerError as error:
-            self.blame(error)
-        orders: list[Order] = []
-        for order in self._sender.prepare(self._plan(wishes), decision.id):
-            orders += await self._send(order)
+            self._x.blame(error)
+        orders = await self._trader.carry_out(wishes, decision.id)
         await self._after_sending(orders)
-        return self._fresh(orders)
-
-    async def _clear_the_book(self) -> None:
-        """What rests was another decision's."""
-        x = self._x
-        if await self._sender.cancel_all(x.table.open(), x.timings.settle_s):
-            x.lift("orders")
-        else:
-            x.hold("orders", "recovering", "resting orders could not be cancelled")
-
-    def _plan(self, wishes: Sequence[Wish]) -> list[Order]:
-        """Orders within holds and limits, exits first."""
-        x = self._x
-        assert x.truth is not None
-        moved = {fill.contract for fill in self._keeper.fills}
-        planned: list[Piece] = []
-        for wish in wishes:
-            # a position that is not the one decided upon is not made larger
-            may_increase = not x.holds and wish.contract not in moved
-            held = x.truth.quantity(wish.contract)
-            found = pieces(wish, held, x.contracts[wish.contract], may_increase=may_increase)
-            why = self._watchman.refusal(
-                planned + found, x.truth, x.table, self._marks, x.contracts, x.broker.now_ms()
-            )
-            if why or not found:
-                reasons = (why, *x.holds.reasons, "its fills moved the position" * (wish.contract in moved))
-                x.note("warning", "wish_refused", contract=wish.contract, quantity=wish.quantity,
-                       why="; ".join(r for r in reasons if r))  # fmt: skip
-                found = [] if why else found
-            planned += found
-        planned.sort(key=lambda piece: not piece.reduce_only)
-        return [self._order(piece) for piece in planned]
-
-    def _order(self, piece: Piece) -> Order:
-        wish = piece.wish
-        return Order(
-            client_id=self._x.next_id(), contract=wish.contract, quantity=piece.quantity,
-            style=wish.style if wish.style in ("limit", "post_only") else "market",
-            price=None if wish.style == "market" else wish.limit_price, reduce_only=piece.reduce_only,
-        )  # fmt: skip
-
-    async def _send(self, order: Order) -> list[Order]:
-        """One prepared order, unless something has come between, and what a refused exit is followed by."""
-        x = self._x
-        if not order.reduce_only:
-            if x.holds:
-                return [self._sender.drop(order, "; ".join(x.holds.reasons))]
-            self._watchman.count(x.broker.now_ms())
-        after = await self._sender.send(order)
-        error = self._sender.refusals.get(order.client_id)
-        return [after] if error is None else [after, *await self._meet_refusal(after, error)]
-
-    async def _meet_refusal(self, order: Order, error: BrokerError) -> list[Order]:
-        x = self._x
-        code = error.code if isinstance(error, Rejected) else 0
-        if code in _ONLY_EXITS:
-            x.hold("rules", "reduce_only", str(error))
-        elif code in _FILTER_CODES | _OLD_MARGIN_CODES:
-            x.contracts = await x.broker.contracts()
-        if order.reduce_only and code in _NOTHING_TO_REDUCE | _FILTER_CODES:
-            return await self._close_again(order)
-        return []
-
-    async def _close_again(self, order: Order) -> list[Order]:
-        """An exit was refused: others may be in its way, or it is flat. Once more, with the rest."""
-        x = self._x
-        truth = await x.broker.account()
-        held = truth.quantity(order.contract)
-        for other in truth.orders:
-            # an exit of somebody else's is in the way as well as one of ours
-            if other.reduce_only and other.contract == order.contract:
-                await self._sender.cancel_other(other)
-        if held * order.quantity >= 0.0:
-            return []
-        size = min(abs(held), abs(order.quantity))
-        wish = Wish(
-            contract=order.contract, quantity=size if order.quantity > 0.0 else -size, reduce_only=True
-        )
-        again = [self._order(p) for p in pieces(wish, held, x.contracts[order.contract], may_increase=False)]
-        return [await self._sender.send(piece) for piece in self._sender.prepare(again)]
+        return [x.table[order.client_id] for order in orders]
 
     async def _after_sending(self, orders: Sequence[Order]) -> None:
         """Book what filled, protect it, and wait for what is not known."""
         if any(order.filled for order in orders):
             await self.protect()
-        if await self._wait(self._sender.wait_resolved) and any(o.filled for o in self._fresh(orders)):
+        is_known = await self._wait(self._sender.wait_resolved)
+        if is_known and any(self._x.table[order.client_id].filled for order in orders):
             await self.protect()
-
-    def _fresh(self, orders: Sequence[Order]) -> list[Order]:
-        return [self._x.table[order.client_id] for order in orders]
 
     async def _wait(self, until: Any) -> bool:
         """Wait in short steps, for at most ``settle_s``, unless somebody wants to stop."""
@@ -399,7 +229,7 @@ class Desk:
             await self._keeper.collect()
             await self._protection.hold()
         except BrokerError as error:
-            self.blame(error)
+            self._x.blame(error)
 
     # --- settling ---
 
@@ -435,7 +265,7 @@ class Desk:
         try:
             return await self.reconcile()
         except BrokerError as error:
-            self.blame(error)
+            self._x.blame(error)
             return str(error)
 
     async def reconcile(self) -> str:
@@ -446,7 +276,7 @@ class Desk:
         await self._protection.check()
         is_protected = await self._protection.hold()
         if not differences:
-            self.absolve()
+            self._x.lift("exchange")
         missing = "" if is_protected else "a stop could not be placed"
         return "; ".join([*differences, missing]) if missing else "; ".join(differences)
 
@@ -464,7 +294,7 @@ class Desk:
         try:
             found = await x.broker.settings()
         except BrokerError as error:
-            self.blame(error)
+            self._x.blame(error)
             return
         self._settings_at = asyncio.get_running_loop().time()
         if found != self.settings:
@@ -474,18 +304,6 @@ class Desk:
         """Once every ``settings_s``."""
         if asyncio.get_running_loop().time() - self._settings_at >= self._x.timings.settings_s:
             await self._check_settings()
-
-    def blame(self, error: BrokerError) -> None:
-        """The exchange could not be asked."""
-        if isinstance(error, AccessDenied):
-            self._x.hold("access", "halted", str(error))
-        else:
-            self._x.hold("exchange", "recovering", str(error))
-        self.tell()
-
-    def absolve(self) -> None:
-        """The exchange answers and agrees."""
-        self._x.lift("exchange")
 
     @property
     def turn(self) -> asyncio.Lock:
@@ -500,7 +318,7 @@ class Desk:
             state=x.holds.state if self._is_running else "stopped",
             reasons=x.holds.reasons,
             unknown=tuple(order.client_id for order in x.table.unsure()),
-            reserved=0.0 if truth is None else reserved_notional(truth, x.table, self._marks),
+            reserved=0.0 if truth is None else reserved_notional(truth, x.table, x.marks),
             wallet=0.0 if truth is None else truth.wallet,
             equity=0.0 if truth is None else truth.equity,
             time_ms=x.broker.now_ms(),
@@ -558,13 +376,8 @@ class Desk:
         truth, _differences = await self._keeper.reconcile()
         held = [p for name, p in truth.positions.items() if name in x.contracts]
         for position in held:
-            if position.contract in unsure:
-                continue
-            wish = Wish(contract=position.contract, quantity=-position.quantity, reduce_only=True)
-            rules = x.contracts[position.contract]
-            orders = [self._order(p) for p in pieces(wish, position.quantity, rules, may_increase=False)]
-            for order in self._sender.prepare(orders):
-                await self._send(order)
+            if position.contract not in unsure:
+                await self._trader.close(position)
         if not held:
             await self._protection.hold()
         self.tell()
@@ -578,9 +391,9 @@ class Desk:
             x.holds.clear_halts()
             x.note("info", "resume")
             await x.broker.server_time_ms()
-            truth = await self.recover()
+            truth = await self._recovery.recover()
             await self._check_settings()
-            self.absolve()
+            self._x.lift("exchange")
             self._watch.start()
             self.tell()
             return truth

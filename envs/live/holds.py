@@ -22,12 +22,15 @@ class Holds:
     def add(self, name: str, level: Level, reason: str) -> bool:
         """Put a hold in force; whether it is new."""
         is_new = name not in self._held
-        self._held[name] = (level, reason)
+        # a new dict each time: another thread may be reading the old one
+        self._held = {**self._held, name: (level, reason)}
         return is_new
 
     def clear(self, name: str) -> bool:
         """Lift a hold; whether it was in force."""
-        return self._held.pop(name, None) is not None
+        is_held = name in self._held
+        self._held = {other: held for other, held in self._held.items() if other != name}
+        return is_held
 
     def clear_halts(self) -> None:
         """Lift what only somebody can lift."""

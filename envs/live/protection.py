@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Mapping
 
@@ -32,12 +33,18 @@ class Protection:
 
     def __init__(self, context: Context, sender: Sender) -> None:
         self._x, self._sender = context, sender
+        # whoever finds one missing places it alone
+        self._turn = asyncio.Lock()
 
     async def hold(self) -> bool:
         """Make the exchange hold what the books want; whether it does.
 
         A stop whose outcome is not known counts as there: a second one could be refused, or be one too many.
         """
+        async with self._turn:
+            return await self._hold()
+
+    async def _hold(self) -> bool:
         x = self._x
         wanted = list(x.books.wanted_stops())
         kept: list[StopWish] = []

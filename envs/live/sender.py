@@ -63,12 +63,18 @@ class Sender:
         x = self._x
         x.keep(replace(order, state=OrderState.SENT), "send")
         reach("after_mark")
+        if "journal" in x.holds and not (order.reduce_only or order.closes_position):
+            return self.drop(order, "the journal could not be written")
         x.counts["orders"] += 1
         try:
             report = await x.broker.submit(order)
         except Unknown as error:
             reach("after_send")
             return self._doubt(order.client_id, error)
+        except asyncio.CancelledError:
+            # whoever waited has gone; the order may be on its way
+            self._doubt(order.client_id, Unknown("nobody waited for the answer"))
+            raise
         except BrokerError as error:
             return self.refuse(order.client_id, error)
         reach("after_send")

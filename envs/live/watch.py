@@ -18,6 +18,7 @@ from perpgym.envs.live.broker import (
     StreamOpened,
 )
 from perpgym.envs.live.context import LOG, PREFIX, Context
+from perpgym.envs.live.recovery import Recovery
 
 if TYPE_CHECKING:
     from perpgym.envs.live.desk import Desk
@@ -29,8 +30,8 @@ _SLEPT = 3.0
 class Watch:
     """The background of one desk."""
 
-    def __init__(self, desk: Desk, context: Context, keeper: Bookkeeper) -> None:
-        self._desk, self._x, self._keeper = desk, context, keeper
+    def __init__(self, desk: Desk, context: Context, keeper: Bookkeeper, recovery: Recovery) -> None:
+        self._desk, self._x, self._keeper, self._recovery = desk, context, keeper, recovery
         self._tasks: list[asyncio.Task[None]] = []
         self._due = asyncio.Event()
         self._heard = asyncio.Event()
@@ -104,10 +105,10 @@ class Watch:
 
     async def _keep_stops(self) -> None:
         while True:
+            # no turn is waited for: a stop does not wait for what somebody else waits for
             await self._stops_due.wait()
-            async with self._desk.turn:
-                self._stops_due.clear()
-                await self._desk.protect()
+            self._stops_due.clear()
+            await self._desk.protect()
 
     async def _feel_sleep(self) -> None:
         """The machine slept, the program stood still, or the wall's clock jumped: what is known is old."""
@@ -132,7 +133,8 @@ class Watch:
                 async with self._desk.turn:
                     await self._look()
             except BrokerError as error:
-                self._desk.blame(error)
+                x.blame(error)
+                self._desk.tell()
 
     async def _look(self) -> None:
         x, loop = self._x, asyncio.get_running_loop()
@@ -142,7 +144,7 @@ class Watch:
         await self._desk.check_settings_if_due()
         await self._desk.reconcile()
         x.lift("sleep")
-        await self._desk.arm()
+        await self._recovery.arm()
         if self._heard.is_set():
             x.lift("stream")
         if self._keeper.unheard_for(x.timings.stream_grace_s):

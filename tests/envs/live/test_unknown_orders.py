@@ -208,3 +208,39 @@ def test_a_lost_cancel_keeps_its_order_reserved_and_is_repeated(open_desk: Open)
             here.check_sound()
 
     asyncio.run(story())
+
+
+def test_an_order_that_nobody_waits_for_any_more_is_still_looked_for(open_desk: Open) -> None:
+    async def story() -> None:
+        async with open_desk() as here:
+            here.faults({"id": "F01", "path": ORDER})
+            trading = asyncio.ensure_future(here.trade(0.05))
+            while here.position == 0.0:
+                await asyncio.sleep(0.01)
+            trading.cancel()
+            await asyncio.gather(trading, return_exceptions=True)
+            assert (await here.settle()).is_whole
+            assert (len(here.orders()), len(here.stops())) == (1, 1)
+            here.check_sound()
+
+    asyncio.run(story())
+
+
+def test_a_fill_is_protected_while_something_else_is_waited_for(open_desk: Open) -> None:
+    async def story() -> None:
+        async with open_desk(timeout_ms=2_000) as here:
+            (resting,) = await here.trade(0.05, style="limit", limit_price=here.last * 0.97)
+            here.faults("F15")
+            deciding = asyncio.ensure_future(here.trade(0.05))
+            await asyncio.sleep(0.1)
+            here.admin("fill", orderId=resting.exchange_id)
+            await asyncio.sleep(0.3)
+            # the cancel hangs
+            assert not deciding.done()
+            assert len(here.stops()) == 1
+            deciding.cancel()
+            await asyncio.gather(deciding, return_exceptions=True)
+            assert (await here.settle()).is_whole
+            here.check_sound()
+
+    asyncio.run(story())
