@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from typing import Any
 
 import hydra
@@ -16,6 +15,7 @@ from perpgym.data.clock import iso
 from perpgym.envs.exchange.connect import point_at
 from perpgym.envs.live.binance import Binance, BinanceConfig
 from perpgym.envs.live.broker import Broker
+from perpgym.envs.live.clock import ReplayClock
 from perpgym.envs.live.compose import LiveSettings, make_live_env
 from perpgym.envs.live.context import DeskTimings
 from perpgym.envs.live.env import Columns, LiveConfig
@@ -97,24 +97,29 @@ def trade(call: Call, settings: LiveSettings, artifact: Artifact, keys: Keys, th
 
 
 async def make_broker(call: Call, artifact: Artifact, keys: Keys) -> Broker:
-    """The exchange that is asked for; connects to nothing yet."""
+    """The exchange that is asked for."""
     config = BinanceConfig(
         contracts=tuple(contract.symbol for contract in artifact.contracts), bar=timeframe(artifact.bar_ms),
         api_key=keys.key, secret=keys.secret, is_paced=call.exchange != "simulated",
     )  # fmt: skip
-    broker = Binance(config, point=_pointing(call))
+    if call.exchange == "simulated":
+        clock = ReplayClock()
+        # a replay may run faster than any signature is valid: it takes the world's time instead
+        broker = Binance(
+            config, point=lambda exchange: point_at(exchange, call.url), local_ms=clock.now_ms,
+            stamp_ms=lambda: int(1_000 * time.time()),
+        )  # fmt: skip
+        await clock.learn(broker.server_time_ms)
+    else:
+        broker = Binance(config, point=_to_demo if call.mode == "demo" else None)
     if call.mode != "paper":
         return broker
     return PaperBroker(broker, artifact.contracts, artifact.bar_ms, artifact.env_config)
 
 
-def _pointing(call: Call) -> Callable[[Any], Any] | None:
-    """How ccxt's exchange is turned to the account that is asked for."""
-    if call.exchange == "simulated":
-        return lambda exchange: point_at(exchange, call.url)
-    if call.mode == "demo":
-        return lambda exchange: exchange.enable_demo_trading(True)
-    return None
+def _to_demo(exchange: Any) -> None:
+    """ccxt's word for the exchange's test accounts."""
+    exchange.enable_demo_trading(True)
 
 
 def show_start(info: dict[str, Any]) -> None:

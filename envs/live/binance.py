@@ -90,6 +90,7 @@ class Binance:
         config: see there.
         point: changes the ccxt exchange before its first request, e.g. to a local server.
         local_ms: a clock that never jumps; the machine's by default.
+        stamp_ms: the clock that signed requests carry; None for the exchange's as kept here.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class Binance:
         *,
         point: Callable[[Any], Any] | None = None,
         local_ms: Callable[[], int] | None = None,
+        stamp_ms: Callable[[], int] | None = None,
     ) -> None:
         self.config = config
         exchange = Exchange(
@@ -112,7 +114,7 @@ class Binance:
         if point is not None:
             point(exchange)
         self._exchange = exchange
-        self.wire = Wire(exchange, local_ms, config.weight_per_minute)
+        self.wire = Wire(exchange, local_ms, config.weight_per_minute, stamp_ms)
         self._stream = UserStream(self.wire, self._name, keep_alive_s=config.keep_alive_s)
         self._contracts: dict[str, Contract] = {}
         # client id by the exchange's id, for trades, which carry the latter only

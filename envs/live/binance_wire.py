@@ -122,6 +122,7 @@ class Wire:
         exchange: ours; its clock is replaced.
         local_ms: a clock that never jumps.
         weight_per_minute: what the exchange admits.
+        stamp_ms: the clock that signed requests carry; None for the exchange's as kept here.
     """
 
     def __init__(
@@ -129,6 +130,7 @@ class Wire:
         exchange: Exchange,
         local_ms: Callable[[], int] | None = None,
         weight_per_minute: int = WEIGHT_PER_MINUTE,
+        stamp_ms: Callable[[], int] | None = None,
     ) -> None:
         self.exchange, self._weight_per_minute = exchange, weight_per_minute
         started_ms, started = int(time.time() * 1000), time.monotonic()
@@ -137,7 +139,7 @@ class Wire:
         self.quiet_until_ms = 0
         self._is_banned = False
         self._weight_minute = 0
-        exchange.milliseconds = self.now_ms
+        exchange.milliseconds = stamp_ms or self.now_ms
         exchange.options["maxRetriesOnFailure"] = 0
 
     def now_ms(self) -> int:

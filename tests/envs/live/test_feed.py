@@ -272,7 +272,11 @@ def test_the_exchanges_clock_is_waited_for_at_any_speed() -> None:
     async def story() -> tuple[int, int, int]:
         market = Fast()
         target = await market.server_time_ms() + 200_000
-        await ExchangeClock(market).sleep_until(target)
+        clock = ExchangeClock(market)
+        await clock.sleep_until(target)
+        before = asyncio.get_running_loop().time()
+        await clock.pause(10_000)
+        assert asyncio.get_running_loop().time() - before < 1.0
         return target, await market.server_time_ms(), market.looks
 
     target, shown, looks = asyncio.run(story())
