@@ -194,6 +194,7 @@ class Binance:
         )
 
     async def set_up(self, settings: Settings) -> None:
+        await self._check_currency()
         rows = {row["symbol"]: row for row in await self.wire.call("fapiPrivateGetSymbolConfig", {})}
         wanted_mode = "ISOLATED" if settings.margin_mode == "isolated" else "CROSSED"
         if (await self.settings()).is_hedged != settings.is_hedged:
@@ -209,6 +210,15 @@ class Binance:
         found = await self.settings()
         if found != settings:
             raise Rejected(0, f"the account must be set up as {settings}, reads back as {found}")
+
+    async def _check_currency(self) -> None:
+        """Raises Rejected where margin or fees are not in the one currency that is booked."""
+        burn = await self.wire.call("fapiPrivateGetFeeBurn", {})
+        if _flag(burn["feeBurn"]):
+            raise Rejected(0, "fees must be paid in the currency of margin, are paid in BNB: turn that off")
+        assets = await self.wire.call("fapiPrivateGetMultiAssetsMargin", {})
+        if _flag(assets["multiAssetsMargin"]):
+            raise Rejected(0, "margin must be of one currency, the multi-assets mode is on: turn it off")
 
     async def _set(self, name: str, params: Json) -> None:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 from perpgym.envs.live.broker import AccountTruth, Fill, Income
 from perpgym.envs.live.context import Context
@@ -61,7 +62,7 @@ class Bookkeeper:
         x.counts["fills"] += 1
         self.fills.append(fill)
         reach("after_fill")
-        if is_counted:
+        if is_counted and fill.contract in x.contracts:
             x.books.book_fill(fill)
         if fill.client_id is None or fill.client_id not in x.table:
             self._meet_stranger(fill)
@@ -84,10 +85,17 @@ class Bookkeeper:
         self._write(lambda: self._x.journal.income(income))
         self.income.append(income)
         if is_counted:
-            self._x.books.book_income(income)
+            self._tell_books(income)
         if income.kind == "clearance":
             self._x.hold("forced", "halted", f"a clearance fee of {income.amount:g} {income.currency}")
         return True
+
+    def _tell_books(self, income: Income) -> None:
+        """Of a contract that is not traded here every income is but a change of the wallet."""
+        x = self._x
+        if income.contract is not None and income.contract not in x.contracts:
+            income = replace(income, kind="other", contract=None)
+        x.books.book_income(income)
 
     def _write(self, write: Callable[[], object]) -> None:
         try:
@@ -122,9 +130,10 @@ class Bookkeeper:
         snapshot = journal.last_snapshot()
         if snapshot is not None:
             for fill in journal.fills(snapshot.at_ms - _OVERLAP_MS):
-                books.book_fill(fill)
+                if fill.contract in self._x.contracts:
+                    books.book_fill(fill)
             for income in journal.incomes(snapshot.at_ms - _OVERLAP_MS):
-                books.book_income(income)
+                self._tell_books(income)
         if snapshot is None or books.compare(truth):
             books.open(truth)
         return truth

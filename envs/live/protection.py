@@ -14,6 +14,8 @@ from perpgym.envs.live.sender import Sender
 
 # the price is beyond the trigger already
 _WOULD_TRIGGER = -2021
+# a stop that closes this side is there already
+_IS_THERE = -4130
 
 
 def protects(order: Order, wish: StopWish, contracts: Mapping[str, Contract]) -> bool:
@@ -72,9 +74,11 @@ class Protection:
         if after.state is not OrderState.REJECTED:
             return True
         error = self._sender.refusals.get(order.client_id)
-        if isinstance(error, Rejected) and error.code == _WOULD_TRIGGER:
+        code = error.code if isinstance(error, Rejected) else 0
+        if code == _WOULD_TRIGGER:
             return await self._close(wish)
-        return False
+        # its lists lag: the one that they do not show stands
+        return code == _IS_THERE
 
     async def _close(self, wish: StopWish) -> bool:
         """The price has passed the stop: what it protects is closed at the market."""

@@ -42,10 +42,7 @@ class Sender:
     # --- sending ---
 
     def prepare(self, orders: Sequence[Order], decision_id: int | None = None) -> list[Order]:
-        """Write intents, all or none, before anything is sent.
-
-        Without a journal only what closes goes on.
-        """
+        """Write intents, all or none, before anything is sent; ``send`` sees to it that they are written."""
         x = self._x
         reach("before_intent")
         try:
@@ -54,7 +51,6 @@ class Sender:
                     x.journal.intent(order, decision_id, x.broker.now_ms())
         except JournalBroken as error:
             x.break_journal(error)
-            orders = [o for o in orders if o.reduce_only or o.closes_position]
         reach("after_intent")
         return [x.table.put(order) for order in orders]
 
@@ -102,8 +98,8 @@ class Sender:
         return self._x.keep(replace(order, state=OrderState.ABSENT), "not sent")
 
     def lose(self, order: Order) -> Order:
-        """An order that was there and is in none of the exchange's lists any more."""
-        return self._x.keep(replace(order, state=OrderState.EXPIRED), "lost")
+        """An order that was there and is in none of the exchange's lists any more; it may come back."""
+        return self._x.keep(replace(order, state=OrderState.ABSENT), "lost")
 
     # --- finding out ---
 

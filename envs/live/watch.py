@@ -134,7 +134,7 @@ class Watch:
                     await self._look()
             except BrokerError as error:
                 x.blame(error)
-                self._desk.tell()
+            self._desk.tell()
 
     async def _look(self) -> None:
         x, loop = self._x, asyncio.get_running_loop()

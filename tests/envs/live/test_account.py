@@ -256,6 +256,27 @@ def test_a_stop_that_nobody_answers_for_is_there_once(open_desk: Open, row: str)
     asyncio.run(story())
 
 
+def test_a_stop_that_the_exchanges_lists_hide_is_not_doubled(open_desk: Open) -> None:
+    async def story() -> None:
+        async with open_desk(timings=OFTEN) as here:
+            await here.trade(0.05)
+            reply = {"kind": "reply", "method": "GET", "times": None}
+            hide = {**reply, "status": 200, "text": "[]", "path": "/fapi/v1/*AlgoOrders"}
+            deny = {**reply, "status": 400, "code": -2013, "text": "-", "path": "/fapi/v1/algoOrder"}
+            here.faults(hide, deny)
+            await until(lambda: here.desk.status().counts.get("rejects", 0) >= 2)
+            assert (await here.settle()).is_whole
+            assert len(here.venue.books.registry.algos) == 1
+            assert len(here.stops()) == 1
+            here.faults()
+            await here.trade(-0.05)
+            await here.settle()
+            assert here.stops() == []
+            here.check_sound()
+
+    asyncio.run(story())
+
+
 def test_a_stop_that_the_price_has_passed_closes_at_once(open_desk: Open) -> None:
     async def story() -> None:
         async with open_desk() as here:

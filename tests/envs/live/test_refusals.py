@@ -167,6 +167,23 @@ def test_a_setting_that_was_set_already_is_no_failure(open_desk: Open) -> None:
     asyncio.run(story())
 
 
+@pytest.mark.parametrize(
+    ("path", "answer", "why"),
+    [("feeBurn", '{"feeBurn": true}', "paid in BNB"),
+     ("multiAssetsMargin", '{"multiAssetsMargin": true}', "multi-assets mode")],
+)  # fmt: skip
+def test_an_account_of_several_currencies_is_refused(
+    open_desk: Open, path: str, answer: str, why: str
+) -> None:
+    async def story() -> None:
+        async with open_desk(start=False) as here:
+            here.faults({"kind": "reply", "status": 200, "text": answer, "path": f"/fapi/v1/{path}"})
+            with pytest.raises(StartRefused, match=why):
+                await here.desk.start()
+
+    asyncio.run(story())
+
+
 def test_an_account_that_cannot_be_set_up_is_refused(open_desk: Open) -> None:
     async def story() -> None:
         isolated = Settings(leverage={SYMBOL: 10}, margin_mode="isolated")
