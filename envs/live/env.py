@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -35,6 +35,8 @@ from perpgym.envs.spaces import LEDGER, LEDGER_COLUMNS, TOTAL_COLUMNS, window_sp
 
 _LOG = logging.getLogger(__name__)
 _DAY_MS = 86_400_000
+# how long a settlement says what is: inference and little more
+_FRESH_S = 2.0
 # summed where several bars pass in one step; of the others the last bar's count
 _SUMMED = [LEDGER[name] for name in (*TOTAL_COLUMNS, "fills")]
 _EVER = [LEDGER[name] for name in ("liquidated", "stopped", "reward_floored")]
@@ -136,6 +138,8 @@ class LiveEnv(gym.Env[Observation, NDArray[np.float32]]):
         self._buffers = StepBuffers.allocate(1, count, window, len(columns.features), len(columns.risk))
         self._totals = np.zeros(len(TOTAL_COLUMNS))
         self._ring: Ring | None = None
+        # until when what the last settlement said counts as what is
+        self._settled_until_s = 0.0
         self._observation: Observation | None = None
 
     # --- what an agent is shown ---
@@ -206,7 +210,8 @@ class LiveEnv(gym.Env[Observation, NDArray[np.float32]]):
         elif self._is_late():
             _LOG.info("the close of %s is too long ago: waiting for the next one", iso(self.close_ms))
             self._pass_without_decision()
-        return self._observe(), {"time_ms": self.close_ms, **self._desk_info()}
+        seen = self.thread.do(self._observe)
+        return seen, {"time_ms": self.close_ms, **self._desk_info()}
 
     def _saved_books(self) -> dict[str, NDArray[Any]] | None:
         """What the journal kept of the books, if it is not too old."""
@@ -240,7 +245,7 @@ class LiveEnv(gym.Env[Observation, NDArray[np.float32]]):
 
     def _pass_without_decision(self) -> None:
         news = self.thread.call(self.feed.wait(self.ring), is_patient=False)
-        self._settle(news)
+        self.thread.call(self._settle(news))
 
     # --- one decision ---
 
@@ -252,18 +257,19 @@ class LiveEnv(gym.Env[Observation, NDArray[np.float32]]):
         """
         if self._observation is None:
             raise gym.error.ResetNeeded("the live env has not started: call reset() first")
-        skipped = self._trade(np.asarray(action, np.float32).reshape(-1))
+        skipped = self.thread.call(self._trade(np.asarray(action, np.float32).reshape(-1)))
         news = self.thread.call(self.feed.wait(self.ring), is_patient=False)
-        settled, reward, is_terminated, info = self._settle(news)
+        settled, reward, is_terminated, info = self.thread.call(self._settle(news))
         info |= {"is_whole": settled.is_whole, "why": settled.why, "skipped": skipped, **self._desk_info()}
-        return self._observe(), reward, is_terminated, False, info
+        assert self._observation is not None
+        return self._observation, reward, is_terminated, False, info
 
     def _is_late(self) -> bool:
         """Whether the newest close is too long ago to decide on it."""
         return self.broker.now_ms() - self.close_ms > min(self.live.late_ms, self.feed.bar_ms // 2)
 
-    def _trade(self, action: NDArray[np.float32]) -> str:
-        """Carry out an action; returns why it was skipped, empty if it was not."""
+    async def _trade(self, action: NDArray[np.float32]) -> str:
+        """Carry out an action, in the desk thread; returns why it was skipped, empty if it was not."""
         note = ""
         if action.shape != (self._width,) or first_bad_action(action[None], self._counts) >= 0:
             note = f"the action is not finite or not in {self.action_space}: {action}; nothing is traded"
@@ -271,16 +277,16 @@ class LiveEnv(gym.Env[Observation, NDArray[np.float32]]):
             note = f"the decision for the close of {iso(self.close_ms)} came too late; nothing is traded"
         if note:
             _LOG.error(note)
-        bits = self.thread.do(lambda: self._decide(action, is_skipped=bool(note)))
+        bits = self._decide(action, is_skipped=bool(note))
         decision = Decision(
             id=self.journal.last_decision_id() + 1, bar_close_ms=self.close_ms, limits_hit=bits, note=note,
             observation_hash=observation_hash(self._observation or {}),
             action=[float(x) for x in action if math.isfinite(x)],
         )  # fmt: skip
-        wishes = [] if note else self.thread.do(self.books.wishes)
+        wishes = [] if note else self.books.wishes()
         kept = self._observation if self._keeps_observations else None
-        orders = self.thread.call(self.desk.trade(decision, wishes, kept))
-        self.thread.do(lambda: self.books.expect(orders))
+        is_settled = time.monotonic() < self._settled_until_s
+        self.books.expect(await self.desk.trade(decision, wishes, kept, is_settled=is_settled))
         return note
 
     def _decide(self, action: NDArray[np.float32], *, is_skipped: bool) -> int:
@@ -289,21 +295,25 @@ class LiveEnv(gym.Env[Observation, NDArray[np.float32]]):
             return 0
         return self.books.decide(action)
 
-    def _settle(self, news: News) -> tuple[Settled, float, bool, dict[str, Any]]:
-        """Book every bar that closed, from what the exchange says of it."""
+    async def _settle(self, news: News) -> tuple[Settled, float, bool, dict[str, Any]]:
+        """Book every bar that closed, from what the exchange says of it, and observe; in the desk thread.
+
+        Nothing is waited for once the account is settled: nobody else books in between.
+        """
         close_ms = news.bars[-1].open_time_ms + self.feed.bar_ms
-        settled = self.thread.call(self._settle_whole(close_ms, news.bars[-1]))
+        settled = await self._settle_whole(close_ms, news.bars[-1])
         if news.revised:
             _LOG.warning("%d closed bars were revised by the exchange", len(news.revised))
             self.ring.revise(news.revised)
         ledger, reward, is_over = np.zeros(len(LEDGER_COLUMNS)), 0.0, False
         for number, bar in enumerate(news.bars):
             self.ring.push(bar)
-            gained, is_terminated = self.thread.do(partial(self._close_bar, number == 0))
+            gained, is_terminated = self._close_bar(number == 0)
             reward, is_over = reward + gained, is_over or is_terminated
             _add(ledger, self.books.account.ledger, is_first=number == 0)
         if settled.is_whole:
-            self.thread.do(lambda: self.books.trust(settled.truth))
+            self.books.trust(settled.truth)
+            self._settled_until_s = time.monotonic() + _FRESH_S
         self._totals += ledger[[LEDGER[name] for name in TOTAL_COLUMNS]]
         info: dict[str, Any] = dict(zip(LEDGER_COLUMNS, ledger.tolist(), strict=True))
         info |= {
@@ -311,6 +321,7 @@ class LiveEnv(gym.Env[Observation, NDArray[np.float32]]):
         }
         info["contracts"] = self.books.account.holdings.copy()
         info["time_ms"], info["bars"] = self.close_ms, len(news.bars)
+        self._observe()
         return settled, reward, is_over, info
 
     async def _settle_whole(self, close_ms: int, bar: ClosedBar) -> Settled:
@@ -334,7 +345,7 @@ class LiveEnv(gym.Env[Observation, NDArray[np.float32]]):
         return self.books.close_bar(self.tape)
 
     def _observe(self) -> Observation:
-        self._observation = self.thread.do(lambda: self.books.observe(self.tape, self._buffers))
+        self._observation = self.books.observe(self.tape, self._buffers)
         return self._observation
 
     def _desk_info(self) -> dict[str, Any]:
