@@ -117,6 +117,7 @@ class Binance:
         self.wire = Wire(exchange, local_ms, config.weight_per_minute, stamp_ms)
         self._stream = UserStream(self.wire, self._name, keep_alive_s=config.keep_alive_s)
         self._contracts: dict[str, Contract] = {}
+        self._currency = ""
         # client id by the exchange's id, for trades, which carry the latter only
         self._client_ids: dict[str, str] = {}
 
@@ -164,6 +165,15 @@ class Binance:
         for name in self.config.contracts:
             if name not in self._exchange.markets:
                 raise Rejected(-1121, f"{name} is not traded here")
+<<<<<<< HEAD
+=======
+            self._contracts[name] = await self._read_contract(name)
+        currencies = sorted({self._exchange.markets[name]["settle"] for name in self._contracts})
+        if len(currencies) > 1:
+            raise Rejected(0, f"contracts must have one currency of margin, had {' and '.join(currencies)}")
+        self._currency = currencies[0]
+        return dict(self._contracts)
+>>>>>>> wt-desk
 
     async def _read_contract(self, name: str) -> Contract:
         symbol = {"symbol": self._symbol(name)}
@@ -244,10 +254,12 @@ class Binance:
             symbol = {"symbol": self._symbol(name)}
             orders += await self.wire.call("fapiPrivateGetOpenOrders", symbol)
             stops += await self.wire.call("fapiPrivateGetOpenAlgoOrders", symbol)
+        money = [row for row in account["assets"] if row["asset"] == self._currency]
         return AccountTruth(
             time_ms=self.now_ms(),
-            wallet=float(account["totalWalletBalance"]),
-            equity=float(account["totalMarginBalance"]),
+            # the exchange's totals are of USDT only
+            wallet=sum(float(row["walletBalance"]) for row in money),
+            equity=sum(float(row["marginBalance"]) for row in money),
             positions={position.contract: position for position in positions},
             orders=tuple(self._order(row) for row in orders),
             stops=tuple(read_algo(row, self._name) for row in stops),
@@ -308,7 +320,7 @@ class Binance:
             rows += found
             if len(found) < _PAGE:
                 break
-        return [read_income(row, self._name) for row in rows]
+        return [read_income(row, self._name) for row in rows if row["asset"] == self._currency]
 
     # --- orders ---
 

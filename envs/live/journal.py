@@ -1,9 +1,7 @@
 """What survives a crash: decisions, intents, what became of them, fills, income, in one SQLite file.
 
-Written before anything is sent. Intents are flushed to the disk (WAL, ``synchronous=FULL``), and with them
-whatever came before; what follows from them survives the program at once and a power cut with the next flush,
-for the exchange tells it again. One process writes. No pickle: arrays are ``npz``, everything else JSON or
-plain columns.
+Written before anything is sent and flushed to the disk (WAL, ``synchronous=FULL``). One process writes. No
+pickle: arrays are ``npz``, everything else JSON or plain columns.
 """
 
 from __future__ import annotations
@@ -102,7 +100,7 @@ class Journal:
             self._db = sqlite3.connect(path, timeout=busy_s, isolation_level=None, check_same_thread=False)
             self._db.row_factory = sqlite3.Row
             self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=NORMAL")
+            self._db.execute("PRAGMA synchronous=FULL")
             (found,) = self._db.execute("PRAGMA quick_check").fetchone()
             if found != "ok":
                 raise JournalBroken(f"{path} is damaged: {found}; keep it aside and start with a new journal")
@@ -148,9 +146,8 @@ class Journal:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Everything written inside, and all before, is on the disk afterwards; or nothing of the inside."""
+        """Everything written inside reaches the disk at once, or nothing."""
         with self._lock:
-            self._write("PRAGMA synchronous=FULL", ())
             self._write("BEGIN IMMEDIATE", ())
             try:
                 yield
@@ -159,7 +156,6 @@ class Journal:
                     self._db.execute("ROLLBACK")
                 raise
             self._write("COMMIT", ())
-            self._write("PRAGMA synchronous=NORMAL", ())
 
     # --- what is known of the journal itself ---
 
