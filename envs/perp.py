@@ -16,6 +16,7 @@ from perpgym.data.contract import Contract
 from perpgym.data.tape import Tape
 from perpgym.envs.account import EQUITY, STOP_PRICE
 from perpgym.envs.config import EnvConfig
+from perpgym.envs.observation import single_observation
 from perpgym.envs.render import EpisodeRecord, Step, draw
 from perpgym.envs.risk.limits import RiskLimits
 from perpgym.envs.spaces import (
@@ -238,19 +239,7 @@ class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
         self._look_at_the_account()
 
     def _observe(self, bar: int, seen: _Seen) -> Observation:
-        """The observation at the close of a bar; copies, which may be kept and changed."""
-        tape = self.tape
-        window = slice(bar + 1 - self._window, bar + 1)
-        observation: Observation = {
-            "account": seen.account.copy(),
-            "portfolio": seen.portfolio.copy(),
-            "market": tape.features[window].copy(),
-            "risk": tape.risk[window].copy(),
-            "clock": np.array([tape.clock(bar)]),
-        }
-        if len(tape.contracts) > 1:
-            observation["valid"] = tape.is_valid[window].astype(np.float32)
-        return observation
+        return single_observation(self.tape, self._window, bar, seen.account, seen.portfolio)
 
     def _time_ms(self, bar: int) -> int:
         return self.tape.open_time_ms.item(bar) + self.tape.bar_ms

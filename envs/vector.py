@@ -22,7 +22,6 @@ from perpgym.envs.batch import (
     copy_final_windows,
     copy_windows,
     first_bad_action,
-    observe_batch,
     restart_batch,
     step_batch,
 )
@@ -32,8 +31,9 @@ from perpgym.envs.config import EnvConfig
 from perpgym.envs.fees import TRADED_COLUMNS
 from perpgym.envs.finer import Finer
 from perpgym.envs.masks import mask_batch
+from perpgym.envs.observation import as_rows, observation_dict, write_observation
 from perpgym.envs.risk.limits import RiskLimits
-from perpgym.envs.rules import frozen, make_world
+from perpgym.envs.rules import make_world
 from perpgym.envs.spaces import (
     LEDGER_COLUMNS,
     TOTAL_COLUMNS,
@@ -143,7 +143,7 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
     def _read_tape(self) -> None:
         """What the kernels see of the tape."""
         self._world = make_world(self.tape, self.config, self.limits, self._finer)
-        self._features, self._risk = _rows(self.tape.features), _rows(self.tape.risk)
+        self._features, self._risk = as_rows(self.tape.features), as_rows(self.tape.risk)
 
     def _allocate(self) -> None:
         n, p, a = self.num_envs, self.n_paths, len(self.tape.contracts)
@@ -207,8 +207,7 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
     def observe_into(self, out: StepBuffers) -> None:
         """Write the present observation, without stepping (after ``load_state_dict``)."""
         out.bar[:] = np.repeat(self._state.path_bar, self.accounts_per_path)
-        observe_batch(self._world, self._state, out.bar, out.account, out.portfolio)
-        self._copy_windows(out)
+        write_observation(self._world, self._state, self._features, self._risk, self.config.window_bars, out)
 
     def step_into(self, actions: NDArray[np.float32], out: StepBuffers) -> None:
         """Book one bar for every account, restart what ended, write ``out``.
@@ -396,40 +395,16 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
 
     def observation(self, out: StepBuffers) -> dict[str, NDArray[Any]]:
         """The observation as Gymnasium's dictionary, copied out of the buffers."""
-        return self._as_dict(out.bar, out.account, out.portfolio, out.market, out.risk)
+        return observation_dict(self.tape, out.bar, out.account, out.portfolio, out.market, out.risk)
 
     def final_observation(self, out: StepBuffers) -> dict[str, NDArray[Any]]:
         """The observation before the restart, as :meth:`observation`; meaningful where done."""
-        return self._as_dict(
-            out.final_bar, out.final_account, out.final_portfolio, out.final_market, out.final_risk
+        return observation_dict(
+            self.tape, out.final_bar, out.final_account, out.final_portfolio, out.final_market, out.final_risk
         )
-
-    def _as_dict(
-        self,
-        bar: NDArray[np.int64],
-        account: NDArray[np.float32],
-        portfolio: NDArray[np.float32],
-        market: NDArray[np.float32] | None,
-        risk: NDArray[np.float32] | None,
-    ) -> dict[str, NDArray[Any]]:
-        observation: dict[str, NDArray[Any]] = {"account": account.copy(), "portfolio": portfolio.copy()}
-        if market is None or risk is None:
-            observation["bar"] = bar[:, None].copy()
-            return observation
-        observation["market"], observation["risk"] = market.copy(), risk.copy()
-        observation["clock"] = self.tape.clock(bar[:, None])
-        if len(self.tape.contracts) > 1:
-            window = np.arange(1 - market.shape[1], 1)
-            observation["valid"] = self.tape.is_valid[bar[:, None] + window].astype(np.float32)  # N R A
-        return observation
 
     def as_sb3(self) -> SB3PerpVecEnv:
         """Stable-Baselines3's face on this env."""
         from perpgym.envs.sb3 import SB3PerpVecEnv
 
         return SB3PerpVecEnv(self)
-
-
-def _rows(columns: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(T, A, F) as (T, A * F), sharing memory."""
-    return frozen(frozen(columns).reshape(columns.shape[0], -1))

@@ -90,6 +90,7 @@ class Binance:
         config: see there.
         point: changes the ccxt exchange before its first request, e.g. to a local server.
         local_ms: a clock that never jumps; the machine's by default.
+        stamp_ms: the clock that signed requests carry; None for the exchange's as kept here.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class Binance:
         *,
         point: Callable[[Any], Any] | None = None,
         local_ms: Callable[[], int] | None = None,
+        stamp_ms: Callable[[], int] | None = None,
     ) -> None:
         self.config = config
         exchange = Exchange(
@@ -112,9 +114,10 @@ class Binance:
         if point is not None:
             point(exchange)
         self._exchange = exchange
-        self.wire = Wire(exchange, local_ms, config.weight_per_minute)
+        self.wire = Wire(exchange, local_ms, config.weight_per_minute, stamp_ms)
         self._stream = UserStream(self.wire, self._name, keep_alive_s=config.keep_alive_s)
         self._contracts: dict[str, Contract] = {}
+        self._currency = ""
         # client id by the exchange's id, for trades, which carry the latter only
         self._client_ids: dict[str, str] = {}
 
@@ -146,14 +149,26 @@ class Binance:
     # --- rules and settings ---
 
     async def contracts(self) -> Mapping[str, Contract]:
+        await self._read_names()
+        for name in self.config.contracts:
+            self._contracts[name] = await self._read_contract(name)
+        currencies = sorted({self._exchange.markets[name]["settle"] for name in self._contracts})
+        if len(currencies) > 1:
+            raise Rejected(0, f"contracts must have one currency of margin, had {' and '.join(currencies)}")
+        self._currency = currencies[0]
+        return dict(self._contracts)
+
+    async def open_market(self) -> None:
+        """Enough to read the market: the clock and the contracts' names; needs no key."""
+        await self.wire.sync_clock()
+        await self._read_names()
+
+    async def _read_names(self) -> None:
         info = await self.wire.call("fapiPublicGetExchangeInfo", {})
-        markets = self._exchange.parse_markets(info["symbols"])
-        self._exchange.set_markets(markets)
+        self._exchange.set_markets(self._exchange.parse_markets(info["symbols"]))
         for name in self.config.contracts:
             if name not in self._exchange.markets:
                 raise Rejected(-1121, f"{name} is not traded here")
-            self._contracts[name] = await self._read_contract(name)
-        return dict(self._contracts)
 
     async def _read_contract(self, name: str) -> Contract:
         symbol = {"symbol": self._symbol(name)}
@@ -234,10 +249,12 @@ class Binance:
             symbol = {"symbol": self._symbol(name)}
             orders += await self.wire.call("fapiPrivateGetOpenOrders", symbol)
             stops += await self.wire.call("fapiPrivateGetOpenAlgoOrders", symbol)
+        money = [row for row in account["assets"] if row["asset"] == self._currency]
         return AccountTruth(
             time_ms=self.now_ms(),
-            wallet=float(account["totalWalletBalance"]),
-            equity=float(account["totalMarginBalance"]),
+            # the exchange's totals are of USDT only
+            wallet=sum(float(row["walletBalance"]) for row in money),
+            equity=sum(float(row["marginBalance"]) for row in money),
             positions={position.contract: position for position in positions},
             orders=tuple(self._order(row) for row in orders),
             stops=tuple(read_algo(row, self._name) for row in stops),
@@ -248,6 +265,14 @@ class Binance:
         for name in self.config.contracts:
             row = await self.wire.call("fapiPublicGetPremiumIndex", {"symbol": self._symbol(name)})
             out[name] = float(row["markPrice"])
+        return out
+
+    async def last_prices(self) -> Mapping[str, float]:
+        """The price of every contract's newest trade, quote."""
+        out = {}
+        for name in self.config.contracts:
+            row = await self.wire.call("fapiPublicV2GetTickerPrice", {"symbol": self._symbol(name)})
+            out[name] = float(row["price"])
         return out
 
     def _order(self, row: Json) -> Order:
@@ -290,7 +315,7 @@ class Binance:
             rows += found
             if len(found) < _PAGE:
                 break
-        return [read_income(row, self._name) for row in rows]
+        return [read_income(row, self._name) for row in rows if row["asset"] == self._currency]
 
     # --- orders ---
 

@@ -118,6 +118,7 @@ class Wire(RestWire):
         exchange: ours; its clock is replaced.
         local_ms: a clock that never jumps.
         weight_per_minute: what the exchange admits.
+        stamp_ms: the clock that signed requests carry; None for the exchange's as kept here.
     """
 
     clock_codes = _CLOCK_CODES
@@ -127,11 +128,14 @@ class Wire(RestWire):
         exchange: Exchange,
         local_ms: Callable[[], int] | None = None,
         weight_per_minute: int = WEIGHT_PER_MINUTE,
+        stamp_ms: Callable[[], int] | None = None,
     ) -> None:
         super().__init__(exchange, local_ms)
         self._weight_per_minute = weight_per_minute
         self._is_banned = False
         self._weight_minute = 0
+        if stamp_ms is not None:
+            exchange.milliseconds = stamp_ms
 
     async def _server_ms(self) -> int:
         return int((await self.call("fapiPublicGetTime", {}))["serverTime"])

@@ -12,7 +12,7 @@ from perpgym.envs.live.crash_points import reach
 from perpgym.envs.live.journal import JournalBroken
 
 # trades and income are asked for again from so long before the newest known: late rows have earlier times
-_OVERLAP_MS = 60_000
+OVERLAP_MS = 60_000
 # of orders that the exchange sends for us: liquidation, auto-deleveraging, settlement of what is delisted
 FORCED_PREFIXES = ("autoclose-", "adl_autoclose", "settlement_autoclose-")
 _TRIES = 4
@@ -41,7 +41,7 @@ class Bookkeeper:
         known = journal.fills()
         self._seen_fills = {(fill.contract, fill.trade_id) for fill in known}
         self._seen_income = {row.income_id for row in journal.incomes()}
-        self._since_ms = max([since_ms, *(fill.time_ms - _OVERLAP_MS for fill in known[-1:])])
+        self._since_ms = max([since_ms, *(fill.time_ms - OVERLAP_MS for fill in known[-1:])])
 
     def book_fill(self, fill: Fill, *, is_heard: bool, is_counted: bool = True) -> bool:
         """A trade; whether it is new.
@@ -113,7 +113,7 @@ class Bookkeeper:
         for income in await x.broker.income(self._since_ms):
             new += self.book_income(income, is_counted=is_counted)
         newest = [*(fill.time_ms for fill in self.fills), *(row.time_ms for row in self.income)]
-        self._since_ms = max([self._since_ms, *(time_ms - _OVERLAP_MS for time_ms in newest)])
+        self._since_ms = max([self._since_ms, *(time_ms - OVERLAP_MS for time_ms in newest)])
         return new
 
     async def open(self) -> AccountTruth:
@@ -129,10 +129,10 @@ class Bookkeeper:
                 break
         snapshot = journal.last_snapshot()
         if snapshot is not None:
-            for fill in journal.fills(snapshot.at_ms - _OVERLAP_MS):
+            for fill in journal.fills(snapshot.at_ms - OVERLAP_MS):
                 if fill.contract in self._x.contracts:
                     books.book_fill(fill)
-            for income in journal.incomes(snapshot.at_ms - _OVERLAP_MS):
+            for income in journal.incomes(snapshot.at_ms - OVERLAP_MS):
                 self._tell_books(income)
         if snapshot is None or books.compare(truth):
             books.open(truth)

@@ -166,11 +166,20 @@ class Desk:
         decision: Decision,
         wishes: Sequence[Wish],
         observation: Mapping[str, NDArray[Any]] | None = None,
+        *,
+        is_settled: bool = False,
     ) -> list[Order]:
         """Carry wishes out as far as holds and limits admit; exits first.
 
         The decision and every order are on the disk before the first is sent. An order whose outcome is not
         known within ``settle_s`` comes back as it is then and is looked for until it is known.
+
+        Args:
+            decision: what was decided.
+            wishes: because of it.
+            observation: what was seen, for the journal.
+            is_settled: a settlement has just said what account, settings and marks are; they are not asked
+                for again, unless something rests or has filled since.
 
         Returns:
             The orders, as far as they are known.
@@ -179,29 +188,38 @@ class Desk:
             check_style(wish.style)
         async with self._turn:
             try:
-                return await self._trade(decision, wishes, observation)
+                return await self._trade(decision, wishes, observation, is_settled=is_settled)
             finally:
                 self.tell()
 
     async def _trade(
-        self, decision: Decision, wishes: Sequence[Wish], observation: Mapping[str, NDArray[Any]] | None
+        self,
+        decision: Decision,
+        wishes: Sequence[Wish],
+        observation: Mapping[str, NDArray[Any]] | None,
+        *,
+        is_settled: bool,
     ) -> list[Order]:
         x = self._x
         try:
             x.journal.decision(decision, wishes, x.broker.now_ms(), observation)
         except JournalBroken as error:
             x.break_journal(error)
-        await self._check_settings()
+        # what rests or has filled since would be news
+        is_settled = is_settled and not x.table.open() and not self._keeper.fills
+        if not is_settled:
+            await self._check_settings()
         if "access" in x.holds:
             # each further request would be one more with a bad key
             return []
         await self._trader.clear_the_book()
-        try:
-            await self._keeper.collect()
-            x.truth = await x.broker.account()
-            x.marks = await x.broker.mark_prices()
-        except BrokerError as error:
-            self._x.blame(error)
+        if not is_settled:
+            try:
+                await self._keeper.collect()
+                x.truth = await x.broker.account()
+                x.marks = await x.broker.mark_prices()
+            except BrokerError as error:
+                self._x.blame(error)
         orders = await self._trader.carry_out(wishes, decision.id)
         await self._after_sending(orders)
         return [x.table[order.client_id] for order in orders]
@@ -263,7 +281,10 @@ class Desk:
         if not await self._sender.wait_resolved(x.timings.first_wait_s):
             return f"not known: {', '.join(o.client_id for o in x.table.unsure())}"
         try:
-            return await self.reconcile()
+            why = await self.reconcile()
+            x.marks = await x.broker.mark_prices()
+            await self._check_settings()
+            return why
         except BrokerError as error:
             self._x.blame(error)
             return str(error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from perpgym.envs.live.bookkeeping import Bookkeeper
+from perpgym.envs.live.bookkeeping import OVERLAP_MS, Bookkeeper
 from perpgym.envs.live.broker import AccountTruth, Order, OrderState, Settings
 from perpgym.envs.live.context import PREFIX, Context
 from perpgym.envs.live.instance_lock import AccountTaken
@@ -33,7 +33,8 @@ class Recovery:
         await x.broker.open()
         x.contracts = await x.broker.contracts()
         if x.journal.meta("began_ms") is None:
-            x.journal.set_meta("began_ms", str(x.broker.now_ms()))
+            # clocks differ; what the exchange did before the start is written down and not booked
+            x.journal.set_meta("began_ms", str(x.broker.now_ms() - OVERLAP_MS))
         self._keeper.begin(int(x.journal.meta("began_ms") or 0))
         truth = await x.broker.account()
         self._meet_strangers(truth)

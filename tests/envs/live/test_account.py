@@ -224,6 +224,24 @@ def test_a_liquidation_ends_trading(open_desk: Open) -> None:
     asyncio.run(story())
 
 
+@pytest.mark.parametrize("is_heard", [True, False])
+def test_what_the_exchange_closes_by_force_ends_trading(open_desk: Open, is_heard: bool) -> None:
+    async def story() -> None:
+        async with open_desk() as here:
+            await here.trade(0.05)
+            await here.settle()
+            here.faults({"kind": "drop_event", "times": 0 if is_heard else None})
+            here.admin("order", symbol="TESTUSDT", side="SELL", type="MARKET", quantity=0.05, reduceOnly=True,
+                       newClientOrderId="adl_autoclose")  # fmt: skip
+            assert (await here.settle()).is_whole
+            assert here.desk.status().state == "halted"
+            assert await here.trade(0.05) == []
+            assert (here.position, here.stops()) == (0.0, [])
+            here.check_sound()
+
+    asyncio.run(story())
+
+
 def test_a_lost_stop_is_replaced_once(open_desk: Open) -> None:
     async def story() -> None:
         async with open_desk(timings=OFTEN) as here:

@@ -276,6 +276,24 @@ def test_what_cannot_be_cancelled_is_cancelled_by_the_exchange(open_desk: Open) 
     asyncio.run(story())
 
 
+def test_what_a_stop_could_not_cancel_the_next_start_does(open_desk: Open) -> None:
+    async def story() -> None:
+        async with open_desk(timings={"settle_s": 0.2}) as here:
+            await here.trade(0.05, style="limit", limit_price=here.last * 0.97)
+            here.faults({"kind": "reply", "status": 503, "text": "-", "method": "DELETE", "times": None})
+            await here.desk.stop()
+            here.journal.close()
+            assert len(here.resting()) == 1
+            here.faults()
+            here.build()
+            await here.desk.start()
+            assert here.resting() == []
+            assert here.desk.status().state == "ready"
+            here.check_sound()
+
+    asyncio.run(story())
+
+
 def test_neither_journal_nor_log_holds_a_secret(open_desk: Open, caplog: pytest.LogCaptureFixture) -> None:
     async def story() -> None:
         with caplog.at_level("DEBUG"):

@@ -156,6 +156,8 @@ def test_a_fill_that_the_stream_loses_is_found_in_the_account(open_desk: Open) -
             settled = await here.settle()
             assert settled.is_whole
             assert [fill.quantity for fill in settled.fills] == [0.05]
+            known = {o.client_id: o for o in here.journal.orders()}[order.client_id]
+            assert (known.state, known.filled) == (OrderState.FILLED, 0.05)
             assert len(here.stops()) == 1
             here.check_sound()
 

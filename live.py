@@ -1,0 +1,151 @@
+"""Trade with a trained run: python live.py run=RUN_FOLDER exchange=simulated mode=paper|demo|live."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from perpgym.agents.artifact import Artifact
+from perpgym.agents.trained import TrainedAgent
+from perpgym.data.clock import iso
+from perpgym.envs.exchange.connect import point_at
+from perpgym.envs.live.binance import Binance, BinanceConfig
+from perpgym.envs.live.broker import Broker
+from perpgym.envs.live.clock import ReplayClock
+from perpgym.envs.live.compose import LiveSettings, make_live_env
+from perpgym.envs.live.context import DeskTimings
+from perpgym.envs.live.env import Columns, LiveConfig
+from perpgym.envs.live.feed import FeedConfig
+from perpgym.envs.live.journal import Journal
+from perpgym.envs.live.limits import DeskLimits
+from perpgym.envs.live.paper import PaperBroker
+from perpgym.envs.live.thread import DeskThread
+from perpgym.experiments.command_line import run
+from perpgym.experiments.console import CONSOLE, errors_in_words, set_up_log
+from perpgym.experiments.live_account import (
+    Call,
+    Keys,
+    check_rules,
+    in_policy_order,
+    load_policy,
+    plain,
+    read_keys,
+    timeframe,
+)
+from perpgym.experiments.live_run import Decided, Stop, run_live
+from perpgym.experiments.market import set_threads
+from perpgym.experiments.settings import build
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="live")
+def main(config: DictConfig) -> None:
+    """Load the policy, take the account, trade until somebody stops it."""
+    set_up_log()
+    with errors_in_words():
+        values: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+        call = build(plain(values), Call, "live")
+        settings = read_settings(values["settings"])
+        artifact = load_policy(call)
+        keys = read_keys(call, os.environ)
+        # one decision at a time: more threads would only wait for each other
+        set_threads(1)
+        with DeskThread() as thread:
+            trade(call, settings, artifact, keys, thread)
+
+
+def read_settings(sections: dict[str, Any]) -> LiveSettings:
+    """The rooms' settings."""
+    kinds: dict[str, Any] = {
+        "feed": FeedConfig,
+        "live": LiveConfig,
+        "desk": DeskLimits,
+        "timings": DeskTimings,
+    }
+    parts = {name: build(sections.pop(name, None), kind, f"settings.{name}") for name, kind in kinds.items()}
+    return build({**sections, **parts}, LiveSettings, "settings")
+
+
+def trade(call: Call, settings: LiveSettings, artifact: Artifact, keys: Keys, thread: DeskThread) -> None:
+    """Compose the account and run it."""
+    broker = thread.call(make_broker(call, artifact, keys))
+    thread.call(broker.open())
+    rules = thread.call(broker.contracts())
+    for text in check_rules(artifact, rules, is_change_accepted=call.accept_changed_rules):
+        CONSOLE.print(f"[yellow]rules have changed since training: {text}")
+    journal = Journal.open(call.journal_path())
+    env = make_live_env(
+        broker, journal, thread, config=artifact.env_config, limits=artifact.limits,
+        contracts=in_policy_order(artifact, rules), bar_ms=artifact.bar_ms, settings=settings,
+        columns=Columns(features=artifact.feature_names, risk=artifact.risk_names),
+    )  # fmt: skip
+    agent = TrainedAgent(artifact.policy, config=artifact.env_config)
+    stop = Stop(thread, call.kill_path())
+    CONSOLE.print(
+        f"{call.exchange}, {call.mode}; journal {journal.path}; stop with Ctrl-C or {call.kill_path()}"
+    )
+    with stop.listening():
+        why = run_live(
+            env, agent, stop, on_stop=call.on_stop, decisions=call.decisions, on_start=show_start,
+            on_decision=show, seconds=time.perf_counter,
+        )  # fmt: skip
+    journal.close()
+    CONSOLE.print(f"stopped ({call.on_stop}): {why}")
+
+
+async def make_broker(call: Call, artifact: Artifact, keys: Keys) -> Broker:
+    """The exchange that is asked for."""
+    config = BinanceConfig(
+        contracts=tuple(contract.symbol for contract in artifact.contracts), bar=timeframe(artifact.bar_ms),
+        api_key=keys.key, secret=keys.secret, is_paced=call.exchange != "simulated",
+    )  # fmt: skip
+    if call.exchange == "simulated":
+        clock = ReplayClock()
+        # a replay may run faster than any signature is valid: it takes the world's time instead
+        broker = Binance(
+            config, point=lambda exchange: point_at(exchange, call.url), local_ms=clock.now_ms,
+            stamp_ms=lambda: int(1_000 * time.time()),
+        )  # fmt: skip
+        await clock.learn(broker.server_time_ms)
+    else:
+        broker = Binance(config, point=_to_demo if call.mode == "demo" else None)
+    if call.mode != "paper":
+        return broker
+    return PaperBroker(broker, artifact.contracts, artifact.bar_ms, artifact.env_config)
+
+
+def _to_demo(exchange: Any) -> None:
+    """ccxt's word for the exchange's test accounts."""
+    exchange.enable_demo_trading(True)
+
+
+def show_start(info: dict[str, Any]) -> None:
+    """One line when everything is ready."""
+    CONSOLE.print(f"{iso(info['time_ms'])}  ready; desk {info['desk']} {'; '.join(info['reasons'])}")
+
+
+def show(decided: Decided) -> None:
+    """One line a decision."""
+    info = decided.info
+    notes = [
+        f"desk {info['desk']}",
+        *info["reasons"],
+        info["skipped"],
+        "" if info["is_whole"] else info["why"],
+    ]
+    if info["bars"] > 1:
+        notes.append(f"{info['bars']} bars without a decision between")
+    CONSOLE.print(
+        f"{iso(info['time_ms'])}  #{decided.number}  equity {info['equity']:,.2f}  exposure "
+        f"{info['exposure']:+.3f}  fills {info['fills']:.0f}  costs "
+        f"{info['fees'] + info['spread'] + info['impact']:.2f}  funding {info['funding']:+.2f}  "
+        f"{1e3 * decided.seconds:.1f} ms  {'; '.join(note for note in notes if note)}",
+        soft_wrap=True,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    run(main, "live")

@@ -1,0 +1,118 @@
+"""Real money is armed by two acts in two places, keys come from the environment, and rules must be known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from perpgym.data.contract import load_contract
+from perpgym.experiments.live_account import Call, Keys, check_rules, read_keys, timeframe
+
+LIVE = Call(run="r", exchange="binanceusdm", mode="live", armed=True)
+KEY, SECRET = "a-live-key-WXYZ", "a-secret"
+ENVIRONMENT = {
+    "PERPGYM_BINANCEUSDM_LIVE_KEY": KEY, "PERPGYM_BINANCEUSDM_LIVE_SECRET": SECRET, "PERPGYM_LIVE": "WXYZ",
+}  # fmt: skip
+BITCOIN = load_contract("BTC/USDT:USDT")
+
+
+def trained_on(*contracts: Any) -> Any:
+    """All of an artifact that rules are compared with."""
+    return SimpleNamespace(contracts=contracts)
+
+
+def test_both_acts_and_the_keys_arm_real_money() -> None:
+    assert read_keys(LIVE, ENVIRONMENT) == Keys(key=KEY, secret=SECRET)
+
+
+@pytest.mark.parametrize(
+    ("call", "missing", "says"),
+    [
+        (replace(LIVE, armed=False), None, "armed=true"),
+        (LIVE, "PERPGYM_LIVE", "PERPGYM_LIVE"),
+        (LIVE, "PERPGYM_BINANCEUSDM_LIVE_KEY", ".env.example"),
+        (LIVE, "PERPGYM_BINANCEUSDM_LIVE_SECRET", "PERPGYM_BINANCEUSDM_LIVE_SECRET"),
+    ],
+)
+def test_real_money_is_not_traded_without_each_of_them(call: Call, missing: str | None, says: str) -> None:
+    environment = {name: value for name, value in ENVIRONMENT.items() if name != missing}
+    with pytest.raises(ValueError, match=says):
+        read_keys(call, environment)
+
+
+def test_the_second_act_names_the_account() -> None:
+    with pytest.raises(ValueError, match="last four"):
+        read_keys(LIVE, {**ENVIRONMENT, "PERPGYM_LIVE": "ABCD"})
+
+
+def test_the_keys_of_the_test_account_are_others() -> None:
+    with pytest.raises(ValueError, match="PERPGYM_BINANCEUSDM_DEMO_KEY"):
+        read_keys(replace(LIVE, mode="demo"), ENVIRONMENT)
+
+
+def test_paper_needs_no_key() -> None:
+    assert read_keys(Call(run="r", exchange="binanceusdm", mode="paper"), {}) == Keys(key="", secret="")
+
+
+def test_no_secret_is_shown() -> None:
+    keys = read_keys(LIVE, ENVIRONMENT)
+    assert SECRET not in repr(keys)
+    with pytest.raises(ValueError, match="armed") as caught:
+        read_keys(LIVE, {**ENVIRONMENT, "PERPGYM_LIVE": ""})
+    assert KEY not in str(caught.value)
+    assert SECRET not in str(caught.value)
+
+
+def test_testnet_is_the_demo_account() -> None:
+    assert Call(run="r", exchange="binanceusdm", mode="testnet").mode == "demo"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"exchange": "kraken"}, "exchange must be one of"),
+        ({"mode": "real"}, "mode must be one of"),
+        ({"on_stop": "panic"}, "on_stop must be one of"),
+        ({"exchange": "simulated", "mode": "live"}, "no real money"),
+        ({"decisions": 0}, "decisions"),
+    ],
+)
+def test_an_account_that_does_not_exist_is_refused(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        Call(**{"run": "r", **changes})
+
+
+def test_the_rules_of_training_are_the_exchanges() -> None:
+    assert check_rules(trained_on(BITCOIN), {BITCOIN.symbol: BITCOIN}, is_change_accepted=False) == []
+
+
+def test_changed_rules_are_named_and_traded_on_only_if_accepted() -> None:
+    now = {BITCOIN.symbol: replace(BITCOIN, tick_size=0.5, taker_rate=0.001)}
+    with pytest.raises(ValueError, match=r"tick_size.*accept_changed_rules"):
+        check_rules(trained_on(BITCOIN), now, is_change_accepted=False)
+    changed = check_rules(trained_on(BITCOIN), now, is_change_accepted=True)
+    assert len(changed) == 2
+    assert "0.5" in changed[0]
+
+
+@pytest.mark.parametrize(
+    "now", [{}, {BITCOIN.symbol: replace(BITCOIN, contract_size=10.0)}], ids=["missing", "another size"]
+)
+def test_another_contract_is_never_traded(now: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="does not fit this exchange"):
+        check_rules(trained_on(BITCOIN), now, is_change_accepted=True)
+
+
+def test_bars_have_the_exchanges_names() -> None:
+    assert [timeframe(minutes * 60_000) for minutes in (1, 15, 60, 240, 1_440)] == [
+        "1m",
+        "15m",
+        "1h",
+        "4h",
+        "1d",
+    ]
+    with pytest.raises(ValueError, match="no exchange"):
+        timeframe(7 * 60_000)
