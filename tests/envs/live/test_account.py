@@ -20,7 +20,7 @@ SYMBOL = "TEST/USDT:USDT"
 OFTEN = {"reconcile_s": 0.03}
 
 
-async def until(is_so: Callable[[], bool], seconds: float = 1.5) -> None:
+async def until(is_so: Callable[[], bool], seconds: float = 8.0) -> None:
     """Wait until something is so; fails after so long."""
     deadline = time.monotonic() + seconds
     while not is_so():
@@ -80,6 +80,24 @@ def test_a_connection_that_is_cut_is_opened_anew(open_desk: Open, code: int) -> 
             await until(lambda: here.desk.status().state == "ready")
             await here.trade(0.05)
             assert here.position == 0.05
+            here.check_sound()
+
+    asyncio.run(story())
+
+
+def test_a_stream_that_ends_by_a_mistake_of_ours_is_begun_anew(
+    open_desk: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        async with open_desk() as here:
+            # no message: the reader fails on it before anything can be made of it
+            monkeypatch.setattr(here.broker._stream, "ignored", None)
+            here.admin("event", e="STRATEGY_UPDATE")
+            await until(lambda: noted(here, "hold") == 2)
+            monkeypatch.undo()
+            await until(lambda: here.desk.status().state == "ready")
+            await here.trade(0.05)
+            await until(lambda: here.desk.status().counts.get("fills") == 1)
             here.check_sound()
 
     asyncio.run(story())
@@ -262,7 +280,7 @@ def test_a_lost_stop_is_replaced_once(open_desk: Open) -> None:
 @pytest.mark.parametrize("row", ["F01", "F02", "F03", "F08"])
 def test_a_stop_that_nobody_answers_for_is_there_once(open_desk: Open, row: str) -> None:
     async def story() -> None:
-        async with open_desk(timings=OFTEN) as here:
+        async with open_desk(timings=OFTEN, timeout_ms=300) as here:
             here.faults(row, path="/fapi/v1/algoOrder")
             await here.trade(0.05)
             await until(lambda: len(here.stops()) == 1 and here.desk.status().state == "ready")
@@ -318,7 +336,7 @@ def test_maintenance_is_waited_for_and_the_account_looked_at_after_it(open_desk:
             await until(lambda: here.desk.status().state == "recovering")
             assert await here.trade(0.05) == []
             here.faults()
-            await until(lambda: here.desk.status().state == "ready", 3.0)
+            await until(lambda: here.desk.status().state == "ready")
             assert (await here.settle()).is_whole
             here.check_sound()
 
