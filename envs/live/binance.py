@@ -152,6 +152,10 @@ class Binance:
         await self._read_names()
         for name in self.config.contracts:
             self._contracts[name] = await self._read_contract(name)
+        currencies = sorted({self._exchange.markets[name]["settle"] for name in self._contracts})
+        if len(currencies) > 1:
+            raise Rejected(0, f"contracts must have one currency of margin, had {' and '.join(currencies)}")
+        self._currency = currencies[0]
         return dict(self._contracts)
 
     async def open_market(self) -> None:
@@ -165,15 +169,6 @@ class Binance:
         for name in self.config.contracts:
             if name not in self._exchange.markets:
                 raise Rejected(-1121, f"{name} is not traded here")
-<<<<<<< HEAD
-=======
-            self._contracts[name] = await self._read_contract(name)
-        currencies = sorted({self._exchange.markets[name]["settle"] for name in self._contracts})
-        if len(currencies) > 1:
-            raise Rejected(0, f"contracts must have one currency of margin, had {' and '.join(currencies)}")
-        self._currency = currencies[0]
-        return dict(self._contracts)
->>>>>>> wt-desk
 
     async def _read_contract(self, name: str) -> Contract:
         symbol = {"symbol": self._symbol(name)}
