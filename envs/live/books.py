@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perpgym.data.bars import CLOSE
+from perpgym.data.contract import Contract
 from perpgym.data.tape import Tape
 from perpgym.envs.account import (
     EQUITY,
@@ -61,7 +62,7 @@ from perpgym.envs.masks import mask_batch
 from perpgym.envs.observation import as_rows, observation_dict, write_observation
 from perpgym.envs.orders import is_reduce_only
 from perpgym.envs.risk.limits import RiskLimits
-from perpgym.envs.rules import make_world, market_arrays
+from perpgym.envs.rules import make_world, market_arrays, settle_currency
 from perpgym.envs.spaces import LEDGER, TOTAL_COLUMNS
 
 Float64 = NDArray[np.float64]
@@ -107,6 +108,7 @@ class Books:
         self.config, self.limits = config, limits
         self.wallet_tolerance = wallet_tolerance
         self.world: World | None = None
+        self._contracts: tuple[Contract, ...] = ()
         self._symbols: tuple[str, ...] = ()
         self._now = 0
         self._close_ms = 0
@@ -118,6 +120,7 @@ class Books:
         """Take the newest bars; the last one has just closed, or is the newest there is at the start."""
         if self.world is None:
             self.world = make_world(tape, self.config, self.limits)
+            self._contracts = tape.contracts
             self._symbols = tuple(contract.symbol for contract in tape.contracts)
             self.account, self._base = (make_account(len(self._symbols)) for _ in range(2))
         else:
@@ -171,7 +174,9 @@ class Books:
         row = np.zeros(EVENT_COLUMNS)
         row[EVENT_ASSET] = self._asset(fill.contract)
         row[EVENT_QUANTITY], row[EVENT_PRICE] = fill.quantity, fill.price
-        row[EVENT_AMOUNT], row[EVENT_IS_MAKER] = fill.fee, float(fill.is_maker)
+        # a fee in another currency is paid from another wallet
+        is_ours = fill.fee_currency == settle_currency(self._contracts[int(row[EVENT_ASSET])])
+        row[EVENT_AMOUNT], row[EVENT_IS_MAKER] = fill.fee if is_ours else 0.0, float(fill.is_maker)
         row[EVENT_KIND] = self._kind_of(fill, int(row[EVENT_ASSET]))
         self._book(_Event(time_ms=fill.time_ms, row=row, client_id=fill.client_id or ""))
 

@@ -274,6 +274,23 @@ def test_a_deposit_is_no_profit(make_tape: MakeTape) -> None:
     assert books.equity == 15_000.0
 
 
+def test_a_fee_in_another_currency_leaves_this_wallet_alone(make_tape: MakeTape) -> None:
+    tape = make_tape(bars=30, seed=1)
+    wallets = []
+    for currency in ("USDT", "BNB"):
+        books = Books(settings(), FREE)
+        books.see(cut(tape, 10))
+        books.open(truth(10_000.0))
+        books.book_fill(
+            Fill(
+                trade_id="1", contract=tape.contracts[0].symbol, quantity=0.1, price=30_000.0, fee=1.2,
+                fee_currency=currency, time_ms=0,
+            )
+        )  # fmt: skip
+        wallets.append(books.wallet)
+    assert wallets == pytest.approx([9_998.8, 10_000.0])
+
+
 def test_books_that_were_saved_go_on_as_if_nothing_had_been(make_tape: MakeTape) -> None:
     tape = make_tape(bars=60, seed=4, wick=0.004)
     config = settings(stop_loss=0.02)
