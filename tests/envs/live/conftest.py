@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,8 @@ from perpgym.envs.live.wishes import Decision, Settled, Wish
 SYMBOL = "TEST/USDT:USDT"
 SETTINGS = Settings(leverage={SYMBOL: 10})
 QUICK = {
-    "first_wait_s": 0.02, "longest_wait_s": 0.1, "absent_after_s": 0.15, "absent_asks": 2, "settle_s": 1.0,
-    "start_s": 3.0, "reconcile_s": 60.0, "settings_s": 60.0, "stream_grace_s": 0.1,
+    "first_wait_s": 0.02, "longest_wait_s": 0.1, "absent_after_s": 0.15, "absent_asks": 2, "settle_s": 5.0,
+    "start_s": 10.0, "reconcile_s": 60.0, "settings_s": 60.0, "stream_grace_s": 0.1,
 }  # fmt: skip
 
 
@@ -119,7 +119,7 @@ class Here:
         self.broker = Binance(
             BinanceConfig(
                 contracts=(SYMBOL,), api_key="key", secret="secret", is_paced=False,
-                timeout_ms=settings.get("timeout_ms", 300),
+                timeout_ms=settings.get("timeout_ms", 2_000),
                 keep_alive_s=settings.get("keep_alive_s", 1_200.0),
                 weight_per_minute=settings.get("weight_per_minute", 1_000_000),
             ),
@@ -218,14 +218,6 @@ class Here:
         assert abs(booked - self.venue.books.wallet) <= 1e-8
 
 
-async def until(is_so: Callable[[], bool], seconds: float = 1.5) -> None:
-    """Wait until something is so; fails after so long."""
-    deadline = asyncio.get_running_loop().time() + seconds
-    while not is_so():
-        assert asyncio.get_running_loop().time() < deadline, "it did not come to pass"
-        await asyncio.sleep(0.01)
-
-
 Open = Callable[..., AbstractAsyncContextManager[Here]]
 
 
@@ -265,9 +257,3 @@ def open_desk(live_tape: Tape, make_tape: Callable[..., Tape], tmp_path: Path) -
                 await here.close()
 
     return opening
-
-
-@pytest.fixture(scope="session")
-def play() -> Callable[[Coroutine[Any, Any, None]], None]:
-    """Run a story to its end."""
-    return asyncio.run

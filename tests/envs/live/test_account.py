@@ -20,7 +20,7 @@ SYMBOL = "TEST/USDT:USDT"
 OFTEN = {"reconcile_s": 0.03}
 
 
-async def until(is_so: Callable[[], bool], seconds: float = 1.5) -> None:
+async def until(is_so: Callable[[], bool], seconds: float = 8.0) -> None:
     """Wait until something is so; fails after so long."""
     deadline = time.monotonic() + seconds
     while not is_so():
@@ -262,7 +262,7 @@ def test_a_lost_stop_is_replaced_once(open_desk: Open) -> None:
 @pytest.mark.parametrize("row", ["F01", "F02", "F03", "F08"])
 def test_a_stop_that_nobody_answers_for_is_there_once(open_desk: Open, row: str) -> None:
     async def story() -> None:
-        async with open_desk(timings=OFTEN) as here:
+        async with open_desk(timings=OFTEN, timeout_ms=300) as here:
             here.faults(row, path="/fapi/v1/algoOrder")
             await here.trade(0.05)
             await until(lambda: len(here.stops()) == 1 and here.desk.status().state == "ready")
@@ -318,7 +318,7 @@ def test_maintenance_is_waited_for_and_the_account_looked_at_after_it(open_desk:
             await until(lambda: here.desk.status().state == "recovering")
             assert await here.trade(0.05) == []
             here.faults()
-            await until(lambda: here.desk.status().state == "ready", 3.0)
+            await until(lambda: here.desk.status().state == "ready")
             assert (await here.settle()).is_whole
             here.check_sound()
 

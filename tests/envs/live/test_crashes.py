@@ -297,7 +297,7 @@ def test_what_a_stop_could_not_cancel_the_next_start_does(open_desk: Open) -> No
 def test_neither_journal_nor_log_holds_a_secret(open_desk: Open, caplog: pytest.LogCaptureFixture) -> None:
     async def story() -> None:
         with caplog.at_level("DEBUG"):
-            async with open_desk(timings={"reconcile_s": 0.05}) as here:
+            async with open_desk(timings={"reconcile_s": 0.05}, timeout_ms=300) as here:
                 here.faults("F01", "F02", "F04", {"id": "F46", "times": 5})
                 await here.trade(0.05)
                 await here.settle()

@@ -24,7 +24,7 @@ def test_an_unanswered_order_is_looked_for_and_never_sent_again(
     open_desk: Open, row: str, is_executed: bool
 ) -> None:
     async def story() -> None:
-        async with open_desk() as here:
+        async with open_desk(timeout_ms=300) as here:
             here.faults(row, path=ORDER)
             (order,) = await here.trade(0.05)
             assert here.hits() == 1
