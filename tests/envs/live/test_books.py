@@ -260,6 +260,21 @@ def test_a_difference_is_told_in_words(make_tape: MakeTape) -> None:
     assert symbol in found[1]
 
 
+def test_a_settlement_that_is_told_a_moment_late_belongs_to_its_bar(make_tape: MakeTape) -> None:
+    tape = make_tape(bars=30, seed=1)
+    books = Books(settings(), FREE)
+    books.see(cut(tape, 10))
+    books.open(truth(10_000.0))
+    books.keep_still()
+    symbol, close_ms = tape.contracts[0].symbol, int(tape.open_time_ms[11])
+    books.book_income(
+        Income(income_id="1", kind="funding", amount=-7.0, contract=symbol, time_ms=close_ms + 2_000)
+    )
+    books.close_bar(cut(tape, 11))
+    assert books.equity == 9_993.0
+    assert books.account.ledger[LEDGER["funding"]] == -7.0
+
+
 def test_a_deposit_is_no_profit(make_tape: MakeTape) -> None:
     tape = make_tape(bars=30, seed=1)
     books = Books(settings(), FREE)
