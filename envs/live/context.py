@@ -85,8 +85,12 @@ class Context:
 
     def next_id(self) -> str:
         """A client id that was never used and never will be."""
-        self._number += 1
-        return f"{PREFIX}{self.journal.tag}{self.epoch}-{self._number}"
+        while True:
+            self._number += 1
+            client_id = f"{PREFIX}{self.journal.tag}{self.epoch}-{self._number}"
+            # a damaged journal may have lost how far it had counted
+            if client_id not in self.table:
+                return client_id
 
     def is_ours(self, client_id: str) -> bool:
         """Whether this journal's program sent it, in any of its starts."""

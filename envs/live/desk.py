@@ -115,11 +115,16 @@ class Desk:
     async def _again(self, truth: AccountTruth) -> AccountTruth:
         """What happened before the stream could be heard."""
         async with self._turn:
-            fresh, differences = await self._keeper.reconcile()
+            try:
+                truth, differences = await self._keeper.reconcile()
+            except BrokerError as error:
+                # the next look tries again
+                self._x.blame(error)
+                return truth
             if differences:
-                self._keeper.adopt(fresh, differences)
+                self._keeper.adopt(truth, differences)
             self._keeper.take()
-        return fresh or truth
+        return truth
 
     async def _until(self, seconds: float) -> AccountTruth:
         """Try again what the exchange did not answer."""
@@ -151,8 +156,9 @@ class Desk:
         self._is_urgent = True
         async with self._turn:
             try:
-                await self._sender.cancel_all(x.table.open(), x.timings.settle_s)
-                for name in x.contracts:
+                # while something rests, the exchange is to cancel it in time
+                is_clear = await self._sender.cancel_all(x.table.open(), x.timings.settle_s)
+                for name in x.contracts if is_clear else ():
                     await x.broker.arm_dead_man(name, 0)
             except BrokerError as error:
                 x.note("alarm", "stop_incomplete", why=str(error))

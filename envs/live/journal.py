@@ -24,6 +24,7 @@ from perpgym.envs.live.broker import AccountTruth, Fill, Income, Order, OrderSta
 from perpgym.envs.live.wishes import Decision, Wish
 
 SCHEMA_VERSION = 1
+_BOOKS_KEPT = 100
 Arrays = Mapping[str, NDArray[Any]]
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -241,6 +242,11 @@ class Journal:
         self._write(
             "INSERT INTO snapshots VALUES (?, ?, ?, ?, ?, ?)",
             (truth.time_ms, bar_close_ms, truth.wallet, truth.equity, json.dumps(held), pack(books)),
+        )
+        # what the books remember is large, and only the newest is gone on from
+        self._write(
+            "UPDATE snapshots SET books = NULL WHERE rowid = (SELECT max(rowid) FROM snapshots) - ?",
+            (_BOOKS_KEPT,),
         )
 
     def agent_state(self, decision_id: int, state: Arrays) -> None:

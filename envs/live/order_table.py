@@ -58,6 +58,8 @@ class OrderTable:
 
     def __init__(self, orders: Iterable[Order] = ()) -> None:
         self._orders = {order.client_id: order for order in orders}
+        # those that have not ended: few, of many
+        self._open = {name: order for name, order in self._orders.items() if not order.state.is_final}
         self.changed = asyncio.Event()
 
     def __getitem__(self, client_id: str) -> Order:
@@ -68,7 +70,9 @@ class OrderTable:
 
     def put(self, order: Order) -> Order:
         """Enter an order, or its new state."""
-        self._orders[order.client_id] = order
+        self._orders[order.client_id] = self._open[order.client_id] = order
+        if order.state.is_final:
+            del self._open[order.client_id]
         self.changed.set()
         return order
 
@@ -87,11 +91,11 @@ class OrderTable:
 
     def open(self, *, stops: bool = False) -> list[Order]:
         """Plain orders, or stops, that have not ended."""
-        return [o for o in self._orders.values() if not o.state.is_final and o.is_stop == stops]
+        return [o for o in self._open.values() if o.is_stop == stops]
 
     def unsure(self) -> list[Order]:
         """Orders of which nobody knows whether they exist."""
-        return [o for o in self._orders.values() if o.state in UNSURE_STATES]
+        return [o for o in self._open.values() if o.state in UNSURE_STATES]
 
     def reserved(self, contract: str) -> tuple[float, float]:
         """(base bought, base sold < 0) that open and unsure orders may still add to the position."""

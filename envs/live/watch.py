@@ -63,6 +63,16 @@ class Watch:
     # --- the stream ---
 
     async def _listen(self) -> None:
+        """Ends with the broker; whatever else ends it leaves the desk deaf until the next look."""
+        try:
+            await self._hear_all()
+        except Exception:
+            LOG.exception("the user stream has ended")
+            self._heard.clear()
+            self._x.hold("stream", "recovering", "the user stream has ended")
+            self._due.set()
+
+    async def _hear_all(self) -> None:
         async for happening in self._x.broker.events():
             try:
                 self._hear(happening)
@@ -141,6 +151,7 @@ class Watch:
         if "sleep" in x.holds or loop.time() - self._clock_at >= x.timings.clock_s:
             await x.broker.server_time_ms()
             self._clock_at = loop.time()
+        self.start()
         await self._desk.check_settings_if_due()
         await self._desk.reconcile()
         x.lift("sleep")

@@ -44,7 +44,6 @@ class Wish:
         quantity: base, signed: what to trade, not what to hold.
         limit_price: quote; of limit and post-only wishes.
         reduce_only: it may only make the position smaller.
-        stop_distance: fraction of the price, of the protective stop that the agent chose with it.
 
     Raises:
         ValueError: a number is not finite or not positive where it must be.
@@ -55,7 +54,6 @@ class Wish:
     style: WishStyle = "market"
     limit_price: float | None = None
     reduce_only: bool = False
-    stop_distance: float | None = None
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.quantity) or self.quantity == 0.0:

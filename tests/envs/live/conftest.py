@@ -244,7 +244,7 @@ def open_desk(live_tape: Tape, make_tape: Callable[..., Tape], tmp_path: Path) -
             engine=engine, clock=Clock(engine.now_ms, 0.0), keys=Keys(is_strict=True),
             limits=Limits(is_enforced=limits_enforced), has_admin=True,
         )  # fmt: skip
-        async with asyncio.timeout(20), serving(venue) as server:
+        async with asyncio.timeout(60), serving(venue) as server:
             here = Here(server, tmp_path, settings)
             desk = here.build()
             try:

@@ -85,6 +85,24 @@ def test_a_connection_that_is_cut_is_opened_anew(open_desk: Open, code: int) -> 
     asyncio.run(story())
 
 
+def test_a_stream_that_ends_by_a_mistake_of_ours_is_begun_anew(
+    open_desk: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        async with open_desk() as here:
+            # no message: the reader fails on it before anything can be made of it
+            monkeypatch.setattr(here.broker._stream, "ignored", None)
+            here.admin("event", e="STRATEGY_UPDATE")
+            await until(lambda: noted(here, "hold") == 2)
+            monkeypatch.undo()
+            await until(lambda: here.desk.status().state == "ready")
+            await here.trade(0.05)
+            await until(lambda: here.desk.status().counts.get("fills") == 1)
+            here.check_sound()
+
+    asyncio.run(story())
+
+
 @pytest.mark.parametrize("row", ["F38", "F39"])
 def test_events_that_come_twice_or_out_of_order_count_once(open_desk: Open, row: str) -> None:
     async def story() -> None:

@@ -294,6 +294,54 @@ def test_what_a_stop_could_not_cancel_the_next_start_does(open_desk: Open) -> No
     asyncio.run(story())
 
 
+@pytest.mark.parametrize("is_clear", [True, False])
+def test_the_dead_mans_switch_outlives_a_stop_that_left_orders(open_desk: Open, is_clear: bool) -> None:
+    async def story() -> None:
+        async with open_desk(timings={"settle_s": 0.2, "dead_man_ms": 60_000}) as here:
+            await here.trade(0.05, style="limit", limit_price=here.last * 0.97)
+            busy = {"kind": "reply", "status": 503, "text": "-", "method": "DELETE", "times": None}
+            here.faults(*([] if is_clear else [busy]))
+            await here.desk.stop()
+            assert len(here.resting()) == int(not is_clear)
+            assert bool(here.venue.engine.countdowns) is not is_clear
+            here.venue.clock.move_to(here.venue.clock.now_ms() + 61_000)
+            here.server.pass_time()
+            assert here.resting() == []
+
+    asyncio.run(story())
+
+
+def test_orders_that_a_damaged_journal_lost_are_taken_back(open_desk: Open) -> None:
+    async def story() -> None:
+        async with open_desk(start=False) as here:
+            name = f"pg{here.journal.tag}1-1"
+            here.admin("order", symbol="TESTUSDT", side="BUY", type="LIMIT", timeInForce="GTC", quantity=0.05,
+                       price=round(here.last * 0.97, 1), newClientOrderId=name)  # fmt: skip
+            await here.desk.start()
+            assert here.resting() == []
+            (order,) = here.journal.orders()
+            assert (order.client_id, order.state) == (name, OrderState.CANCELLED)
+            assert here.desk.status().state == "ready"
+            (after,) = await here.trade(0.05)
+            assert after.client_id != name
+            here.check_sound()
+
+    asyncio.run(story())
+
+
+def test_a_start_waits_for_an_exchange_that_does_not_answer(open_desk: Open) -> None:
+    async def story() -> None:
+        async with open_desk(start=False) as here:
+            here.faults("F46", times=30, until_ms=2**60)
+            await here.desk.start()
+            assert here.hits() == 30
+            await here.trade(0.05)
+            assert here.position == 0.05
+            here.check_sound()
+
+    asyncio.run(story())
+
+
 def test_neither_journal_nor_log_holds_a_secret(open_desk: Open, caplog: pytest.LogCaptureFixture) -> None:
     async def story() -> None:
         with caplog.at_level("DEBUG"):

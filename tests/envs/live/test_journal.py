@@ -90,6 +90,19 @@ def test_snapshots_and_agents_come_back(path: Path) -> None:
             journal.agent_state(5, {"trap": np.array([object()])})
 
 
+def test_of_old_snapshots_the_numbers_are_kept_and_the_memory_is_not(path: Path) -> None:
+    with closing(Journal.open(path)) as journal:
+        for close in range(103):
+            truth = AccountTruth(time_ms=close, wallet=float(close), equity=float(close))
+            journal.snapshot(truth, close, {"wallet": np.array(close)})
+        with closing(sqlite3.connect(path)) as other:
+            kept = other.execute("SELECT count(*), count(books), min(wallet) FROM snapshots").fetchone()
+        assert kept == (103, 100, 0.0)
+        found = journal.last_snapshot()
+        assert found is not None
+        assert int(found.books["wallet"]) == 102
+
+
 def test_decisions_events_and_starts_are_counted(path: Path) -> None:
     decision = Decision(id=12, bar_close_ms=5, observation_hash="ab", action=[0.5], note="why")
     with closing(Journal.open(path)) as journal:
