@@ -14,15 +14,17 @@ from perpgym.agents.trained import TrainedAgent
 from perpgym.data.clock import iso
 from perpgym.envs.exchange.connect import point_at
 from perpgym.envs.live.binance import Binance, BinanceConfig
-from perpgym.envs.live.broker import Broker
+from perpgym.envs.live.broker import Broker, BrokerError
 from perpgym.envs.live.clock import ReplayClock
 from perpgym.envs.live.compose import LiveSettings, make_live_env
 from perpgym.envs.live.context import DeskTimings
 from perpgym.envs.live.env import Columns, LiveConfig
-from perpgym.envs.live.feed import FeedConfig
-from perpgym.envs.live.journal import Journal
+from perpgym.envs.live.feed import FeedConfig, IncompleteBar
+from perpgym.envs.live.instance_lock import AccountTaken
+from perpgym.envs.live.journal import Journal, JournalBroken
 from perpgym.envs.live.limits import DeskLimits
 from perpgym.envs.live.paper import PaperBroker
+from perpgym.envs.live.recovery import StartRefused
 from perpgym.envs.live.thread import DeskThread
 from perpgym.experiments.command_line import run
 from perpgym.experiments.console import CONSOLE, errors_in_words, set_up_log
@@ -54,7 +56,10 @@ def main(config: DictConfig) -> None:
         # one decision at a time: more threads would only wait for each other
         set_threads(1)
         with DeskThread() as thread:
-            trade(call, settings, artifact, keys, thread)
+            try:
+                trade(call, settings, artifact, keys, thread)
+            except (BrokerError, StartRefused, AccountTaken, JournalBroken, IncompleteBar) as error:
+                raise ValueError(f"{call.exchange}, {call.mode}: {error}") from error
 
 
 def read_settings(sections: dict[str, Any]) -> LiveSettings:
@@ -72,9 +77,14 @@ def read_settings(sections: dict[str, Any]) -> LiveSettings:
 def trade(call: Call, settings: LiveSettings, artifact: Artifact, keys: Keys, thread: DeskThread) -> None:
     """Compose the account and run it."""
     broker = thread.call(make_broker(call, artifact, keys))
-    thread.call(broker.open())
-    rules = thread.call(broker.contracts())
-    for text in check_rules(artifact, rules, is_change_accepted=call.accept_changed_rules):
+    try:
+        thread.call(broker.open())
+        rules = thread.call(broker.contracts())
+        changed = check_rules(artifact, rules, is_change_accepted=call.accept_changed_rules)
+    except BaseException:
+        thread.call(broker.close())
+        raise
+    for text in changed:
         CONSOLE.print(f"[yellow]rules have changed since training: {text}")
     journal = Journal.open(call.journal_path())
     env = make_live_env(
@@ -109,7 +119,11 @@ async def make_broker(call: Call, artifact: Artifact, keys: Keys) -> Broker:
             config, point=lambda exchange: point_at(exchange, call.url), local_ms=clock.now_ms,
             stamp_ms=lambda: int(1_000 * time.time()),
         )  # fmt: skip
-        await clock.learn(broker.server_time_ms)
+        try:
+            await clock.learn(broker.server_time_ms)
+        except BrokerError:
+            await broker.close()
+            raise
     else:
         broker = Binance(config, point=_to_demo if call.mode == "demo" else None)
     if call.mode != "paper":

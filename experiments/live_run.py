@@ -158,10 +158,8 @@ def _restore(env: LiveEnv, agent: TrainedAgent) -> None:
 
 def _wind_down(env: LiveEnv, on_stop: str, reason: str) -> None:
     """Freeze or flatten, then let go."""
-    if not env.is_started:
-        return
-    work = env.desk.flatten(reason) if on_stop == "flatten" else env.desk.freeze(reason)
-    is_done = env.thread.call(work)
-    if not is_done:
-        _LOG.critical("%s is not complete: look at the account yourself, now", on_stop)
+    if env.is_started:
+        work = env.desk.flatten(reason) if on_stop == "flatten" else env.desk.freeze(reason)
+        if not env.thread.call(work):
+            _LOG.critical("%s is not complete: look at the account yourself, now", on_stop)
     env.close()

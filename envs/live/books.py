@@ -8,14 +8,14 @@ spread, impact and profit are told apart as in the env, and the books are closed
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from perpgym.data.bars import CLOSE
+from perpgym.data.contract import Contract
 from perpgym.data.tape import Tape
 from perpgym.envs.account import (
     EQUITY,
@@ -31,65 +31,29 @@ from perpgym.envs.account import (
 from perpgym.envs.actions import ACTION_DIM
 from perpgym.envs.arrays import Account, BatchState, World, contract_rules
 from perpgym.envs.batch import observe_batch
-from perpgym.envs.booking import (
-    BY_FORCE,
-    BY_ORDER,
-    BY_OTHERS,
-    BY_STOP,
-    BY_TARGET,
-    CLEARED,
-    EVENT_AMOUNT,
-    EVENT_ASSET,
-    EVENT_COLUMNS,
-    EVENT_IS_MAKER,
-    EVENT_KIND,
-    EVENT_PRICE,
-    EVENT_QUANTITY,
-    FUNDED,
-    MOVED,
-    book_bar,
-    book_events,
-    keep_still,
-    open_books,
-)
+from perpgym.envs.booking import EVENT_COLUMNS, book_bar, book_events, keep_still, open_books
 from perpgym.envs.buffers import StepBuffers, make_account
 from perpgym.envs.config import EXECUTION_STYLES, EnvConfig
 from perpgym.envs.decision import decide
 from perpgym.envs.live.broker import AccountTruth, Fill, Income, Order, StopWish
+from perpgym.envs.live.events import Event, fill_event, income_event, rows_of
 from perpgym.envs.live.ring import ClosedBar
 from perpgym.envs.live.wishes import Wish, WishStyle
 from perpgym.envs.masks import mask_batch
 from perpgym.envs.observation import single_observation
 from perpgym.envs.orders import is_reduce_only
 from perpgym.envs.risk.limits import RiskLimits
-from perpgym.envs.rules import make_world, market_arrays
+from perpgym.envs.rules import make_world, market_arrays, settle_currency
 from perpgym.envs.spaces import LEDGER, TOTAL_COLUMNS
 
 Float64 = NDArray[np.float64]
 
 _OVERLAY = LEDGER["overlay"]
-# client ids of orders that the exchange sends itself
-_FORCED = ("autoclose-", "adl_autoclose", "settlement_autoclose")
-_INCOME_KINDS = {"funding": FUNDED, "clearance": CLEARED, "transfer": MOVED, "other": MOVED}
 _STYLES: dict[str, WishStyle] = {
     "market": "market", "twap": "twap", "vwap": "vwap", "limit": "post_only", "iceberg": "iceberg",
 }  # fmt: skip
 # trades and incomes that may be told a second time
 _REMEMBERED = 5_000
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Event:
-    """A row for the kernel, and when it happened; ``client_id`` empty for income."""
-
-    time_ms: int
-    row: Float64
-    client_id: str = ""
-
-    def is_in(self, close_ms: int) -> bool:
-        """Whether it belongs to a bar that closes then: settlements do that fall on the close."""
-        is_order = self.row[EVENT_KIND] <= BY_OTHERS and self.row[EVENT_KIND] != BY_FORCE
-        return self.time_ms < close_ms if is_order else self.time_ms <= close_ms
 
 
 class Books:
@@ -108,10 +72,11 @@ class Books:
         self.config, self.limits = config, limits
         self.wallet_tolerance = wallet_tolerance
         self.world: World | None = None
+        self._contracts: tuple[Contract, ...] = ()
         self._symbols: tuple[str, ...] = ()
         self._now = 0
         self._close_ms = 0
-        self._events: list[_Event] = []
+        self._events: list[Event] = []
         self._booked: dict[str, None] = {}
         self._expected: set[str] = set()
 
@@ -119,6 +84,7 @@ class Books:
         """Take the newest bars; the last one has just closed, or is the newest there is at the start."""
         if self.world is None:
             self.world = make_world(tape, self.config, self.limits)
+            self._contracts = tape.contracts
             self._symbols = tuple(contract.symbol for contract in tape.contracts)
             self.account, self._base = (make_account(len(self._symbols)) for _ in range(2))
         else:
@@ -169,21 +135,15 @@ class Books:
         """
         if not self._is_new(f"{fill.contract} {fill.trade_id}"):
             return
-        row = np.zeros(EVENT_COLUMNS)
-        row[EVENT_ASSET] = self._asset(fill.contract)
-        row[EVENT_QUANTITY], row[EVENT_PRICE] = fill.quantity, fill.price
-        row[EVENT_AMOUNT], row[EVENT_IS_MAKER] = fill.fee, float(fill.is_maker)
-        row[EVENT_KIND] = self._kind_of(fill, int(row[EVENT_ASSET]))
-        self._book(_Event(time_ms=fill.time_ms, row=row, client_id=fill.client_id or ""))
+        asset = self._asset(fill.contract)
+        is_fee_ours = fill.fee_currency == settle_currency(self._contracts[asset])
+        self._book(fill_event(fill, asset, self.account.positions[asset], is_fee_ours=is_fee_ours))
 
     def book_income(self, income: Income) -> None:
         """Book what was not part of a trade, once; fees and profits of trades are booked with the trades."""
-        if income.kind not in _INCOME_KINDS or not self._is_new(f"income {income.income_id}"):
-            return
-        row = np.zeros(EVENT_COLUMNS)
-        row[EVENT_KIND], row[EVENT_AMOUNT] = _INCOME_KINDS[income.kind], income.amount
-        row[EVENT_ASSET] = -1 if income.contract is None else self._asset(income.contract)
-        self._book(_Event(time_ms=income.time_ms, row=row))
+        event = income_event(income, -1 if income.contract is None else self._asset(income.contract))
+        if event is not None and self._is_new(f"income {income.income_id}"):
+            self._book(event)
 
     def _asset(self, symbol: str) -> int:
         if symbol not in self._symbols:
@@ -198,22 +158,9 @@ class Books:
             del self._booked[next(iter(self._booked))]
         return True
 
-    def _book(self, event: _Event) -> None:
+    def _book(self, event: Event) -> None:
         self._events.append(event)
         book_events(self.account, self._seen(), self._now, event.row[None], 0.0)
-
-    def _kind_of(self, fill: Fill, asset: int) -> int:
-        """Whose fill it was, as far as the moment tells."""
-        position = self.account.positions[asset]
-        if fill.client_id is not None and fill.client_id.startswith(_FORCED):
-            return BY_FORCE
-        stop, target = float(position[STOP_PRICE]), float(position[TARGET_PRICE])
-        is_protected = not (math.isnan(stop) and math.isnan(target))
-        if fill.quantity * position[QUANTITY] >= 0.0 or not is_protected:
-            return BY_OTHERS
-        side = math.copysign(1.0, position[QUANTITY])
-        # comparisons with nan are false
-        return BY_TARGET if side * (fill.price - target) >= 0.0 else BY_STOP
 
     def trust(self, truth: AccountTruth) -> None:
         """Take over the last digits, and isolated wallets, from an account that :meth:`compare` passed."""
@@ -323,9 +270,7 @@ class Books:
         missing = []
         for asset, stamps in enumerate(bar.stamps):
             due = [time for time, rate in stamps if rate != 0.0]
-            told = [
-                e.time_ms for e in self._events if e.row[EVENT_KIND] == FUNDED and e.row[EVENT_ASSET] == asset
-            ]
+            told = [event.time_ms for event in self._events if event.funded_asset == asset]
             if due and self.account.positions[asset, QUANTITY] != 0.0 and max(told, default=0) < due[-1]:
                 missing.append(self._symbols[asset])
         return missing
@@ -378,22 +323,15 @@ class Books:
         inside = [event for event in self._events if event.is_in(self._close_ms)]
         self._events = [event for event in self._events if not event.is_in(self._close_ms)]
         _copy(self._base, self.account)
-        reward, is_terminated = book_bar(self.account, self._seen(), self._now, self._rows(inside))
+        reward, is_terminated = book_bar(
+            self.account, self._seen(), self._now, rows_of(inside, self._expected)
+        )
         self._now += 1
         self._expected.clear()
         self._keep_base()
         # what came after the close is known, too
-        book_events(self.account, self._seen(), self._now, self._rows(self._events), 0.0)
+        book_events(self.account, self._seen(), self._now, rows_of(self._events, self._expected), 0.0)
         return float(reward), bool(is_terminated)
-
-    def _rows(self, events: Sequence[_Event]) -> Float64:
-        """(E, EVENT_COLUMNS) in the order of their times; the decision's own orders are known by now."""
-        rows = np.zeros((len(events), EVENT_COLUMNS))
-        for number, event in enumerate(sorted(events, key=lambda event: event.time_ms)):
-            rows[number] = event.row
-            if event.client_id in self._expected:
-                rows[number, EVENT_KIND] = BY_ORDER
-        return rows
 
     def _keep_base(self) -> None:
         _copy(self.account, self._base)
@@ -443,7 +381,7 @@ class Books:
         ids = [str(client_id) for client_id in state["event_ids"]]
         times, rows = state["event_times"].tolist(), np.asarray(state["event_rows"], np.float64)
         self._events = [
-            _Event(time_ms=time, row=row, client_id=client_id)
+            Event(time_ms=time, row=row, client_id=client_id)
             for time, row, client_id in zip(times, rows, ids, strict=True)
         ]
         self._booked = dict.fromkeys(str(key) for key in state["booked"])

@@ -10,7 +10,7 @@ from typing import Protocol
 from perpgym.envs.live.broker import Broker, BrokerError
 
 # the first look at how fast the exchange's clock runs
-_FIRST_NAP_S = 0.05
+_FIRST_NAP_S = 0.1
 _SHORTEST_NAP_S = 0.005
 
 
@@ -45,11 +45,11 @@ class ExchangeClock:
         while before_ms < time_ms:
             await asyncio.sleep(min(nap_s, self._longest_nap_s))
             now_ms, now_s = await self._now_ms(), loop.time()
-            speed = (now_ms - before_ms) / (now_s - before_s) / 1_000.0
-            if speed <= 0.0:
+            if now_ms == before_ms:
                 return
-            self._speed = speed
-            nap_s = max((time_ms - now_ms) / speed / 1_000.0, _SHORTEST_NAP_S)
+            # two looks at a line that shakes: never trusted to be slow, which would oversleep
+            self._speed = max((now_ms - before_ms) / (now_s - before_s) / 1_000.0, 1.0)
+            nap_s = max((time_ms - now_ms) / 1_000.0 / self._speed, _SHORTEST_NAP_S)
             before_ms, before_s = now_ms, now_s
 
     async def pause(self, wait_ms: int) -> None:

@@ -138,6 +138,7 @@ class LiveEnv(gym.Env[Observation, NDArray[np.float32]]):
         self._buffers = StepBuffers.allocate(1, count, None, len(columns.features), len(columns.risk))
         self._totals = np.zeros(len(TOTAL_COLUMNS))
         self._ring: Ring | None = None
+        self._is_open = self._is_trading = False
         # until when what the last settlement said counts as what is
         self._settled_until_s = 0.0
         self._observation: Observation | None = None
@@ -154,7 +155,7 @@ class LiveEnv(gym.Env[Observation, NDArray[np.float32]]):
     @property
     def is_started(self) -> bool:
         """Whether there is a desk to stop."""
-        return self._ring is not None
+        return self._is_trading
 
     @property
     def tape(self) -> Tape:
@@ -183,12 +184,14 @@ class LiveEnv(gym.Env[Observation, NDArray[np.float32]]):
         """Start the desk and warm up; ``seed`` and ``options`` mean nothing to an exchange.
 
         Raises:
-            perpgym.envs.live.desk.StartRefused, AccountTaken: the account cannot be traded on.
+            perpgym.envs.live.recovery.StartRefused: the account cannot be what it must be.
+            perpgym.envs.live.instance_lock.AccountTaken: somebody else trades on it.
             perpgym.envs.live.feed.IncompleteBar: the exchange has too little history.
             Interrupted: somebody wants to stop.
         """
         super().reset(seed=seed)
         self._totals[:] = 0.0
+        self._is_open = True
         self.thread.call(self.broker.open(), is_patient=False)
         saved = self._saved_books()
         close_ms = None if saved is None else int(saved["close_ms"])
@@ -205,6 +208,7 @@ class LiveEnv(gym.Env[Observation, NDArray[np.float32]]):
         warm_up(config, self.books.limits, self.tape)
         self.thread.do(lambda: self.books.see(self.tape))
         self.thread.call(self.desk.start(), is_patient=False)
+        self._is_trading = True
         if saved is not None:
             self._resume(saved)
         elif self._is_late():
@@ -354,9 +358,12 @@ class LiveEnv(gym.Env[Observation, NDArray[np.float32]]):
 
     def close(self) -> None:
         """Stop the desk: what rests is cancelled, positions are left to their stops."""
-        if self._ring is not None:
+        if self._is_trading:
             self.thread.call(self.desk.stop())
-            self._ring, self._observation = None, None
+        elif self._is_open:
+            self.thread.call(self.broker.close())
+        self._ring, self._observation = None, None
+        self._is_trading = self._is_open = False
 
 
 def check_live(config: EnvConfig) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perpgym.data.bars import CLOSE, HIGH, LOW, Bars
-from perpgym.data.clock import iso
+from perpgym.data.clock import MINUTE_MS, iso
 from perpgym.data.contract import HOUR_MS, Contract
 from perpgym.data.tape import Tape
 from perpgym.envs.live.broker import BarRow, Broker, BrokerError, PriceKind
@@ -27,7 +27,6 @@ Float64 = NDArray[np.float64]
 
 _LOG = logging.getLogger(__name__)
 _PAGE = 1_000
-_MINUTE_MS = 60_000
 # of notional per settlement: no exchange has charged more
 _LARGEST_RATE = 0.1
 
@@ -352,7 +351,7 @@ class Feed:
             page = await self.broker.funding(symbol, since)
             for time_ms, rate in page:
                 # stamps are off by milliseconds in the exchange's own records
-                found[(time_ms + _MINUTE_MS // 2) // _MINUTE_MS * _MINUTE_MS] = rate
+                found[(time_ms + MINUTE_MS // 2) // MINUTE_MS * MINUTE_MS] = rate
             if len(page) < _PAGE:
                 break
             since = page[-1][0] + 1

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, is_dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
 from perpgym.data.contract import load_contract
+from perpgym.envs.live.compose import LiveSettings
 from perpgym.experiments.live_account import Call, Keys, check_rules, read_keys, timeframe
 
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 LIVE = Call(run="r", exchange="binanceusdm", mode="live", armed=True)
 KEY, SECRET = "a-live-key-WXYZ", "a-secret"
 ENVIRONMENT = {
@@ -104,6 +108,17 @@ def test_changed_rules_are_named_and_traded_on_only_if_accepted() -> None:
 def test_another_contract_is_never_traded(now: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="does not fit this exchange"):
         check_rules(trained_on(BITCOIN), now, is_change_accepted=True)
+
+
+def test_the_config_shows_the_defaults() -> None:
+    shown: dict[str, Any] = yaml.safe_load((CONFIGS / "live.yaml").read_text("utf-8"))
+    settings = LiveSettings()
+    for section, values in shown.pop("settings").items():
+        mine = getattr(settings, section)
+        assert values == (asdict(mine) if is_dataclass(mine) else mine), section
+    call = Call(run="r")
+    for name, value in shown.items():
+        assert name in ("defaults", "hydra", "run") or value == getattr(call, name), name
 
 
 def test_bars_have_the_exchanges_names() -> None:

@@ -124,6 +124,7 @@ def test_a_signal_makes_it_flat_where_that_is_asked_for(tape: Tape, policy: Path
     ("arguments", "says"),
     [
         (("exchange=binanceusdm", "mode=live"), "PERPGYM_BINANCEUSDM_LIVE_KEY"),
+        (("url=http://127.0.0.1:9",), "simulated, demo:"),
         (("settings.feed.reading=3",), "did you mean settings.feed.readings"),
     ],
 )

@@ -260,6 +260,21 @@ def test_a_difference_is_told_in_words(make_tape: MakeTape) -> None:
     assert symbol in found[1]
 
 
+def test_a_settlement_that_is_told_a_moment_late_belongs_to_its_bar(make_tape: MakeTape) -> None:
+    tape = make_tape(bars=30, seed=1)
+    books = Books(settings(), FREE)
+    books.see(cut(tape, 10))
+    books.open(truth(10_000.0))
+    books.keep_still()
+    symbol, close_ms = tape.contracts[0].symbol, int(tape.open_time_ms[11])
+    books.book_income(
+        Income(income_id="1", kind="funding", amount=-7.0, contract=symbol, time_ms=close_ms + 2_000)
+    )
+    books.close_bar(cut(tape, 11))
+    assert books.equity == 9_993.0
+    assert books.account.ledger[LEDGER["funding"]] == -7.0
+
+
 def test_a_deposit_is_no_profit(make_tape: MakeTape) -> None:
     tape = make_tape(bars=30, seed=1)
     books = Books(settings(), FREE)
@@ -272,6 +287,23 @@ def test_a_deposit_is_no_profit(make_tape: MakeTape) -> None:
     reward, is_terminated = books.close_bar(cut(tape, 11))
     assert (reward, is_terminated) == (pytest.approx(0.0, abs=1e-12), False)
     assert books.equity == 15_000.0
+
+
+def test_a_fee_in_another_currency_leaves_this_wallet_alone(make_tape: MakeTape) -> None:
+    tape = make_tape(bars=30, seed=1)
+    wallets = []
+    for currency in ("USDT", "BNB"):
+        books = Books(settings(), FREE)
+        books.see(cut(tape, 10))
+        books.open(truth(10_000.0))
+        books.book_fill(
+            Fill(
+                trade_id="1", contract=tape.contracts[0].symbol, quantity=0.1, price=30_000.0, fee=1.2,
+                fee_currency=currency, time_ms=0,
+            )
+        )  # fmt: skip
+        wallets.append(books.wallet)
+    assert wallets == pytest.approx([9_998.8, 10_000.0])
 
 
 def test_books_that_were_saved_go_on_as_if_nothing_had_been(make_tape: MakeTape) -> None:

@@ -284,6 +284,26 @@ def test_the_exchanges_clock_is_waited_for_at_any_speed() -> None:
     assert looks < 20
 
 
+def test_a_line_that_shakes_makes_nobody_early_or_much_too_late() -> None:
+    class Shaking(Market):
+        def __init__(self) -> None:
+            self.rng = np.random.default_rng(0)
+
+        async def server_time_ms(self) -> int:
+            return self.now_ms() + int(self.rng.integers(-120, 121))
+
+        def now_ms(self) -> int:
+            return int(asyncio.get_running_loop().time() * 1_000)
+
+    async def story() -> int:
+        market = Shaking()
+        target = market.now_ms() + 700
+        await ExchangeClock(market).sleep_until(target)
+        return market.now_ms() - target
+
+    assert -120 <= asyncio.run(story()) < 1_000
+
+
 def test_a_clock_that_stands_still_is_not_waited_for(tape: Tape) -> None:
     market = Market(tape, 100)
     asyncio.run(ExchangeClock(market).sleep_until(market.time_ms + HOUR_MS))
