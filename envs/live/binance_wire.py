@@ -1,0 +1,213 @@
+"""Requests to Binance USD-M through ccxt: what a failure means, how much may be asked, and the clock.
+
+A failure is judged by HTTP status and numeric code, never by ccxt's classes: there unknown outcomes and
+definite refusals share families. Sources: Binance USD-M futures API, "General Info" (HTTP return codes, limits)
+and "Error Code".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ccxt.pro
+
+from perpgym.envs.live.broker import (
+    AccessDenied,
+    Banned,
+    BrokerError,
+    Rejected,
+    Throttled,
+    Unknown,
+    Unreachable,
+)
+
+MINUTE_MS = 60_000
+# weight of a minute that the exchange admits, and the share of it that reads may use: exits get the rest
+_WEIGHT_PER_MINUTE, _SHARE_OF_READS = 2_400, 0.8
+# without a Retry-After: of a 429, of a 418, and of a firewall
+_PAUSE_MS, _BAN_MS, _FIREWALL_MS = 60_000, 600_000, 120_000
+_ACCESS_CODES = frozenset({-1002, -1022, -2014, -2015})
+_OUTCOME_UNKNOWN_CODES = frozenset({-1000, -1001, -1006, -1007})
+_CLOCK_CODES = frozenset({-1021, -5028})
+_OVERLOADED = -1008
+# texts of a 503 that say that nothing was done
+_NOT_DONE = ("Service Unavailable", "Internal error; unable to process")
+_CLOCK_SAMPLES, _GOOD_ROUND_TRIP_MS = 3, 250
+
+
+@dataclass(eq=False)
+class HttpFailure(Exception):  # noqa: N818 - an answer
+    """An answer that is no success; ``code`` is 0 where the body has none."""
+
+    status: int
+    code: int
+    text: str
+    retry_after_s: float | None
+
+
+class Exchange(ccxt.pro.binanceusdm):  # type: ignore[misc]
+    """ccxt's, with every failure handed over as it came and the user stream unread by its caches.
+
+    Attributes:
+        hear: called with every message of the user stream.
+        used_weight: of the running minute, as the exchange counts it.
+    """
+
+    hear: Callable[[Any], None] = staticmethod(lambda message: None)
+    used_weight = 0
+
+    def on_rest_response(
+        self, code: int, reason: str, url: str, method: str, headers: Any, body: Any, *request: Any
+    ) -> Any:
+        """Every answer passes here."""
+        weights = [value for name, value in headers.items() if name.lower() == "x-mbx-used-weight-1m"]
+        if weights:
+            self.used_weight = int(weights[0])
+        return super().on_rest_response(code, reason, url, method, headers, body, *request)
+
+    def handle_errors(
+        self, code: int, reason: str, url: str, method: str, headers: Any, body: Any, response: Any, *_: Any
+    ) -> None:
+        """Raises HttpFailure for whatever is no success."""
+        number = response.get("code") if isinstance(response, dict) else None
+        is_refusal = isinstance(number, int) and number < 0
+        if code < 400 and not is_refusal:
+            return
+        text = str(response.get("msg", "")) if is_refusal else str(body)[:200]
+        after = [value for name, value in headers.items() if name.lower() == "retry-after"]
+        raise HttpFailure(
+            code, int(number or 0) if is_refusal else 0, text, float(after[0]) if after else None
+        )
+
+    def handle_message(self, client: Any, message: Any) -> None:
+        """The user stream goes to ``hear``; ccxt's caches count a repeated event twice."""
+        if "listenKey=" in client.url:
+            self.hear(message)
+        else:
+            super().handle_message(client, message)
+
+
+def judge(failure: HttpFailure, now_ms: int, *, is_write: bool) -> BrokerError:
+    """What an answer says of the request: done, not done, or nobody knows."""
+    status, code, text = failure.status, failure.code, failure.text
+    wait_ms = None if failure.retry_after_s is None else int(1000 * failure.retry_after_s)
+    if status == 418:
+        return Banned(now_ms + (wait_ms or _BAN_MS), text)
+    if status == 429 or code in (-1003, -1015):
+        return Throttled(now_ms + (wait_ms or _PAUSE_MS), text)
+    if code in _ACCESS_CODES or status == 451:
+        return AccessDenied(f"{code or status}: {text}")
+    if code == _OVERLOADED:
+        return Rejected(code, text)
+    unsure: BrokerError = (
+        Unknown(f"{status} {code}: {text}") if is_write else Unreachable(f"{status}: {text}")
+    )
+    if code in _OUTCOME_UNKNOWN_CODES and "Internal error; unable" not in text:
+        return unsure
+    if code:
+        return Rejected(code, text)
+    if status == 503 and any(text.startswith(start) for start in _NOT_DONE) and is_write:
+        return Rejected(-status, text)
+    return unsure
+
+
+class Wire:
+    """Sends requests when the exchange will have them, and says what became of each.
+
+    Args:
+        exchange: ours; its clock is replaced.
+        local_ms: a clock that never jumps.
+    """
+
+    def __init__(self, exchange: Exchange, local_ms: Callable[[], int] | None = None) -> None:
+        self.exchange = exchange
+        started_ms, started = int(time.time() * 1000), time.monotonic()
+        self._local_ms = local_ms or (lambda: started_ms + int(1000 * (time.monotonic() - started)))
+        self.offset_ms = 0
+        self.quiet_until_ms = 0
+        self._is_banned = False
+        self._weight_minute = 0
+        exchange.milliseconds = self.now_ms
+        exchange.options["maxRetriesOnFailure"] = 0
+
+    def now_ms(self) -> int:
+        """The exchange's clock, as kept here."""
+        return self._local_ms() + self.offset_ms
+
+    async def sync_clock(self) -> int:
+        """Ask the exchange's clock, by the middle of the fastest of a few round trips; returns its time."""
+        best: tuple[int, int] | None = None
+        for _sample in range(_CLOCK_SAMPLES):
+            before = self._local_ms()
+            server = int((await self.call("fapiPublicGetTime", {}))["serverTime"])
+            after = self._local_ms()
+            if best is None or after - before < best[0]:
+                best = after - before, server - (before + after) // 2
+            if best[0] <= _GOOD_ROUND_TRIP_MS:
+                break
+        assert best is not None
+        self.offset_ms = best[1]
+        return self.now_ms()
+
+    async def call(
+        self, name: str, params: dict[str, Any], *, is_write: bool = False, is_urgent: bool = False
+    ) -> Any:
+        """One request.
+
+        Args:
+            name: ccxt's name of the endpoint, e.g. ``fapiPrivateGetOrder``.
+            is_write: it may change something: no answer then means nobody knows.
+            is_urgent: it cancels or closes, and may use the part of the budget kept for that.
+
+        Raises:
+            BrokerError: it did not simply succeed.
+        """
+        try:
+            return await self._send(name, params, is_write, is_urgent)
+        except Rejected as refusal:
+            if refusal.code not in _CLOCK_CODES:
+                raise
+        # refused for certain, so sending it once more cannot do it twice
+        await self.sync_clock()
+        return await self._send(name, params, is_write, is_urgent)
+
+    async def _send(self, name: str, params: dict[str, Any], is_write: bool, is_urgent: bool) -> Any:
+        self._check_budget(is_urgent)
+        try:
+            answer = await getattr(self.exchange, name)(params)
+        except HttpFailure as failure:
+            raise self._note(judge(failure, self.now_ms(), is_write=is_write), failure.status) from None
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            # ccxt's text holds the signed query: only its class goes on
+            text = f"{name}: no answer ({type(error).__name__})"
+            raise (Unknown(text) if is_write else Unreachable(text)) from None
+        self._weight_minute = self.now_ms() // MINUTE_MS
+        if not isinstance(answer, dict | list):
+            text = f"{name}: an answer that is no JSON"
+            raise Unknown(text) if is_write else Unreachable(text)
+        return answer
+
+    def _note(self, error: BrokerError, status: int) -> BrokerError:
+        if isinstance(error, Throttled):
+            self._is_banned = isinstance(error, Banned)
+            self.quiet_until_ms = max(self.quiet_until_ms, error.until_ms)
+        elif status == 403:
+            self._is_banned = False
+            self.quiet_until_ms = max(self.quiet_until_ms, self.now_ms() + _FIREWALL_MS)
+        return error
+
+    def _check_budget(self, is_urgent: bool) -> None:
+        now = self.now_ms()
+        if now < self.quiet_until_ms:
+            kind = Banned if self._is_banned else Throttled
+            raise kind(self.quiet_until_ms)
+        is_same_minute = now // MINUTE_MS == self._weight_minute
+        limit = _WEIGHT_PER_MINUTE * (1.0 if is_urgent else _SHARE_OF_READS)
+        if is_same_minute and self.exchange.used_weight >= limit:
+            raise Throttled((now // MINUTE_MS + 1) * MINUTE_MS)
