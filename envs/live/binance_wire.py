@@ -1,8 +1,8 @@
 """Requests to Binance USD-M through ccxt: what a failure means, how much may be asked, and the clock.
 
 A failure is judged by HTTP status and numeric code, never by ccxt's classes: there unknown outcomes and
-definite refusals share families. Sources: Binance USD-M futures API, "General Info" (HTTP return codes, limits)
-and "Error Code".
+definite refusals share families. Sources: Binance USD-M futures API, "General Info" (HTTP return codes,
+limits) and "Error Code".
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from perpgym.envs.live.broker import (
 
 MINUTE_MS = 60_000
 # weight of a minute that the exchange admits, and the share of it that reads may use: exits get the rest
-_WEIGHT_PER_MINUTE, _SHARE_OF_READS = 2_400, 0.8
+WEIGHT_PER_MINUTE, _SHARE_OF_READS = 2_400, 0.8
 # without a Retry-After: of a 429, of a 418, and of a firewall
 _PAUSE_MS, _BAN_MS, _FIREWALL_MS = 60_000, 600_000, 120_000
 _ACCESS_CODES = frozenset({-1002, -1022, -2014, -2015})
@@ -121,10 +121,16 @@ class Wire:
     Args:
         exchange: ours; its clock is replaced.
         local_ms: a clock that never jumps.
+        weight_per_minute: what the exchange admits.
     """
 
-    def __init__(self, exchange: Exchange, local_ms: Callable[[], int] | None = None) -> None:
-        self.exchange = exchange
+    def __init__(
+        self,
+        exchange: Exchange,
+        local_ms: Callable[[], int] | None = None,
+        weight_per_minute: int = WEIGHT_PER_MINUTE,
+    ) -> None:
+        self.exchange, self._weight_per_minute = exchange, weight_per_minute
         started_ms, started = int(time.time() * 1000), time.monotonic()
         self._local_ms = local_ms or (lambda: started_ms + int(1000 * (time.monotonic() - started)))
         self.offset_ms = 0
@@ -208,6 +214,6 @@ class Wire:
             kind = Banned if self._is_banned else Throttled
             raise kind(self.quiet_until_ms)
         is_same_minute = now // MINUTE_MS == self._weight_minute
-        limit = _WEIGHT_PER_MINUTE * (1.0 if is_urgent else _SHARE_OF_READS)
+        limit = self._weight_per_minute * (1.0 if is_urgent else _SHARE_OF_READS)
         if is_same_minute and self.exchange.used_weight >= limit:
             raise Throttled((now // MINUTE_MS + 1) * MINUTE_MS)

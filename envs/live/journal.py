@@ -30,8 +30,8 @@ CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS decisions (id INTEGER PRIMARY KEY, bar_close_ms INTEGER, made_ms INTEGER,
     observation_hash TEXT, observation BLOB, action TEXT, wanted TEXT, limits_hit INTEGER, note TEXT);
 CREATE TABLE IF NOT EXISTS intents (client_id TEXT PRIMARY KEY, decision_id INTEGER, contract TEXT,
-    quantity REAL, style TEXT, price REAL, trigger_price REAL, watches TEXT, reduce_only INTEGER, closes_position INTEGER,
-    prepared_ms INTEGER);
+    quantity REAL, style TEXT, price REAL, trigger_price REAL, watches TEXT, reduce_only INTEGER,
+    closes_position INTEGER, prepared_ms INTEGER);
 CREATE TABLE IF NOT EXISTS order_states (seq INTEGER PRIMARY KEY, client_id TEXT, state TEXT,
     exchange_id TEXT, filled REAL, average REAL, source TEXT, at_ms INTEGER);
 CREATE INDEX IF NOT EXISTS order_states_by_order ON order_states (client_id, seq);
