@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 
 from perpgym.envs.live.broker import AccountTruth
@@ -64,6 +64,16 @@ class Health:
     now_ms: int | None = None
     feed_delay_s: float | None = None
     stream_ages_s: Mapping[str, float] = field(default_factory=dict)
+
+
+def ask(health: Callable[[], Health] | None) -> tuple[Health | None, str]:
+    """(how the program is, why it does not say): who watches goes on when what he watches is in trouble."""
+    if health is None:
+        return None, ""
+    try:
+        return health(), ""
+    except Exception as error:
+        return None, f"the program does not say how it is: {type(error).__name__}"
 
 
 def note_bar(journal: Journal, truth: AccountTruth, bar_close_ms: int, marks: Mapping[str, float]) -> None:

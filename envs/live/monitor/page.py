@@ -27,7 +27,7 @@ from fastapi.responses import (
 )
 from starlette.concurrency import run_in_threadpool
 
-from perpgym.envs.live.monitor.facts import Health
+from perpgym.envs.live.monitor.facts import Health, ask
 from perpgym.envs.live.monitor.follow import Follower
 from perpgym.envs.live.monitor.gate import Gate
 from perpgym.envs.live.monitor.guard import Answer, Guard, content_policy, cookie_header
@@ -103,13 +103,8 @@ class Page:
     def _now(self) -> tuple[Health | None, Json]:
         """(how the program is, how the page itself is)."""
         ago_s = self._follower.reader.written_ago_s()
-        trouble = [self._follower.trouble] if self._follower.trouble else []
-        health = None
-        try:
-            health = None if self._health is None else self._health()
-        # a page must show what it can when the program that it shows is in trouble
-        except Exception as error:
-            trouble.append(f"the program does not say how it is: {type(error).__name__}")
+        health, why = ask(self._health)
+        trouble = [text for text in (self._follower.trouble, why) if text]
         return health, {"trouble": trouble, "written_s": None if ago_s is None else round(ago_s)}
 
     async def stream(self, days: float | None, is_welcome: Callable[[], bool]) -> AsyncIterator[str]:
