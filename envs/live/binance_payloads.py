@@ -143,7 +143,7 @@ def read_event(message: Json, names: Names) -> list[Happening]:
     if kind == "ACCOUNT_UPDATE":
         return _account_event(message["a"], names)
     if kind == "ACCOUNT_CONFIG_UPDATE":
-        row = message.get("ac", message.get("ai", {}))
+        row: Json = message.get("ac") or message.get("ai") or {}
         return [SettingsChanged(text=str(row), contract=names(row["s"]) if "s" in row else None)]
     if kind == "listenKeyExpired":
         return [StreamBroken(text="the user stream's key has expired")]

@@ -49,7 +49,7 @@ class HttpFailure(Exception):  # noqa: N818 - an answer
     retry_after_s: float | None
 
 
-class Exchange(ccxt.pro.binanceusdm):  # type: ignore[misc]
+class Exchange(ccxt.pro.binanceusdm):
     """ccxt's, with every failure handed over as it came and the user stream unread by its caches.
 
     Attributes:

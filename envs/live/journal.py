@@ -69,7 +69,7 @@ class Snapshot:
 def pack(arrays: Arrays) -> bytes:
     """Arrays as an ``npz`` in memory."""
     buffer = io.BytesIO()
-    np.savez(buffer, **{name: np.asarray(array) for name, array in arrays.items()})
+    np.savez(buffer, allow_pickle=False, **{name: np.asarray(array) for name, array in arrays.items()})
     return buffer.getvalue()
 
 

@@ -1,4 +1,4 @@
-"""Limits that hold whatever the agent wishes, and from a wish to orders that respect them and the exchange's rules."""
+"""Limits that hold whatever the agent wishes, and a wish as orders within them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every order of ours, and how reports of it, late, doubled or out of order, become one state that never goes back."""
+"""Orders of ours: how reports, late, doubled or out of order, become one state that never goes back."""
 
 from __future__ import annotations
 

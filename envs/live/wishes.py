@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
+
+from numpy.typing import NDArray
 
 from perpgym.envs.live.broker import AccountTruth, Fill, Income, StopWish
 
@@ -122,6 +124,9 @@ class Books(Protocol):
 
     def wanted_stops(self) -> Sequence[StopWish]:
         """The protective orders that the exchange should hold now."""
+
+    def state_dict(self) -> Mapping[str, NDArray[Any]]:
+        """What a later start may go on from, as arrays."""
 
     def compare(self, truth: AccountTruth) -> list[str]:
         """What differs by more than the tolerance, in words."""
