@@ -24,6 +24,8 @@ VARIABLE = "PERPGYM_ALERTS"
 Level = Literal["info", "warning", "alarm"]
 _ORDER: tuple[Level, ...] = ("info", "warning", "alarm")
 _TYPES = {"info": "info", "warning": "warning", "alarm": "failure"}
+# how often the sender looks whether it shall end
+_LOOK_S = 0.2
 _LOG = logging.getLogger(__name__)
 
 
@@ -86,8 +88,9 @@ class Alerts:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.config, self.sent, self.failed, self.held_back = config or AlertConfig(), 0, 0, 0
-        # its lines name the addresses
+        # their lines name the addresses
         logging.getLogger("apprise").disabled = True
+        logging.getLogger("urllib3").setLevel(logging.INFO)
         self._service = apprise.Apprise()
         for index, url in enumerate(urls, 1):
             if not self._service.add(url):
@@ -98,7 +101,7 @@ class Alerts:
         parts = {part for url in urls for part in re.split(r"[/@:?&=]+", url) if len(part) >= 8}
         self._redactor = Redactor({*urls, *parts})
         self._name, self._clock = name, clock
-        self._queue: queue.Queue[tuple[Level, str, str] | None] = queue.Queue(maxsize=100)
+        self._queue: queue.Queue[tuple[Level, str, str]] = queue.Queue(maxsize=100)
         self._told_at: dict[tuple[str, str], float] = {}
         self._unsaid: dict[tuple[str, str], int] = {}
         self._hour: deque[float] = deque()
@@ -131,10 +134,6 @@ class Alerts:
     def stop(self, wait_s: float = 10.0) -> None:
         """Send what waits, for at most so long."""
         self._closing.set()
-        try:
-            self._queue.put_nowait(None)
-        except queue.Full:
-            return
         self._thread.join(wait_s)
 
     def _admits(self, level: Level, kind: str) -> int | None:
@@ -153,8 +152,11 @@ class Alerts:
         return self._unsaid.pop(key, 0)
 
     def _run(self) -> None:
-        while (message := self._queue.get()) is not None:
-            level, kind, text = message
+        while not (self._closing.is_set() and self._queue.empty()):
+            try:
+                level, kind, text = self._queue.get(timeout=_LOOK_S)
+            except queue.Empty:
+                continue
             if self._deliver(level, f"{self._name}: {kind}", text):
                 self.sent += 1
             else:

@@ -82,9 +82,7 @@ class Metrics(Collector):
 
     def _orders(self) -> Iterator[Metric]:
         view = self._view
-        yield _gauges(
-            "orders", "By the state they stand in.", "state", sorted(view.orders_by_state.items())
-        )
+        yield _gauges("orders", "By the state they stand in.", "state", sorted(view.orders_by_state.items()))
         yield _counter("decisions", "Decisions taken.", self._decisions)
         yield _counter("fills", "Trades.", self._fills)
         events = CounterMetricFamily(
