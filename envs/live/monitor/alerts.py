@@ -24,6 +24,8 @@ VARIABLE = "PERPGYM_ALERTS"
 Level = Literal["info", "warning", "alarm"]
 _ORDER: tuple[Level, ...] = ("info", "warning", "alarm")
 _TYPES = {"info": "info", "warning": "warning", "alarm": "failure"}
+# the hold that every start begins with
+EVERY_START = "start"
 # how often the sender looks whether it shall end
 _LOOK_S = 0.2
 _LOG = logging.getLogger(__name__)
@@ -73,6 +75,7 @@ class Alerts:
         clock: seconds, monotonic.
 
     Attributes:
+        name: see Args.
         sent, failed, held_back: counts.
 
     Raises:
@@ -100,7 +103,7 @@ class Alerts:
                 )
         parts = {part for url in urls for part in re.split(r"[/@:?&=]+", url) if len(part) >= 8}
         self._redactor = Redactor({*urls, *parts})
-        self._name, self._clock = name, clock
+        self.name, self._clock = name, clock
         self._queue: queue.Queue[tuple[Level, str, str]] = queue.Queue(maxsize=100)
         self._told_at: dict[tuple[str, str], float] = {}
         self._unsaid: dict[tuple[str, str], int] = {}
@@ -114,8 +117,13 @@ class Alerts:
         """Tell the journal's events that are bad enough; the past was told when it was new."""
         for event in () if news.is_past else news.events:
             if event["level"] in _ORDER:
-                words = ", ".join(f"{key} {value}" for key, value in event["text"].items())
-                self.send(event["level"], event["kind"], words)
+                text = dict(event["text"])
+                # each hold is a kind of its own
+                name = text.pop("name", None)
+                if name == EVERY_START:
+                    continue
+                words = ", ".join(f"{key} {value}" for key, value in text.items())
+                self.send(event["level"], event["kind"] if name is None else f"{event['kind']} {name}", words)
 
     def send(self, level: Level, kind: str, text: str) -> None:
         """Tell it soon, unless it is too little or was just told. May be called from any thread."""
@@ -157,7 +165,7 @@ class Alerts:
                 level, kind, text = self._queue.get(timeout=_LOOK_S)
             except queue.Empty:
                 continue
-            if self._deliver(level, f"{self._name}: {kind}", text):
+            if self._deliver(level, f"{self.name}: {kind}", text):
                 self.sent += 1
             else:
                 self.failed += 1

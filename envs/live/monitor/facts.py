@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 
-from perpgym.envs.live.broker import AccountTruth
+from perpgym.envs.live.broker import Position
 from perpgym.envs.live.journal import Journal
 from perpgym.envs.live.wishes import DeskStatus
 
@@ -76,23 +76,18 @@ def ask(health: Callable[[], Health] | None) -> tuple[Health | None, str]:
         return None, f"the program does not say how it is: {type(error).__name__}"
 
 
-def note_bar(journal: Journal, truth: AccountTruth, bar_close_ms: int, marks: Mapping[str, float]) -> None:
+def note_bar(
+    journal: Journal, bar_close_ms: int, marks: Mapping[str, float], positions: Mapping[str, Position]
+) -> None:
     """Keep mark prices, entries and liquidation prices of a bar that was settled.
 
     Args:
-        truth: what the exchange says after the settlement.
         bar_close_ms: of the bar.
-        marks: the bar's mark close by contract, quote.
+        marks: its mark close by contract, quote.
+        positions: what is held then, as the exchange says.
     """
     held = {
-        name: {
-            "quantity": position.quantity,
-            "entry_price": position.entry_price,
-            "liquidation_price": position.liquidation_price,
-        }
-        for name, position in truth.positions.items()
+        name: {"entry_price": position.entry_price, "liquidation_price": position.liquidation_price}
+        for name, position in positions.items()
     }
-    journal.event(
-        truth.time_ms, "info", BAR_KIND, bar_close_ms=bar_close_ms, marks=dict(marks), held=held,
-        wallet=truth.wallet, equity=truth.equity,
-    )  # fmt: skip
+    journal.event(bar_close_ms, "info", BAR_KIND, bar_close_ms=bar_close_ms, marks=dict(marks), held=held)

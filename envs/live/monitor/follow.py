@@ -21,13 +21,22 @@ class Follower:
         reader: of the journal; closed with the follower.
 
     Args:
-        listeners: called in the follower's thread.
+        listeners: called in the follower's thread, with news.
+        each_time: called after them, even without news.
         every_s: between two looks.
     """
 
-    def __init__(self, reader: JournalReader, listeners: Sequence[Listener], *, every_s: float = 0.5) -> None:
+    def __init__(
+        self,
+        reader: JournalReader,
+        listeners: Sequence[Listener],
+        *,
+        each_time: Listener | None = None,
+        every_s: float = 0.5,
+    ) -> None:
         self.trouble = ""
         self.reader, self._listeners, self._every_s = reader, tuple(listeners), every_s
+        self._each_time = () if each_time is None else (each_time,)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="perpgym-follow", daemon=True)
 
@@ -51,12 +60,10 @@ class Follower:
         except JournalBroken as error:
             if not self.trouble:
                 _LOG.warning("%s", error)
-            self.trouble = str(error)
-            return
-        self.trouble = ""
-        if not news:
-            return
-        for listener in self._listeners:
+            self.trouble, news = str(error), News()
+        else:
+            self.trouble = ""
+        for listener in (*(self._listeners if news else ()), *self._each_time):
             try:
                 listener(news)
             # whatever a listener does, the others and the trading go on

@@ -114,12 +114,14 @@ def limits(view: LiveView, health: Health | None = None) -> list[Json]:
     """
     found = view.facts.limits if view.facts else {}
     now = account(view)
-    reserved = health.status.reserved if health and health.status else None
+    # what open orders could still add counts, where somebody knows it
+    reserved = health.status.reserved if health and health.status else 0.0
+    notional, equity = max(reserved, now["gross_notional"]), now["equity"]
     day_loss = None if now["day_change"] is None else max(0.0, -now["day_change"])
     used: Mapping[str, float | None] = {
         "max_leverage": now["gross_exposure"],
-        "max_exposure": now["gross_exposure"],
-        "max_notional": now["gross_notional"] if reserved is None else max(reserved, now["gross_notional"]),
+        "max_exposure": notional / equity if equity else None,
+        "max_notional": notional,
         "max_daily_loss": day_loss,
         "drawdown_start": now["drawdown"],
         "max_drawdown": now["drawdown"],

@@ -1,4 +1,4 @@
-"""A journal as a run writes it, a page that is served from it, and a headless browser that looks at it."""
+"""A journal as a run writes it, its page, a headless browser that looks at it, and a service for alerts."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import os
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +123,7 @@ class Run:
         }  # fmt: skip
         truth = AccountTruth(time_ms=self.now_ms, wallet=self.wallet, equity=equity, positions=held)
         self.journal.snapshot(truth, self.now_ms, {"position": np.array([self.held])})
-        note_bar(self.journal, truth, self.now_ms, {BTC: self.price})
+        note_bar(self.journal, self.now_ms, {BTC: self.price}, held)
         return truth
 
     def play(self, hours: int) -> None:
@@ -315,3 +317,45 @@ def browser(chromium: Browser) -> Browser:
     chromium.messages.clear()
     chromium.look()
     return chromium
+
+
+class Inbox:
+    """A local service that takes alerts, or refuses them."""
+
+    def __init__(self) -> None:
+        self.received: list[dict[str, Any]] = []
+        self.status = 200
+        self.arrived = threading.Condition()
+        inbox = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                with inbox.arrived:
+                    inbox.received.append(json.loads(body))
+                    inbox.arrived.notify_all()
+                self.send_response(inbox.status)
+                self.end_headers()
+
+            def log_message(self, *args: Any) -> None:
+                """Silent."""
+
+        self.server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"json://127.0.0.1:{self.server.server_port}/hook-with-a-key"
+        self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
+        self.thread.start()
+
+    def wait(self, count: int) -> list[dict[str, Any]]:
+        """Until so many have come."""
+        with self.arrived:
+            assert self.arrived.wait_for(lambda: len(self.received) >= count, 10.0), self.received
+        return self.received
+
+
+@pytest.fixture
+def inbox() -> Iterator[Inbox]:
+    """Open for the test."""
+    inbox = Inbox()
+    yield inbox
+    inbox.server.shutdown()
+    inbox.server.server_close()
