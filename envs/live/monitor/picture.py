@@ -91,10 +91,12 @@ def account(view: LiveView) -> Json:
     positions = [_position(view, name, quantity, equity) for name, quantity in view.positions().items()]
     notionals = [p["notional"] for p in positions if p["notional"] is not None]
     first = view.equity.value[0] if view.equity else None
+    # money that was paid in is no profit
+    earned = None if equity is None else equity - view.income_by_kind["transfer"]
     return {
         "equity": equity,
         "wallet": _last(view.wallet),
-        "change": None if equity is None or not first else equity / first - 1.0,
+        "change": None if earned is None or not first else earned / first - 1.0,
         "day_change": _day_change(view),
         "drawdown": _drawdown(view),
         "gross_notional": sum(map(abs, notionals)),
@@ -102,7 +104,6 @@ def account(view: LiveView) -> Json:
         "gross_exposure": sum(map(abs, notionals)) / equity if equity else None,
         "funding": view.income_by_kind["funding"],
         "fees": view.fees,
-        "transfers": view.income_by_kind["transfer"],
         "positions": positions,
     }
 

@@ -113,6 +113,7 @@ def test_a_button_asks_before_it_acts(browser: Any, serve: Callable[..., Any], i
 
         def flatten(self, reason: str) -> None:
             asked.append("flatten")
+            raise RuntimeError("positions are still open")
 
     url = serve(token=TOKEN, controls=Buttons()).url
     browser.open(url)
@@ -126,7 +127,8 @@ def test_a_button_asks_before_it_acts(browser: Any, serve: Callable[..., Any], i
     browser.run(f"document.querySelector('#ask button[value={answer}]').click()")
     browser.wait("!document.querySelector('#ask').open")
     if is_sure:
-        browser.wait("document.querySelector('#alarms').innerText.includes('Done: flatten')")
+        says = "flatten failed: RuntimeError: positions are still open"
+        browser.wait(f"document.querySelector('#alarms').innerText === '{says}'")
     assert asked == (["flatten"] if is_sure else [])
 
 

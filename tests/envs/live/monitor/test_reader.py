@@ -122,6 +122,16 @@ def test_the_account_on_the_page_is_the_account_of_the_run(run: Any) -> None:
     )
 
 
+def test_money_that_is_paid_in_is_no_profit(run: Any) -> None:
+    run.settle()
+    before = picture(see(run.path))["account"]["change"]
+    run.income("transfer", 5_000.0, "deposit")
+    run.settle()
+    account = picture(see(run.path))["account"]
+    assert account["wallet"] == run.wallet
+    assert account["change"] == pytest.approx(before, abs=1e-12)
+
+
 def test_todays_change_is_counted_from_the_last_midnight(run: Any) -> None:
     # 48 hours end at a midnight, which belongs to the day that begins
     run.play(6)
