@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -206,3 +209,25 @@ def test_a_number_that_is_none_becomes_null(run: Any) -> None:
     run.price = float("nan")
     run.settle()
     assert picture(see(run.path))["account"]["equity"] is None
+
+
+def test_what_a_killed_program_left_is_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "killed.sqlite"
+    code = (
+        "import os, signal; from pathlib import Path; from perpgym.envs.live.journal import Journal;"
+        f"journal = Journal.open(Path({str(path)!r}));"
+        "[journal.event(i, 'info', 'written', number=i) for i in range(20)];"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+    # what was written lies in the log beside the file, and the index of that log may be gone too
+    assert path.with_name("killed.sqlite-wal").stat().st_size > 0
+    path.with_name("killed.sqlite-shm").unlink()
+    reader = JournalReader(path)
+    assert [event["text"]["number"] for event in reader.read_new().events] == list(range(20))
+    # and the next start is not in its way, nor it in that of the next start
+    journal = Journal.open(path)
+    journal.event(20, "info", "written", number=20)
+    assert [event["text"]["number"] for event in reader.read_new().events] == [20]
+    journal.close()
+    reader.close()
