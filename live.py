@@ -31,6 +31,7 @@ from perpgym.experiments.console import CONSOLE, errors_in_words, set_up_log
 from perpgym.experiments.live_account import (
     Call,
     Keys,
+    check_journal,
     check_rules,
     in_policy_order,
     load_policy,
@@ -86,7 +87,8 @@ def trade(call: Call, settings: LiveSettings, artifact: Artifact, keys: Keys, th
         raise
     for text in changed:
         CONSOLE.print(f"[yellow]rules have changed since training: {text}")
-    journal = Journal.open(call.journal_path())
+    journal = Journal.open(call.free_journal_path())
+    check_journal(journal, broker.now_ms())
     env = make_live_env(
         broker, journal, thread, config=artifact.env_config, limits=artifact.limits,
         contracts=in_policy_order(artifact, rules), bar_ms=artifact.bar_ms, settings=settings,

@@ -245,7 +245,7 @@ def compare(
 
 def env_at(tape: Tape, config: EnvConfig, limits: RiskLimits, start_bar: int, bars: int) -> PerpEnv:
     """A PerpEnv whose one episode begins at a bar."""
-    whole = replace(config, episode_bars=bars + 1)
+    whole = replace(config, episode_bars=bars + 1, restart="flat")
     env = PerpEnv(tape, config=whole, limits=limits, start_bar=start_bar, end_bar=start_bar + bars + 2)
     env.reset(seed=0)
     if int(env.batch.state_dict()["path_bar"][0]) != start_bar:

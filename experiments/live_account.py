@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from perpgym.agents.artifact import META_FILE, Artifact, load_artifact
+from perpgym.data.clock import MINUTE_MS, iso
 from perpgym.data.contract import Contract
+from perpgym.envs.live.journal import Journal
 from perpgym.experiments.run_folder import RunFolder
 from perpgym.experiments.settings import Settings
 
@@ -59,6 +62,22 @@ class Call:
         if self.journal is not None:
             return Path(self.journal)
         return Path(self.run) / "live" / f"{self.exchange}_{self.mode}.sqlite"
+
+    def free_journal_path(self) -> Path:
+        """The same; of a paper account, which begins anew with every program, one that is not there yet.
+
+        Raises:
+            ValueError: a paper account is to go on with a journal.
+        """
+        path = self.journal_path()
+        if self.mode != "paper" or not path.exists():
+            return path
+        if self.journal is not None:
+            raise ValueError(
+                f"a paper account begins anew, and {path} is there already: name another journal"
+            )
+        numbered = (path.with_stem(f"{path.stem}_{number}") for number in count(2))
+        return next(candidate for candidate in numbered if not candidate.exists())
 
     def kill_path(self) -> Path:
         """The file that stops the program."""
@@ -173,6 +192,24 @@ def check_rules(
             + ". If they have changed since, trade with accept_changed_rules=true, or train again"
         )  # fmt: skip
     return changed
+
+
+def check_journal(journal: Journal, now_ms: int) -> None:
+    """Refuse a journal of another exchange: a replay that was started again counts its trades from one.
+
+    Args:
+        journal: open.
+        now_ms: the exchange's clock.
+
+    Raises:
+        ValueError: it is of a time that the exchange has not reached.
+    """
+    snapshot = journal.last_snapshot()
+    if snapshot is not None and snapshot.at_ms > now_ms + MINUTE_MS:
+        raise ValueError(
+            f"{journal.path} was written at {iso(snapshot.at_ms)}, the exchange shows {iso(now_ms)}: it is "
+            "the journal of another exchange; remove it, or name another with journal="
+        )
 
 
 def in_policy_order(artifact: Artifact, contracts: Mapping[str, Contract]) -> Sequence[Contract]:

@@ -11,8 +11,10 @@ import pytest
 import yaml
 
 from perpgym.data.contract import load_contract
+from perpgym.envs.live.broker import AccountTruth
 from perpgym.envs.live.compose import LiveSettings
-from perpgym.experiments.live_account import Call, Keys, check_rules, read_keys, timeframe
+from perpgym.envs.live.journal import Journal
+from perpgym.experiments.live_account import Call, Keys, check_journal, check_rules, read_keys, timeframe
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 LIVE = Call(run="r", exchange="binanceusdm", mode="live", armed=True)
@@ -108,6 +110,31 @@ def test_changed_rules_are_named_and_traded_on_only_if_accepted() -> None:
 def test_another_contract_is_never_traded(now: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="does not fit this exchange"):
         check_rules(trained_on(BITCOIN), now, is_change_accepted=True)
+
+
+def test_a_journal_of_another_exchange_is_refused(tmp_path: Path) -> None:
+    journal = Journal.open(tmp_path / "journal.sqlite")
+    check_journal(journal, 0)
+    journal.snapshot(AccountTruth(time_ms=10_000_000, wallet=1.0, equity=1.0), 0, {})
+    check_journal(journal, 10_000_000)
+    with pytest.raises(ValueError, match="journal of another exchange"):
+        check_journal(journal, 5_000_000)
+    journal.close()
+
+
+def test_a_paper_account_begins_with_a_journal_of_its_own(tmp_path: Path) -> None:
+    paper = Call(run=str(tmp_path), mode="paper")
+    first = paper.free_journal_path()
+    first.parent.mkdir()
+    first.touch()
+    second = paper.free_journal_path()
+    assert second != first
+    assert second.parent == first.parent
+    with pytest.raises(ValueError, match="begins anew"):
+        replace(paper, journal=str(first)).free_journal_path()
+    demo = replace(paper, mode="demo")
+    demo.journal_path().touch()
+    assert demo.free_journal_path() == demo.journal_path()
 
 
 def test_the_config_shows_the_defaults() -> None:
