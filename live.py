@@ -1,9 +1,14 @@
-"""Trade with a trained run: python live.py run=RUN_FOLDER exchange=simulated mode=paper|demo|live."""
+"""Trade with a trained run: python live.py run=RUN_FOLDER exchange=simulated mode=paper|demo|live.
+
+``python live.py replay=JOURNAL`` rebuilds what was done and compares it with the exchange's records.
+"""
 
 from __future__ import annotations
 
 import os
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -12,10 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from perpgym.agents.artifact import Artifact
 from perpgym.agents.trained import TrainedAgent
 from perpgym.data.clock import iso
-from perpgym.envs.exchange.connect import point_at
-from perpgym.envs.live.binance import Binance, BinanceConfig
-from perpgym.envs.live.broker import Broker, BrokerError
-from perpgym.envs.live.clock import ReplayClock
+from perpgym.envs.live.broker import BrokerError
 from perpgym.envs.live.compose import LiveSettings, make_live_env
 from perpgym.envs.live.context import DeskTimings
 from perpgym.envs.live.env import Columns, LiveConfig
@@ -23,7 +25,7 @@ from perpgym.envs.live.feed import FeedConfig, IncompleteBar
 from perpgym.envs.live.instance_lock import AccountTaken
 from perpgym.envs.live.journal import Journal, JournalBroken
 from perpgym.envs.live.limits import DeskLimits
-from perpgym.envs.live.paper import PaperBroker
+from perpgym.envs.live.monitor.monitor import MonitorConfig
 from perpgym.envs.live.recovery import StartRefused
 from perpgym.envs.live.thread import DeskThread
 from perpgym.experiments.command_line import run
@@ -37,9 +39,10 @@ from perpgym.experiments.live_account import (
     load_policy,
     plain,
     read_keys,
-    timeframe,
 )
+from perpgym.experiments.live_exchange import make_broker, replay_journal
 from perpgym.experiments.live_run import Decided, Stop, run_live
+from perpgym.experiments.live_watch import facts_of, read_monitor, watching
 from perpgym.experiments.market import set_threads
 from perpgym.experiments.settings import build
 
@@ -51,14 +54,18 @@ def main(config: DictConfig) -> None:
     with errors_in_words():
         values: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
         call = build(plain(values), Call, "live")
-        settings = read_settings(values["settings"])
+        if values["replay"] is not None:
+            sys.exit(replay_journal(Path(values["replay"]), call, os.environ))
+        if not call.run:
+            raise ValueError("run=FOLDER says which policy trades: a run folder that train.py printed")
+        settings, monitor = read_settings(values["settings"]), read_monitor(values["monitor"])
         artifact = load_policy(call)
         keys = read_keys(call, os.environ)
         # one decision at a time: more threads would only wait for each other
         set_threads(1)
         with DeskThread() as thread:
             try:
-                trade(call, settings, artifact, keys, thread)
+                trade(call, settings, monitor, artifact, keys, thread)
             except (BrokerError, StartRefused, AccountTaken, JournalBroken, IncompleteBar) as error:
                 raise ValueError(f"{call.exchange}, {call.mode}: {error}") from error
 
@@ -75,7 +82,14 @@ def read_settings(sections: dict[str, Any]) -> LiveSettings:
     return build({**sections, **parts}, LiveSettings, "settings")
 
 
-def trade(call: Call, settings: LiveSettings, artifact: Artifact, keys: Keys, thread: DeskThread) -> None:
+def trade(
+    call: Call,
+    settings: LiveSettings,
+    monitor: MonitorConfig | None,
+    artifact: Artifact,
+    keys: Keys,
+    thread: DeskThread,
+) -> None:
     """Compose the account and run it."""
     broker = thread.call(make_broker(call, artifact, keys))
     try:
@@ -96,46 +110,28 @@ def trade(call: Call, settings: LiveSettings, artifact: Artifact, keys: Keys, th
     )  # fmt: skip
     agent = TrainedAgent(artifact.policy, config=artifact.env_config)
     stop = Stop(thread, call.kill_path())
-    CONSOLE.print(
-        f"{call.exchange}, {call.mode}; journal {journal.path}; stop with Ctrl-C or {call.kill_path()}"
-    )
-    with stop.listening():
+    facts = facts_of(call, artifact, settings.desk)
+    with stop.listening(), watching(env, facts, monitor, os.environ) as (watch, page):
+        CONSOLE.print(
+            f"{call.exchange}, {call.mode}; journal {journal.path}; stop with Ctrl-C or {call.kill_path()}"
+            + (f"; page {page}" if page else ""),
+            soft_wrap=True,
+        )
+
+        def on_start(info: dict[str, Any]) -> None:
+            watch.note()
+            show_start(info)
+
+        def on_decision(decided: Decided) -> None:
+            watch.note()
+            show(decided)
+
         why = run_live(
-            env, agent, stop, on_stop=call.on_stop, decisions=call.decisions, on_start=show_start,
-            on_decision=show, seconds=time.perf_counter,
+            env, agent, stop, on_stop=call.on_stop, decisions=call.decisions, on_start=on_start,
+            on_decision=on_decision, seconds=time.perf_counter,
         )  # fmt: skip
     journal.close()
     CONSOLE.print(f"stopped ({call.on_stop}): {why}")
-
-
-async def make_broker(call: Call, artifact: Artifact, keys: Keys) -> Broker:
-    """The exchange that is asked for."""
-    config = BinanceConfig(
-        contracts=tuple(contract.symbol for contract in artifact.contracts), bar=timeframe(artifact.bar_ms),
-        api_key=keys.key, secret=keys.secret, is_paced=call.exchange != "simulated",
-    )  # fmt: skip
-    if call.exchange == "simulated":
-        clock = ReplayClock()
-        # a replay may run faster than any signature is valid: it takes the world's time instead
-        broker = Binance(
-            config, point=lambda exchange: point_at(exchange, call.url), local_ms=clock.now_ms,
-            stamp_ms=lambda: int(1_000 * time.time()),
-        )  # fmt: skip
-        try:
-            await clock.learn(broker.server_time_ms)
-        except BrokerError:
-            await broker.close()
-            raise
-    else:
-        broker = Binance(config, point=_to_demo if call.mode == "demo" else None)
-    if call.mode != "paper":
-        return broker
-    return PaperBroker(broker, artifact.contracts, artifact.bar_ms, artifact.env_config)
-
-
-def _to_demo(exchange: Any) -> None:
-    """ccxt's word for the exchange's test accounts."""
-    exchange.enable_demo_trading(True)
 
 
 def show_start(info: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from perpgym.envs.live.journal import Journal
 from perpgym.experiments.run_folder import RunFolder
 from perpgym.experiments.settings import Settings
 
-EXCHANGES = ("simulated", "binanceusdm")
+EXCHANGES = ("simulated", "binanceusdm", "bybit")
 MODES = ("paper", "demo", "live")
 # the name that other programs have for it
 _ALIASES = {"testnet": "demo"}
@@ -33,7 +33,7 @@ class Call:
         ValueError: a choice is unknown, or the exchange has no such account.
     """
 
-    run: str
+    run: str = ""
     seed: int | None = None
     exchange: str = "simulated"
     mode: str = "demo"
@@ -233,4 +233,5 @@ def timeframe(bar_ms: int) -> str:
 
 def plain(call: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of :class:`Call` among all that the config holds."""
-    return {name: value for name, value in call.items() if name != "settings"}
+    others = ("settings", "monitor", "replay")
+    return {name: value for name, value in call.items() if name not in others}

@@ -168,6 +168,11 @@ class Bybit:
             raise AccessDenied("the account is a classic one; upgrade it to a unified trading account")
         await self.contracts()
 
+    async def open_market(self) -> None:
+        """Enough to read the market: the clock and the contracts' names; needs no key."""
+        await self.wire.sync_clock()
+        await self.market.read_names()
+
     async def close(self) -> None:
         self._stream.close()
         await self._exchange.close()
@@ -367,6 +372,10 @@ class Bybit:
 
     async def mark_prices(self) -> Mapping[str, float]:
         return await self.market.mark_prices()
+
+    async def last_prices(self) -> Mapping[str, float]:
+        """The price of every contract's newest trade, quote."""
+        return await self.market.last_prices()
 
     async def bars(self, contract: str, kind: PriceKind, since_ms: int, limit: int) -> Sequence[BarRow]:
         return await self.market.bars(contract, kind, since_ms, limit)

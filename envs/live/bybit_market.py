@@ -55,17 +55,21 @@ class Market:
 
     async def contracts(self) -> Mapping[str, Contract]:
         """Their rules, fees and brackets, read anew."""
+        by_name = await self.read_names()
+        for name in self._wanted:
+            if name in by_name or name not in self._contracts:
+                self._contracts[name] = await self._read_contract(name, by_name)
+        return dict(self._contracts)
+
+    async def read_names(self) -> Mapping[str, Json]:
+        """The exchange's symbols of everything that it lists, and what it says of them; needs no key."""
         params = {"category": "linear", "limit": _INSTRUMENTS}
         rows = await self._wire.pages("publicGetV5MarketInstrumentsInfo", params)
         perpetuals = [row for row in rows if row["contractType"] == "LinearPerpetual"]
         # what is listed no more keeps its name: positions and orders in it still carry the symbol
         self._names |= {row["symbol"]: self._unified(row) for row in perpetuals}
         self._symbols = {name: symbol for symbol, name in self._names.items()}
-        by_name = {self._names[row["symbol"]]: row for row in perpetuals}
-        for name in self._wanted:
-            if name in by_name or name not in self._contracts:
-                self._contracts[name] = await self._read_contract(name, by_name)
-        return dict(self._contracts)
+        return {self._names[row["symbol"]]: row for row in perpetuals}
 
     def _unified(self, row: Json) -> str:
         base, quote, settle = (
@@ -106,13 +110,20 @@ class Market:
         row = await self._instrument(contract)
         return "trading" if row is not None and row["status"] == "Trading" else "halted"
 
-    @understood
     async def mark_prices(self) -> Mapping[str, float]:
         """Of every contract, quote."""
+        return await self._prices("markPrice")
+
+    async def last_prices(self) -> Mapping[str, float]:
+        """Of every contract's newest trade, quote."""
+        return await self._prices("lastPrice")
+
+    @understood
+    async def _prices(self, field: str) -> Mapping[str, float]:
         out = {}
         for name in self._wanted:
             rows = (await self._wire.call("publicGetV5MarketTickers", self.of(name)))["list"]
-            out[name] = float(rows[0]["markPrice"])
+            out[name] = float(rows[0][field])
         return out
 
     @understood

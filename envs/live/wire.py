@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, ClassVar, ParamSpec, TypeVar
 
@@ -134,7 +134,7 @@ class RestWire:
         raise NotImplementedError
 
 
-def understood(read: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
+def understood(read: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
     """A read whose answer lacks what it should have counts as not answered."""
 
     @functools.wraps(read)

@@ -14,7 +14,9 @@ from perpgym.data.contract import load_contract
 from perpgym.envs.live.broker import AccountTruth
 from perpgym.envs.live.compose import LiveSettings
 from perpgym.envs.live.journal import Journal
+from perpgym.envs.live.monitor.monitor import MonitorConfig
 from perpgym.experiments.live_account import Call, Keys, check_journal, check_rules, read_keys, timeframe
+from perpgym.experiments.live_watch import read_monitor
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 LIVE = Call(run="r", exchange="binanceusdm", mode="live", armed=True)
@@ -143,9 +145,22 @@ def test_the_config_shows_the_defaults() -> None:
     for section, values in shown.pop("settings").items():
         mine = getattr(settings, section)
         assert values == (asdict(mine) if is_dataclass(mine) else mine), section
+    monitor, default = shown.pop("monitor"), MonitorConfig()
+    assert read_monitor(monitor) == default
+    assert monitor["page"].items() <= asdict(default)["page"].items()
+    assert shown.pop("replay") is None
     call = Call(run="r")
     for name, value in shown.items():
         assert name in ("defaults", "hydra", "run") or value == getattr(call, name), name
+
+
+@pytest.mark.parametrize(
+    ("section", "says"),
+    [({"pages": None}, "did you mean"), ({"page": {"port": 1e6}}, "port"), ({"page": {"sport": 1}}, "port")],
+)
+def test_a_monitor_that_cannot_be_is_refused_in_words(section: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        read_monitor(section)
 
 
 def test_bars_have_the_exchanges_names() -> None:

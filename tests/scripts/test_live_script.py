@@ -71,7 +71,8 @@ def command(*arguments: str) -> dict[str, Any]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("COVERAGE_")}
     environment |= {"OMP_NUM_THREADS": "1", "COLUMNS": "300"}
     return {
-        "args": [sys.executable, str(ROOT / "live.py"), *arguments], "text": True, "env": environment,
+        "args": [sys.executable, str(ROOT / "live.py"), *arguments, "monitor.page.port=0"],
+        "text": True, "env": environment,
         "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT,
     }  # fmt: skip
 
@@ -91,6 +92,16 @@ def test_a_policy_trades_on_a_running_exchange_and_stops_after_its_decisions(
         assert "stopped (freeze): all decisions are made" in done.stdout
         assert server.venue.books.position(0) > 0.0
         assert server.venue.books.registry.open_algos()
+        assert "page http://127.0.0.1:" in done.stdout
+        replayed = subprocess.run(
+            **command(f"replay={tmp_path}/j.sqlite", f"url={server.url}"), timeout=120, check=False
+        )
+        assert replayed.returncode == 0, replayed.stdout
+        assert "itself and the exchange" in replayed.stdout
+        told = subprocess.run(
+            **command(f"replay={tmp_path}/none.sqlite", f"url={server.url}"), timeout=120, check=False
+        )
+        assert told.returncode == 2, told.stdout
     journal = Journal.open(tmp_path / "j.sqlite")
     assert journal.last_decision_id() == 3
     assert journal.last_agent_state() is not None

@@ -10,12 +10,12 @@ import argparse
 import asyncio
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from perpgym.data.clock import DAY_MS
-from perpgym.envs.live.broker import Broker, Fill, Order, OrderState
+from perpgym.envs.live.broker import AccountTruth, Broker, Fill, Income, Order, OrderState
 from perpgym.envs.live.journal import JournalBroken
 from perpgym.envs.live.monitor.story import (
     CONCLUDED,
@@ -44,21 +44,38 @@ async def compare(story: Story, broker: Broker) -> list[Difference]:
     """
     await broker.open()
     try:
-        found = [*await _compare_records(story, broker), *await _compare_account(story, broker)]
-        return found + await _compare_orders(story, broker)
+        return [*await _compare_records(story, broker), *await _compare_orders(story, broker)]
     finally:
         await broker.close()
 
 
 async def _compare_records(story: Story, broker: Broker) -> list[Difference]:
+    """Trades, income and the account; what happened after the journal's end is told, and no difference."""
     contracts = await broker.contracts()
-    theirs = [fill for name in contracts for fill in await broker.fills(name, story.began_ms)]
-    ours = {f"{fill.contract} {fill.trade_id}": _fill_words(fill) for fill in story.fills}
-    told = {f"{fill.contract} {fill.trade_id}": _fill_words(fill) for fill in theirs}
-    rows = await broker.income(story.began_ms)
+    # the account first: what comes between the questions is in the records, and later than the journal
+    truth = await broker.account()
+    fills = [fill for name in contracts for fill in await broker.fills(name, story.began_ms)]
+    income = await broker.income(story.began_ms)
+    known, booked = {_fill_name(fill) for fill in story.fills}, {row.income_id for row in story.income}
+    later_fills = [f for f in fills if f.time_ms > story.ended_ms and _fill_name(f) not in known]
+    later_income = [r for r in income if r.time_ms > story.ended_ms and r.income_id not in booked]
+    if later_fills or later_income:
+        story.later.append(
+            f"later came {len(later_fills)} trades and {len(later_income)} changes of wallet"
+        )
+    ours = {_fill_name(fill): _fill_words(fill) for fill in story.fills}
+    told = {_fill_name(fill): _fill_words(fill) for fill in fills if fill not in later_fills}
     our_income = {row.income_id: f"{row.kind} {row.amount!r}" for row in story.income}
-    their_income = {row.income_id: f"{row.kind} {row.amount!r}" for row in rows}
-    return [*_unequal("trade", ours, told), *_unequal("income", our_income, their_income)]
+    their_income = {row.income_id: f"{row.kind} {row.amount!r}" for row in income if row not in later_income}
+    return [
+        *_unequal("trade", ours, told),
+        *_unequal("income", our_income, their_income),
+        *_compare_account(
+            story, truth,
+            [f for f in later_fills if f.time_ms <= truth.time_ms],
+            [r for r in later_income if r.time_ms <= truth.time_ms],
+        ),
+    ]  # fmt: skip
 
 
 def _unequal(what: str, ours: Mapping[str, str], theirs: Mapping[str, str]) -> Iterator[Difference]:
@@ -67,20 +84,28 @@ def _unequal(what: str, ours: Mapping[str, str], theirs: Mapping[str, str]) -> I
             yield different(what, which, ours.get(which, "missing"), theirs.get(which, "missing"))
 
 
+def _fill_name(fill: Fill) -> str:
+    return f"{fill.contract} {fill.trade_id}"
+
+
 def _fill_words(fill: Fill) -> str:
     return f"{fill.quantity!r} at {fill.price!r}, fee {fill.fee!r}, {fill.client_id}"
 
 
-async def _compare_account(story: Story, broker: Broker) -> list[Difference]:
-    truth = await broker.account()
-    found = []
-    if not math.isnan(story.wallet) and abs(story.wallet - truth.wallet) > WALLET_TOLERANCE:
-        found.append(different("wallet", "now", repr(story.wallet), repr(truth.wallet)))
-    for name in sorted({*story.positions, *truth.positions}):
-        ours, theirs = story.positions.get(name, 0.0), truth.quantity(name)
+def _compare_account(
+    story: Story, truth: AccountTruth, later_fills: Sequence[Fill], later_income: Sequence[Income]
+) -> Iterator[Difference]:
+    """The account now against the journal's end and what came later."""
+    wallet = math.fsum([story.wallet, *(row.amount for row in later_income)])
+    if not math.isnan(wallet) and abs(wallet - truth.wallet) > WALLET_TOLERANCE:
+        yield different("wallet", "now", repr(wallet), repr(truth.wallet))
+    traded = {fill.contract: 0.0 for fill in later_fills}
+    for fill in later_fills:
+        traded[fill.contract] += fill.quantity
+    for name in sorted({*story.positions, *truth.positions, *traded}):
+        ours, theirs = story.positions.get(name, 0.0) + traded.get(name, 0.0), truth.quantity(name)
         if abs(ours - theirs) > QUANTITY_TOLERANCE:
-            found.append(different("position", name, f"{ours:g}", f"{theirs:g}"))
-    return found
+            yield different("position", name, f"{ours:g}", f"{theirs:g}")
 
 
 async def _compare_orders(story: Story, broker: Broker) -> list[Difference]:
@@ -112,6 +137,7 @@ def report(story: Story, against: str, differences: Sequence[Difference]) -> str
         f"{len(story.decisions)} decisions, {len(story.orders)} orders, {len(story.fills)} trades, "
         f"{len(story.income)} changes of the wallet",
         f"wallet {wallet}, {held}",
+        *story.later,
     ]
     if not differences:
         return "\n".join([*lines, f"the journal agrees with {against}"])
@@ -122,13 +148,19 @@ def report(story: Story, against: str, differences: Sequence[Difference]) -> str
     return "\n".join([*lines, f"{len(differences)} differences from {against}:", *table])
 
 
-def replay(path: Path, broker: Broker | None = None, say: Callable[[str], Any] = print) -> int:
+def replay(
+    path: Path,
+    broker: Broker | None = None,
+    say: Callable[[str], Any] = print,
+    run: Callable[[Coroutine[Any, Any, list[Difference]]], list[Difference]] = asyncio.run,
+) -> int:
     """Rebuild, compare, and say it; what ``live.py replay=JOURNAL`` does.
 
     Args:
         path: of the journal.
         broker: the exchange whose records are compared; None for the journal alone.
         say: where the report goes.
+        run: runs a coroutine to its end, in the loop that the broker lives in.
 
     Returns:
         0 where all agree, 1 where anything differs, 2 where the journal cannot be read.
@@ -141,7 +173,7 @@ def replay(path: Path, broker: Broker | None = None, say: Callable[[str], Any] =
     differences = list(story.differences)
     against = "itself"
     if broker is not None:
-        differences += asyncio.run(compare(story, broker))
+        differences += run(compare(story, broker))
         against = "itself and the exchange"
     say(report(story, against, differences))
     return 1 if differences else 0

@@ -44,7 +44,9 @@ class Story:
         orders: as they stand at the end, by client id.
         positions: base, signed, of what is held at the end.
         wallet: quote, at the end; NaN where the journal does not say with what it began.
+        ended_ms: of the newest of its rows that the exchange knows too.
         differences: where the journal contradicts itself.
+        later: what the exchange says of the time after the journal's end.
     """
 
     decisions: list[Row]
@@ -54,7 +56,9 @@ class Story:
     began_ms: int
     positions: Mapping[str, float]
     wallet: float
+    ended_ms: int = 0
     differences: list[Difference] = field(default_factory=list)
+    later: list[str] = field(default_factory=list)
 
 
 def rebuild(path: Path) -> Story:
@@ -77,6 +81,7 @@ def rebuild(path: Path) -> Story:
     income = [Income(**{k: v for k, v in row.items() if k != "row"}) for row in news.income]
     began_wallet = float(news.meta.get("began_wallet", "nan"))
     began = _began_positions(news, fills)
+    told = [int(row["at_ms"]) for row in news.snapshots]
     story = Story(
         decisions=news.decisions,
         orders=_orders(news),
@@ -85,6 +90,7 @@ def rebuild(path: Path) -> Story:
         began_ms=int(news.meta.get("began_ms", 0)),
         positions=_positions(began, fills),
         wallet=math.fsum([began_wallet, *(row.amount for row in income)]),
+        ended_ms=max([*told, *(fill.time_ms for fill in fills), *(row.time_ms for row in income)], default=0),
     )
     story.differences.extend(_check_orders(story, news))
     story.differences.extend(_check_decisions(story, news))

@@ -71,7 +71,9 @@ class LocalBybit:
         self.rows["/v5/account/fee-rate"] = [
             {"symbol": "BTCUSDT", "takerFeeRate": "0.00055", "makerFeeRate": "0.0002"}
         ]
-        self.rows["/v5/market/tickers"] = [{"symbol": "BTCUSDT", "markPrice": "42100.50"}]
+        self.rows["/v5/market/tickers"] = [
+            {"symbol": "BTCUSDT", "markPrice": "42100.50", "lastPrice": "42099.00"}
+        ]
         self.rows["/v5/position/list"] = [say.position("0", "")]
         self.results["/v5/account/info"] = say.account_info()
         self.results["/v5/account/wallet-balance"] = say.wallet("10000", "10001")

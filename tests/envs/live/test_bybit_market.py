@@ -8,7 +8,7 @@ from typing import Any
 
 import bybit_messages as say
 import pytest
-from bybit_server import SYMBOL, LocalBybit, trading
+from bybit_server import SYMBOL, LocalBybit, broker_on, trading
 
 from perpgym.envs.live.broker import Unreachable
 from perpgym.envs.live.bybit import Bybit, BybitConfig
@@ -116,9 +116,22 @@ def test_only_what_trades_is_trading(status: str, expected: str) -> None:
     play(step)
 
 
-def test_the_mark_price_is_the_tickers() -> None:
+def test_mark_and_last_price_are_the_tickers() -> None:
     async def step(_server: LocalBybit, broker: Bybit) -> None:
         assert await broker.mark_prices() == {SYMBOL: 42_100.5}
+        assert await broker.last_prices() == {SYMBOL: 42_099.0}
+
+    play(step)
+
+
+def test_the_market_is_read_without_a_key() -> None:
+    async def step(server: LocalBybit, broker: Bybit) -> None:
+        reader = broker_on(server, api_key="", secret="")
+        try:
+            await reader.open_market()
+            assert await reader.last_prices() == {SYMBOL: 42_099.0}
+        finally:
+            await reader.close()
 
     play(step)
 
