@@ -68,7 +68,7 @@ class HierarchicalRollout(PathRollout):
 
         Args:
             last_value: (P, K), after the last step: V where a decision is due, else the option's value.
-            final_value: (T, N), V of the observations at which accounts were truncated; 0 elsewhere.
+            final_value: (T, N), the same of the observations at which accounts were truncated; 0 elsewhere.
         """
         decided: Bool = self._by_step(self.decided) > 0.5
         found = smdp_gae(
