@@ -63,6 +63,12 @@ class HierarchicalRollout(PathRollout):
         self.option_returns = torch.zeros(lead, device=device)
         self._manager_center, self._manager_spread = 0.0, 1.0
 
+    @property
+    def ends(self) -> torch.Tensor:
+        """(P, T, K) bool, where an episode ended with the step."""
+        ends = torch.from_numpy(self.terminated | self.truncated).to(self.device)
+        return ends.view(-1, self.n_paths, self.n_accounts).transpose(0, 1)
+
     def finish_manager(self, last_value: torch.Tensor, final_value: Float64) -> None:
         """Turn raw rewards and the manager's values into its advantages.
 

@@ -337,6 +337,28 @@ def test_a_saved_model_predicts_the_same(tape: Tape, tmp_path: Path) -> None:
     np.testing.assert_array_equal(mine[1][0], theirs[1][0])
 
 
+@pytest.mark.parametrize(("alert", "is_called_back"), [(1.0, False), (1e-9, True)])
+def test_an_end_of_episode_is_no_risk_event(tape: Tape, alert: float, is_called_back: bool) -> None:
+    """Options of five bars in episodes of seven: every episode cuts one off."""
+    hierarchy = HierarchyConfig(budgets=(1.0,), min_bars=5, max_bars=5, margin_alert=alert)
+    env = EnvConfig(action="target", window_bars=SMALL.receptive_field, episode_bars=7, limits="off")
+    model = build(tape, replace(SETTINGS, hierarchy=hierarchy), env)
+    model.set_logger(configure(None, []))
+    roll(model)
+    rollout = model.rollout_buffer
+    assert rollout.truncated.any()
+    share = model.logger.name_to_value["options/called_back"]
+    assert (share > 0.0) == is_called_back
+    # by hand, account by account
+    decided, left = (part.numpy() for part in (rollout.decided, rollout.state[:, :-1, :, -1]))
+    ends = (rollout.terminated | rollout.truncated).reshape(-1, N_PATHS, ACCOUNTS)
+    forced = due = 0
+    for path, step, account in zip(*np.nonzero(decided[:, 1:]), strict=True):
+        due += 1
+        forced += left[path, step, account] > 1.0 and not ends[step, path, account]
+    assert share == pytest.approx(forced / due)
+
+
 @pytest.mark.parametrize("action", ["heads", "band"])
 def test_predict_with_its_state_is_what_backtests_and_artifacts_do(
     tape: Tape, tmp_path: Path, action: Any
