@@ -11,6 +11,7 @@ from play import Floats, Rule, follow, play
 from problems import PROBLEMS, Problem, carry, chaouki_linear, gp_h, kelly
 from references import GP_H, Liquidation
 from settings import OWN_ACTION, settings_of
+from stock import single_env
 from summary import interquartile_mean, reached
 from training import Run, Score, train
 
@@ -92,6 +93,27 @@ def test_the_env_books_the_schedule_of_almgren_and_chriss() -> None:
     assert judge.least_cost == pytest.approx(block.utility_cost(block.schedule()), rel=1e-3)
     slices = judge(follow(lambda features, held: 0.8 * features[:, 0]), TARGET)
     assert slices.value == pytest.approx(block.utility_cost(block.equal_slices()), rel=2e-3)
+
+
+def test_only_tapes_without_chance_serve_for_training_and_for_judging() -> None:
+    with_chance = [PROBLEMS[name]() for name in ("gp_h", "chaouki_quadratic", "kelly", "carry")]
+    without = [PROBLEMS["almgren_chriss"](), *with_chance[-1].conditions]
+    for problem in (*with_chance, *without):
+        stretches = getattr(problem.judge, "stretches")  # noqa: B009 - the union has no common attribute
+        is_same = stretches.tape is problem.tape(0)
+        assert is_same == (problem in without), problem.name
+        # a countdown, the same in every stretch
+        assert is_same == (len(stretches.tape) <= 10), problem.name
+
+
+@pytest.mark.parametrize(("name", "ends_for_good"), [("almgren_chriss", True), ("gp_h", False)])
+def test_the_control_meets_the_same_end_as_ours(name: str, ends_for_good: bool) -> None:
+    problem = PROBLEMS[name]()
+    env = single_env(problem.tape(0), replace(problem.env, action="target"))
+    env.reset(seed=0)
+    for _ in range(problem.env.episode_bars):
+        _observation, _reward, terminated, truncated, _info = env.step(np.zeros(1, np.float32))
+    assert (terminated, truncated) == (ends_for_good, not ends_for_good)
 
 
 def test_ppo_learns_to_trade_towards_the_aim() -> None:
