@@ -60,9 +60,7 @@ async def _compare_records(story: Story, broker: Broker) -> list[Difference]:
     later_fills = [f for f in fills if f.time_ms > story.ended_ms and _fill_name(f) not in known]
     later_income = [r for r in income if r.time_ms > story.ended_ms and r.income_id not in booked]
     if later_fills or later_income:
-        story.later.append(
-            f"later came {len(later_fills)} trades and {len(later_income)} changes of wallet"
-        )
+        story.later.append(f"later came {len(later_fills)} trades and {len(later_income)} changes of wallet")
     ours = {_fill_name(fill): _fill_words(fill) for fill in story.fills}
     told = {_fill_name(fill): _fill_words(fill) for fill in fills if fill not in later_fills}
     our_income = {row.income_id: f"{row.kind} {row.amount!r}" for row in story.income}
