@@ -66,7 +66,8 @@ class SteppedFromAfar:
         """The exchange's next moment is now."""
         body = json.dumps({"to_ms": time_ms}).encode()
         request = urllib.request.Request(f"{self.url}/admin/advance", body, method="POST")
-        urllib.request.urlopen(request).read()
+        with urllib.request.urlopen(request) as answer:
+            answer.read()
         await self.broker.server_time_ms()
 
     async def pause(self, wait_ms: int) -> None:
@@ -150,16 +151,17 @@ def exchange_process(tape: Tape) -> Iterator[str]:
             sys.executable, "-m", "perpgym.envs.exchange", "--tape", folder, "--speed", "0", "--admin",
             "--port", "0", "--start", start, "--wallet", "100000",
         ]  # fmt: skip
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        try:
-            assert process.stdout is not None
-            found = re.search(r"http://[\d.]+:\d+", process.stdout.readline())
-            if found is None:
-                raise SystemExit("the exchange did not start")
-            yield found.group()
-        finally:
-            process.terminate()
-            process.wait()
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        ) as process:
+            try:
+                assert process.stdout is not None
+                found = re.search(r"http://[\d.]+:\d+", process.stdout.readline())
+                if found is None:
+                    raise SystemExit("the exchange did not start")
+                yield found.group()
+            finally:
+                process.terminate()
 
 
 @contextmanager

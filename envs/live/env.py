@@ -306,16 +306,16 @@ class LiveEnv(gym.Env[Observation, NDArray[np.float32]]):
         """
         close_ms = news.bars[-1].open_time_ms + self.feed.bar_ms
         settled = await self._settle_whole(close_ms, news.bars[-1])
-        if news.revised:
-            _LOG.warning("%d closed bars were revised by the exchange", len(news.revised))
-            self.ring.revise(news.revised)
+        self._take_in(news)
         ledger, reward, is_over = np.zeros(len(LEDGER_COLUMNS)), 0.0, False
         for number, bar in enumerate(news.bars):
-            self.ring.push(bar)
+            if number > 0:
+                self.ring.push(bar)
             gained, is_terminated = self._close_bar(number == 0)
             reward, is_over = reward + gained, is_over or is_terminated
             _add(ledger, self.books.account.ledger, is_first=number == 0)
-        if settled.is_whole:
+        # something may have filled since
+        if settled.is_whole and not self.books.compare(settled.truth):
             self.books.trust(settled.truth)
             self._settled_until_s = time.monotonic() + _FRESH_S
         self._totals += ledger[[LEDGER[name] for name in TOTAL_COLUMNS]]
@@ -327,6 +327,13 @@ class LiveEnv(gym.Env[Observation, NDArray[np.float32]]):
         info["time_ms"], info["bars"] = self.close_ms, len(news.bars)
         self._observe()
         return settled, reward, is_over, info
+
+    def _take_in(self, news: News) -> None:
+        """What the exchange has revised, and the first of the bars that closed."""
+        if news.revised:
+            _LOG.warning("%d closed bars were revised by the exchange", len(news.revised))
+            self.ring.revise(news.revised)
+        self.ring.push(news.bars[0])
 
     async def _settle_whole(self, close_ms: int, bar: ClosedBar) -> Settled:
         """Settle, and wait a while for a settlement that is due and not told."""

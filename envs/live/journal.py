@@ -138,6 +138,15 @@ class Journal:
             except sqlite3.Error as error:
                 raise JournalBroken(f"{self.path} cannot be written: {error}") from error
 
+    def _write_soon(self, sql: str, values: Sequence[Any]) -> None:
+        """Write what the next flushed row takes to the disk with it; a killed program loses nothing."""
+        with self._lock:
+            self._write("PRAGMA synchronous=NORMAL", ())
+            try:
+                self._write(sql, values)
+            finally:
+                self._write("PRAGMA synchronous=FULL", ())
+
     def _read(self, sql: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
         with self._lock:
             try:
@@ -185,10 +194,10 @@ class Journal:
     def decision(
         self, decision: Decision, wishes: Sequence[Wish], made_ms: int, observation: Arrays | None = None
     ) -> None:
-        """What was decided, and what was wished for because of it."""
+        """What was decided, and what was wished for because of it; flushed with its intents."""
         wanted = json.dumps([asdict(wish) for wish in wishes])
         blob = None if observation is None else pack(observation)
-        self._write(
+        self._write_soon(
             "INSERT INTO decisions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (decision.id, decision.bar_close_ms, made_ms, decision.observation_hash, blob,
              json.dumps(decision.action), wanted, decision.limits_hit, decision.note),
@@ -237,9 +246,9 @@ class Journal:
         return written == 1
 
     def snapshot(self, truth: AccountTruth, bar_close_ms: int, books: Arrays) -> None:
-        """The account after a settlement."""
+        """The account after a settlement; without it a start asks the exchange."""
         held = {name: position.quantity for name, position in truth.positions.items()}
-        self._write(
+        self._write_soon(
             "INSERT INTO snapshots VALUES (?, ?, ?, ?, ?, ?)",
             (truth.time_ms, bar_close_ms, truth.wallet, truth.equity, json.dumps(held), pack(books)),
         )

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -195,6 +199,18 @@ def test_several_contracts_share_the_wallet_as_in_the_env(make_portfolio: MakeTa
     happened = compare(Told(tape, config, RiskLimits(max_leverage=2.0)), 150, 7)
     assert happened["fills"] > 200
     assert happened["overlay"] > 0.0
+
+
+def test_plain_python_books_the_same() -> None:
+    """The kernel's own functions as Python, against an env that is plain Python too."""
+    chosen = "envs_own_fills or several_contracts"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__)), "-k", chosen],
+        capture_output=True, text=True, check=False, cwd=Path(__file__).resolve().parents[3],
+        env={**os.environ, "NUMBA_DISABLE_JIT": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert "2 passed" in done.stdout
 
 
 def test_a_liquidation_ends_the_episode_as_in_the_env(make_tape: MakeTape) -> None:
