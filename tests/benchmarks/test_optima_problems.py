@@ -11,7 +11,6 @@ from play import Floats, Rule, follow, play
 from problems import PROBLEMS, Problem, carry, chaouki_linear, gp_h, kelly
 from references import GP_H, Liquidation
 from settings import OWN_ACTION, settings_of
-from stock import single_env
 from summary import interquartile_mean, reached
 from training import Run, Score, train
 
@@ -104,16 +103,6 @@ def test_only_tapes_without_chance_serve_for_training_and_for_judging() -> None:
         assert is_same == (problem in without), problem.name
         # a countdown, the same in every stretch
         assert is_same == (len(stretches.tape) <= 10), problem.name
-
-
-@pytest.mark.parametrize(("name", "ends_for_good"), [("almgren_chriss", True), ("gp_h", False)])
-def test_the_control_meets_the_same_end_as_ours(name: str, ends_for_good: bool) -> None:
-    problem = PROBLEMS[name]()
-    env = single_env(problem.tape(0), replace(problem.env, action="target"))
-    env.reset(seed=0)
-    for _ in range(problem.env.episode_bars):
-        _observation, _reward, terminated, truncated, _info = env.step(np.zeros(1, np.float32))
-    assert (terminated, truncated) == (ends_for_good, not ends_for_good)
 
 
 def test_ppo_learns_to_trade_towards_the_aim() -> None:
