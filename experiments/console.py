@@ -22,6 +22,8 @@ _LOG = logging.getLogger(__name__)
 def set_up_log() -> None:
     """Every message of perpgym on the console; warnings of libraries only."""
     handler = RichHandler(console=CONSOLE, show_path=False, show_level=True, log_time_format="%H:%M:%S")
+    # rows of a live journal are for the log's file; a person reads a line a decision
+    handler.addFilter(lambda record: record.name != "perpgym.journal")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
     logging.getLogger("perpgym").setLevel(logging.INFO)
 
