@@ -232,3 +232,8 @@ def give_stop_distance(position, sigma_per_bar, multiple, rules):  # type: ignor
     if multiple > 0.0:
         distance = min(multiple * sigma_per_bar, 0.99)
         position[STOP_DISTANCE] = min(distance, rules.stop_loss) if rules.stop_loss > 0.0 else distance
+    elif position[STOP_DISTANCE] > 0.0:
+        # an earlier order's own stop gives way to the account's, which may be none
+        position[STOP_DISTANCE] = 0.0
+        if rules.stop_loss == 0.0:
+            position[STOP_PRICE] = math.nan

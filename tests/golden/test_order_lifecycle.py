@@ -32,7 +32,7 @@ def flat(price: float) -> Prices:
 
 def contract(symbol: str = "A/USDT:USDT", **rules: Any) -> Contract:
     """Fine ticks and lots; 1 % of maintenance margin."""
-    bracket = Bracket(floor=0.0, cap=math.inf, maintenance_margin_rate=0.01, cum=0.0, max_leverage=125.0)
+    bracket = Bracket(floor=0.0, cap=math.inf, maintenance_margin_rate=0.01, cum=0.0, max_leverage=100.0)
     fine = {"tick_size": 1e-6, "lot_size": 1e-6, "min_quantity": 1e-6, "min_notional": 1e-6}
     return Contract(**{"symbol": symbol, "brackets": (bracket,)} | fine | rules)
 
@@ -376,6 +376,24 @@ def test_nobody_is_paid_for_trading_in_circles(rates: dict[str, float]) -> None:
         EnvConfig(**rates)
 
 
+@pytest.mark.parametrize(
+    ("of_contract", "of_account"),
+    [
+        ({"maker_rate": -0.01, "taker_rate": 0.01}, {"taker_rate": 0.0004}),
+        ({"maker_rate": -1e-4, "taker_rate": 4e-4}, {"taker_rate": 0.0}),
+        ({"taker_rate": 5e-4}, {"taker_rate": None, "maker_rate": -0.01}),
+    ],
+)
+def test_a_rebate_of_the_contract_is_held_against_the_fee_of_the_account(
+    of_contract: dict[str, float], of_account: dict[str, float | None]
+) -> None:
+    tape = tape_of([flat(100.0)] * 4, contracts=[contract(**of_contract)])
+    for rates in ({"taker_rate": None, "maker_rate": None}, of_account | {"cost": "linear"}):
+        assert PerpVecEnv(tape, n_paths=1, config=EnvConfig(window_bars=1, **rates))
+    with pytest.raises(ValueError, match="trading in circles; set both"):
+        PerpVecEnv(tape, n_paths=1, config=EnvConfig(window_bars=1, **of_account))
+
+
 def test_heads_without_a_stop_do_not_inherit_the_other_sides() -> None:
     tape = tape_of([flat(100.0)] * 5)
     settings = {"action": "heads", "head_stops": (0.0, 2.0), "head_styles": ("market",), "max_exposure": 1.0}
@@ -388,6 +406,26 @@ def test_heads_without_a_stop_do_not_inherit_the_other_sides() -> None:
         env.step_into(np.array([action], np.float32), out)
         seen.append(float(out.account[0, 0, 3]))
     assert seen == pytest.approx([0.02, 1.0], abs=1e-6)
+
+
+@pytest.mark.parametrize(("account_stop", "distance"), [(None, 1.0), (0.05, 0.05)])
+def test_heads_that_ask_for_the_accounts_own_stop_get_it(account_stop: float | None, distance: float) -> None:
+    tape = tape_of([flat(100.0)] * 5)
+    config = EnvConfig(
+        **FREE | {"action": "heads", "head_sizes": (0.5, 1.0), "head_stops": (0.0, 2.0)},
+        head_styles=("market",), stop_loss=account_stop,
+    )  # fmt: skip
+    env = PerpVecEnv(
+        tape, n_paths=1, config=config, limits=RiskLimits(max_leverage=150.0, max_daily_loss=None)
+    )
+    out = env.make_buffers()
+    env.reset_into(out, 0)
+    seen = []
+    # two volatilities of a bar of 1 %; then more of the same side, with the account's own
+    for action in ([1, 0, 1, 0], [1, 1, 0, 0]):
+        env.step_into(np.array([action], np.float32), out)
+        seen.append(float(out.account[0, 0, 3]))
+    assert seen == pytest.approx([0.02, distance], abs=1e-6)
 
 
 def test_an_isolated_loss_beyond_all_margin_is_the_funds_and_not_another_positions() -> None:

@@ -22,7 +22,7 @@ from perpgym.envs.spaces import CONTRACT_LEDGER, LEDGER_COLUMNS
 ONE_BRACKET = (Bracket(floor=0.0, cap=math.inf, maintenance_margin_rate=0.004, cum=0.0, max_leverage=100.0),)
 TWO_BRACKETS = (
     Bracket(floor=0.0, cap=5_000.0, maintenance_margin_rate=0.01, cum=0.0, max_leverage=100.0),
-    Bracket(floor=5_000.0, cap=math.inf, maintenance_margin_rate=0.05, cum=200.0, max_leverage=100.0),
+    Bracket(floor=5_000.0, cap=math.inf, maintenance_margin_rate=0.05, cum=200.0, max_leverage=20.0),
 )
 Prices = tuple[float, float, float, float]
 
