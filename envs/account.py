@@ -135,8 +135,11 @@ def give_position(wallet, positions, asset, exposure, mark_price, sigma, contrac
 def apply_fill(wallet, positions, asset, quantity, price, fee_rate, contract, rules):  # type: ignore[no-untyped-def]
     """Book one fill: realise what it closes, average what it opens, move isolated margin, pay the fee.
 
-    Realised profit of an isolated position moves its isolated wallet; closing a share of the position then
-    releases the same share of its margin balance, so its bankruptcy price and margin ratio do not move.
+    Closing a share of an isolated position releases the same share of its isolated wallet, so its bankruptcy
+    price does not move; opening posts notional / leverage, from the free wallet, which may fall below zero
+    where a cross profit stands behind it (what an order may use of that is decided before it fills). What
+    this fill loses beyond the margin that it releases and the free wallet stays in the position; what others
+    owe is never taken from it.
 
     Args:
         wallet: (WALLET_COLUMNS,) float64, in place.
@@ -154,12 +157,16 @@ def apply_fill(wallet, positions, asset, quantity, price, fee_rate, contract, ru
     value = worth(price, contract.is_inverse)
     fee = abs(quantity * value) * fee_rate
     opened = abs(quantity)
+    wallet_before, margin_before, free = wallet[WALLET], position[ISOLATED_WALLET], 0.0
+    if contract.is_isolated > 0.0:
+        free = max(free_wallet(wallet, positions), 0.0)
     if held * quantity < 0.0:
         closed = min(abs(held), abs(quantity))
         wallet[WALLET] += math.copysign(closed, held) * (value - worth(entry, contract.is_inverse))
         position[ISOLATED_WALLET] *= 1.0 - closed / abs(held)
         opened = abs(quantity) - closed
     wallet[WALLET] -= fee
+    released = margin_before - position[ISOLATED_WALLET]
     total = on_lot_grid(held + quantity, held, contract)
     if total == 0.0:
         flatten(position)
@@ -177,9 +184,8 @@ def apply_fill(wallet, positions, asset, quantity, price, fee_rate, contract, ru
         mean = (abs(held) * worth(entry, contract.is_inverse) + opened * value) / (abs(held) + opened)
         position[ENTRY_PRICE] = price_of(mean, contract.is_inverse)
     if contract.is_isolated > 0.0:
-        # a loss beyond the released margin and the free wallet stays in the position
-        position[ISOLATED_WALLET] += opened * abs(value) / contract.leverage
-        position[ISOLATED_WALLET] += min(free_wallet(wallet, positions), 0.0)
+        uncovered = wallet_before - wallet[WALLET] - released - free
+        position[ISOLATED_WALLET] += opened * abs(value) / contract.leverage - max(uncovered, 0.0)
     if opened > 0.0:
         _place_stops(position, contract, rules)
     return fee

@@ -24,6 +24,7 @@ from perpgym.envs.account import (
     STOP_PRICE,
     TARGET_PRICE,
     WALLET,
+    free_wallet,
     notional,
     open_account,
     position_excess,
@@ -134,6 +135,10 @@ class Ledger:
             rate = contract.maker_rate if order.is_maker else contract.taker_rate
             take_at(self.account, asset, delta, price, rate, mark_close, ORDER, contract, rules)
         if position[QUANTITY] != 0.0:
+            if contract.is_isolated > 0.0:
+                # no order is refused here for want of margin: it posts what there is
+                free = free_wallet(self.account.wallet, self.account.positions)
+                position[ISOLATED_WALLET] += min(free, 0.0)
             if order.stop_loss is not None:
                 position[STOP_PRICE] = order.stop_loss
             if order.take_profit is not None:
