@@ -69,11 +69,12 @@ class EnvConfig:
             last close, for one bar; ``iceberg``, the same in clips.
         limit_offset_bps: distance of a resting order from the last close.
         iceberg_clip: fraction of the order that an iceberg shows.
-        latency_ms: from the decision to the book; what is no whole number of bars needs finer bars.
+        latency_ms: from the decision to the book; what is no whole number of bars needs finer bars. One order
+            of a contract is on its way at a time: what is decided until it arrives is not sent.
         latency_bars: the same in bars, added to it.
         reduce_only: orders close and never open, add or turn: an account is wound down.
         remainder: what the volume left of an order is ``drop``-ped, or ``carry``-ied on until it is filled or
-            another decision replaces it.
+            another decision replaces it, which one on its way to the book cannot be.
         taker_rate, maker_rate: fraction of notional; None takes the contract's.
         fees: tiers by traded volume, discount and rebates instead of the two rates; see ``FeeSchedule``.
         stop_loss, take_profit: fraction of the entry price, None for none.

@@ -19,6 +19,7 @@ from perpgym.envs.account import (
     LIQUIDATED,
     ORDER_ASKED,
     ORDER_REASON,
+    ORDER_WORKING,
     PEAK_EQUITY,
     QUANTITY,
     RECENT_COSTS,
@@ -287,10 +288,10 @@ def _sell_all(account, world, now, fine):  # type: ignore[no-untyped-def]
 
 @kernel
 def _keep_level(order, quantity):  # type: ignore[no-untyped-def]
-    """A ladder level that was not reached does not stand; a position that something closed stands at 0."""
+    """A level that was not reached does not stand; what is closed, with nothing to come, stands at 0."""
     if order[ORDER_REASON] != 0.0:
         order[ORDER_ASKED] = math.nan
-    elif quantity == 0.0:
+    elif quantity == 0.0 and order[ORDER_WORKING] == 0.0:
         order[ORDER_ASKED] = 0.0
 
 

@@ -24,6 +24,7 @@ from perpgym.envs.decision import (
     SHORT,
     exposure_caps,
     exposure_of,
+    is_on_its_way,
     is_overdue,
     single_exposure_cap,
 )
@@ -104,7 +105,8 @@ def _cost_share(account, world, asset, traded, now):  # type: ignore[no-untyped-
 def mask_account(account, world, now, out):  # type: ignore[no-untyped-def]
     """Write which choices are allowed, contract after contract.
 
-    A contract that does not trade allows what changes nothing. At least one choice of each number is allowed.
+    A contract that does not trade, or whose order is on its way, allows what changes nothing. At least one
+    choice of each number is allowed.
 
     Args:
         account: ``Account``.
@@ -117,6 +119,7 @@ def mask_account(account, world, now, out):  # type: ignore[no-untyped-def]
     place = 0
     for asset in range(account.positions.shape[0]):
         is_trading = world.market.volume[now, asset] > 0.0
+        is_trading = is_trading and not is_on_its_way(account.orders[asset], world)
         if world.rules.action != HEADS:
             asked, nearest, is_any = account.orders[asset, ORDER_ASKED], 0, False
             is_late = is_overdue(account.positions[asset], world.rules)
@@ -144,7 +147,7 @@ def mask_account(account, world, now, out):  # type: ignore[no-untyped-def]
             out[place + 4] = True
         out[place + HOLD] = not (is_trading and is_overdue(account.positions[asset], world.rules))
         out[place + LONG], out[place + SHORT] = is_long_any, is_short_any
-        # nothing to close, but an order on its way can be called back
+        # nothing to close, but an order in the book can be called back
         is_engaged = account.positions[asset, QUANTITY] != 0.0 or account.orders[asset, ORDER_WORKING] != 0.0
         out[place + FLAT] = is_trading and is_engaged
         for other in range(n_stops + n_styles):

@@ -24,7 +24,7 @@ from perpgym.envs.account import (
 )
 from perpgym.envs.arrays import contract_rules, read_bar
 from perpgym.envs.compile import cold_kernel, kernel
-from perpgym.envs.decision import HEADS
+from perpgym.envs.decision import HEADS, has_arrived
 from perpgym.envs.execution import quote, to_lots
 from perpgym.envs.fills import ORDER, maker_cost_rate, take_at, take_priced, taker_cost_rate
 from perpgym.envs.orders import (
@@ -74,12 +74,6 @@ def is_at_open(order, market):  # type: ignore[no-untyped-def]
     """Whether an order meets the book at the open of a (finer) bar: at the market, or one slice of it."""
     style = order[ORDER_STYLE]
     return style == MARKET or (style <= VWAP and market.fine_per_bar > 1)
-
-
-@kernel
-def has_arrived(order, world, number):  # type: ignore[no-untyped-def]
-    """Whether an order is with the exchange when the finer bar ``number`` of its bar opens."""
-    return order[ORDER_AGE] + number * world.market.fine_ms >= world.rules.latency_ms
 
 
 @kernel

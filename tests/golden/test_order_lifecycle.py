@@ -295,6 +295,18 @@ def test_what_only_closes_frees_margin_for_what_turns_whatever_their_order(is_sw
     assert (held[::-1] if is_swapped else held) == pytest.approx([-20.0, 0.0])
 
 
+def test_what_closes_frees_margin_for_a_resting_order_too() -> None:
+    # B's 18 at 100 hold 900 of the 1,000 with 2x; A's limit at 99.5 needs 890 and B closes at the open
+    dips = (100.0, 100.0, 99.0, 99.5)
+    tape = tape_of([[flat(100.0)] * 2, [flat(100.0)] * 2, [dips, flat(100.0)], [flat(100.0)] * 2])
+    heads = {"action": "heads", "head_sizes": (1.0,), "head_stops": (0.0,), "head_styles": ("market", "limit")}
+    limits = {"leverage": 2.0, "max_exposure": 1.8, "limit_offset_bps": 50.0}
+    # hold and long at the market; then long with a limit and flat at the market
+    rows = play(tape, [[0, 0, 0, 0, 1, 0, 0, 0], [1, 0, 0, 1, 3, 0, 0, 0]], **heads, **limits)
+    assert [own["position"] for own in rows[1]["of"]] == pytest.approx([18.0, 0.0])
+    assert [own["reason"] for own in rows[1]["of"]] == [0.0, 0.0]
+
+
 @pytest.mark.parametrize("late", [0, 1])
 def test_settlements_inside_a_bar_come_in_order_of_time_whatever_the_order_of_contracts(late: int) -> None:
     stamps = [[(2.25, 0.4)], [(2.25, 0.4)]]
