@@ -103,8 +103,6 @@ def send_orders(account, world, now, fine, number):  # type: ignore[no-untyped-d
         # a position that a stop or a liquidation changed takes its order with it
         if account.positions[asset, QUANTITY] != order[ORDER_HELD]:
             order[ORDER_QUANTITY] = 0.0
-    if may_rest(world):
-        fill_inside(account, world, now, fine, number, BEFORE_THE_WAY)
     for turn in range(3):
         for asset in range(account.positions.shape[0]):
             quantity = account.orders[asset, ORDER_QUANTITY]
@@ -121,6 +119,9 @@ def send_orders(account, world, now, fine, number):  # type: ignore[no-untyped-d
     for asset in range(account.positions.shape[0]):
         if is_at_open(account.orders[asset], market):
             account.orders[asset, ORDER_FRESH] = 0.0
+    if may_rest(world):
+        # the closing orders of the open have freed their margin
+        fill_inside(account, world, now, fine, number, BEFORE_THE_WAY)
 
 
 @kernel

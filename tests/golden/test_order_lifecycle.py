@@ -299,7 +299,12 @@ def test_what_closes_frees_margin_for_a_resting_order_too() -> None:
     # B's 18 at 100 hold 900 of the 1,000 with 2x; A's limit at 99.5 needs 890 and B closes at the open
     dips = (100.0, 100.0, 99.0, 99.5)
     tape = tape_of([[flat(100.0)] * 2, [flat(100.0)] * 2, [dips, flat(100.0)], [flat(100.0)] * 2])
-    heads = {"action": "heads", "head_sizes": (1.0,), "head_stops": (0.0,), "head_styles": ("market", "limit")}
+    heads = {
+        "action": "heads",
+        "head_sizes": (1.0,),
+        "head_stops": (0.0,),
+        "head_styles": ("market", "limit"),
+    }
     limits = {"leverage": 2.0, "max_exposure": 1.8, "limit_offset_bps": 50.0}
     # hold and long at the market; then long with a limit and flat at the market
     rows = play(tape, [[0, 0, 0, 0, 1, 0, 0, 0], [1, 0, 0, 1, 3, 0, 0, 0]], **heads, **limits)
