@@ -29,11 +29,13 @@ POSITION_COLUMNS = 7
 # whether it filled inside the bar, so that no target of this bar may count on it, how it reaches the book,
 # its stop in volatilities of a bar (0: the account's), the ladder level that stands (nan: none), four
 # columns of the push that earlier fills left in the book, milliseconds from its decision to the open of this
-# bar, its size as decided, and what of it filled in this bar
+# bar, its size as decided, what of it filled in this bar, and what of the position was added inside the
+# (finer) bar, signed; ``fresh`` is 1 where an order opened or added inside the bar, -1 where it has had its
+# turn or has not arrived
 ORDER_QUANTITY, ORDER_HELD, ORDER_REASON, ORDER_LIMIT, ORDER_WORKING, ORDER_FRESH = range(6)
 ORDER_STYLE, ORDER_STOP, ORDER_ASKED, ORDER_PUSH = range(6, 10)
-ORDER_AGE, ORDER_SIZE, ORDER_DONE = range(13, 16)
-ORDER_COLUMNS = 16
+ORDER_AGE, ORDER_SIZE, ORDER_DONE, ORDER_ADDED = range(13, 17)
+ORDER_COLUMNS = 17
 
 # of the margin groups: every cross position together; an isolated position is a group named by its contract
 CROSS = -1

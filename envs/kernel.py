@@ -17,6 +17,7 @@ from perpgym.envs.account import (
     DAY_LOW_EQUITY,
     EQUITY,
     LIQUIDATED,
+    ORDER_ADDED,
     ORDER_ASKED,
     ORDER_REASON,
     ORDER_WORKING,
@@ -37,11 +38,11 @@ from perpgym.envs.insolvency import forgive_debt
 from perpgym.envs.liquidation import STRAIGHT, is_short_at, liquidate_if_short, mark_on_way
 from perpgym.envs.margin import worth
 from perpgym.envs.matching import (
-    AFTER_THE_WAY,
     begin_fine_bar,
     carry_orders,
-    fill_inside,
+    end_inside,
     has_orders,
+    is_any_reached,
     may_rest,
     send_orders,
 )
@@ -63,6 +64,8 @@ _FILL_PRICE, _REASON, _PROFIT = (
 )
 
 DAY_MS = 86_400_000
+# of the settlements strictly inside a bar
+_COSTS, _RECEIPTS, _COSTS_OF_ADDED = range(3)
 # recent costs halve in a day of hourly bars
 COST_DECAY = 0.5 ** (1.0 / 24.0)
 
@@ -142,14 +145,11 @@ def _fine_bar(account, world, now, fine, open_ms, number, scratch):  # type: ign
     is_eventful = _settles_inside(world, now, open_ms, account.positions.shape[0])
     # margin that suffices at every adverse extreme suffices at the open and at the close
     is_eventful = is_eventful or not nothing_happens(account, world, fine)
+    is_eventful = is_eventful or (may_rest(world) and is_any_reached(account, world, now, fine))
     if is_eventful and inside_bar(account, world, now, fine, open_ms, scratch):
         return True
-    if (
-        may_rest(world)
-        and fill_inside(account, world, now, fine, number, AFTER_THE_WAY)
-        and live_through(account, world, now, fine, scratch)
-    ):
-        return True
+    if may_rest(world):
+        end_inside(account, world, now, fine)
     if world.rules.is_trailing > 0.0:
         trail_stops(account, world, fine)
     is_settled = settle_at_close(account, world, now, fine, open_ms)
@@ -185,6 +185,7 @@ def settle_at_close(account, world, now, fine, open_ms):  # type: ignore[no-unty
                 settle_funding(
                     account,
                     asset,
+                    account.positions[asset, QUANTITY],
                     world.market.fine_mark[fine, asset, CLOSE],
                     world.market.stamp_rate[stamp] * world.rules.funding_multiplier,
                     contract_rules(world.contracts[asset]),
@@ -193,8 +194,11 @@ def settle_at_close(account, world, now, fine, open_ms):  # type: ignore[no-unty
 
 
 @cold_kernel
-def _settle_inside(account, world, now, fine, open_ms, is_cost):  # type: ignore[no-untyped-def]
+def _settle_inside(account, world, now, fine, open_ms, what):  # type: ignore[no-untyped-def]
     """Settlements strictly inside the bar: those that cost with a margin check after each, or those that pay.
+
+    ``what``: what costs on what was held at the open, what is received at the end, or what costs on what was
+    added inside the bar.
 
     Returns:
         Whether the cross positions were liquidated whole.
@@ -209,13 +213,17 @@ def _settle_inside(account, world, now, fine, open_ms, is_cost):  # type: ignore
                 world.market.stamp_start[asset, now], world.market.stamp_start[asset, now + 1]
             ):
                 rate = world.market.stamp_rate[stamp] * world.rules.funding_multiplier
-                flow = account.positions[asset, QUANTITY] * rate
+                quantity = account.positions[asset, QUANTITY]
+                if what == _COSTS_OF_ADDED:
+                    size = min(abs(account.orders[asset, ORDER_ADDED]), abs(quantity))
+                    quantity = math.copysign(size, quantity)
+                flow = quantity * rate
                 is_now = world.market.stamp_time_ms[stamp] == open_ms + elapsed
-                if is_now and flow != 0.0 and (flow > 0.0) == is_cost:
+                if is_now and flow != 0.0 and (flow > 0.0) == (what != _RECEIPTS):
                     mark = mark_on_way(world, fine, asset, STRAIGHT, 0, share, 1.0, contract.is_inverse)
-                    settle_funding(account, asset, mark, rate, contract)
+                    settle_funding(account, asset, quantity, mark, rate, contract)
                     is_any = True
-        if is_any and is_cost and liquidate_if_short(account, world, now, fine, STRAIGHT, 0, share):
+        if is_any and what != _RECEIPTS and liquidate_if_short(account, world, now, fine, STRAIGHT, 0, share):
             return True
         elapsed += _next_stamp(world, now, account.positions.shape[0], open_ms + elapsed)
     return False
@@ -244,6 +252,20 @@ def inside_bar(account, world, now, fine, open_ms, scratch):  # type: ignore[no-
     Returns:
         Whether the cross positions were liquidated whole.
     """
+    if meet_open(account, world, now, fine):
+        return True
+    if _settle_inside(account, world, now, fine, open_ms, _COSTS):
+        return True
+    if live_through(account, world, now, fine, scratch):
+        return True
+    if _settle_inside(account, world, now, fine, open_ms, _RECEIPTS):
+        return True
+    return may_rest(world) and _settle_inside(account, world, now, fine, open_ms, _COSTS_OF_ADDED)
+
+
+@cold_kernel
+def meet_open(account, world, now, fine):  # type: ignore[no-untyped-def]
+    """Liquidation and stops that a bar opens beyond; returns whether the cross positions are gone."""
     if liquidate_if_short(account, world, now, fine, STRAIGHT, 0, 0.0):
         return True
     is_stopped = False
@@ -264,13 +286,7 @@ def inside_bar(account, world, now, fine, open_ms, scratch):  # type: ignore[no-
             )
             account.ledger[_STOPPED] = 1.0
             is_stopped = True
-    if is_stopped and liquidate_if_short(account, world, now, fine, STRAIGHT, 0, 0.0):
-        return True
-    if _settle_inside(account, world, now, fine, open_ms, True):
-        return True
-    if live_through(account, world, now, fine, scratch):
-        return True
-    return _settle_inside(account, world, now, fine, open_ms, False)
+    return is_stopped and liquidate_if_short(account, world, now, fine, STRAIGHT, 0, 0.0)
 
 
 @cold_kernel

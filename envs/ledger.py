@@ -92,7 +92,8 @@ class Ledger:
         self.account.ledger[:], self.account.holdings[:], self.account.fills[:] = 0.0, 0.0, 0.0
         for symbol, rate in step.funding.items():
             asset = self.symbols.index(symbol)
-            settle_funding(self.account, asset, mark[asset, OPEN], rate, self._contract(asset))
+            held_then = self.account.positions[asset, QUANTITY]
+            settle_funding(self.account, asset, held_then, mark[asset, OPEN], rate, self._contract(asset))
         held = self.account.positions[:, QUANTITY].copy()
         liquidate_if_short(self.account, world, _NOW, _NOW, STRAIGHT, 0, 0.0)
         refused = [s for s, leverage in step.leverage.items() if not self._set_leverage(s, leverage)]

@@ -6,6 +6,7 @@ import math
 
 from perpgym.data.bars import CLOSE, OPEN
 from perpgym.envs.account import (
+    ORDER_ADDED,
     ORDER_AGE,
     ORDER_DONE,
     ORDER_FRESH,
@@ -49,10 +50,6 @@ from perpgym.envs.spaces import CONTRACT_LEDGER
 
 _FILL_PRICE = CONTRACT_LEDGER["fill_price"]
 
-# fills inside a bar that enlarge a position come before the way of prices, those that reduce or turn it
-# after: the way is walked with the larger of the positions before and after
-BEFORE_THE_WAY, AFTER_THE_WAY = range(2)
-
 
 @kernel
 def has_orders(account):  # type: ignore[no-untyped-def]
@@ -80,7 +77,7 @@ def is_at_open(order, market):  # type: ignore[no-untyped-def]
 def begin_fine_bar(account):  # type: ignore[no-untyped-def]
     """What filled inside the bar before is fresh no more: stops and targets may count on it from here on."""
     for asset in range(account.positions.shape[0]):
-        account.orders[asset, ORDER_FRESH] = 0.0
+        account.orders[asset, ORDER_FRESH] = account.orders[asset, ORDER_ADDED] = 0.0
 
 
 # in which turn an order fills at an open: what only closes frees margin for the rest, then what turns
@@ -100,9 +97,8 @@ def send_orders(account, world, now, fine, number):  # type: ignore[no-untyped-d
     market = world.market
     for asset in range(account.positions.shape[0]):
         order = account.orders[asset]
-        # a position that a stop or a liquidation changed takes its order with it
         if account.positions[asset, QUANTITY] != order[ORDER_HELD]:
-            order[ORDER_QUANTITY] = 0.0
+            _follow(order, account.positions[asset, QUANTITY], number, market)
     for turn in range(3):
         for asset in range(account.positions.shape[0]):
             quantity = account.orders[asset, ORDER_QUANTITY]
@@ -119,9 +115,35 @@ def send_orders(account, world, now, fine, number):  # type: ignore[no-untyped-d
     for asset in range(account.positions.shape[0]):
         if is_at_open(account.orders[asset], market):
             account.orders[asset, ORDER_FRESH] = 0.0
-    if may_rest(world):
-        # the closing orders of the open have freed their margin
-        fill_inside(account, world, now, fine, number, BEFORE_THE_WAY)
+        elif account.orders[asset, ORDER_QUANTITY] != 0.0:
+            _arrive(account, world, asset, now, fine, number)
+
+
+@kernel
+def _follow(order, held, number, market):  # type: ignore[no-untyped-def]
+    """A position that a stop or a liquidation changed takes its order with it.
+
+    But one that rests to open or to add stays in the book for the rest of the bar.
+    """
+    if number > 0 and not is_at_open(order, market) and order[ORDER_HELD] * order[ORDER_QUANTITY] >= 0.0:
+        order[ORDER_HELD] = held
+    else:
+        order[ORDER_QUANTITY] = 0.0
+
+
+@kernel
+def _arrive(account, world, asset, now, fine, number):  # type: ignore[no-untyped-def]
+    """An order that fills inside the bar: not before it arrives; refused if it would take when it does."""
+    order = account.orders[asset]
+    if not has_arrived(order, world, number):
+        order[ORDER_FRESH] = -1.0
+    elif order[ORDER_STYLE] >= LIMIT and not has_arrived(order, world, number - 1):
+        contract = contract_rules(world.contracts[asset])
+        side = 1.0 if order[ORDER_QUANTITY] > 0.0 else -1.0
+        last_open = world.market.fine_last[fine, asset, OPEN]
+        if side * (order[ORDER_LIMIT] - quote(last_open, world.rules.half_spread, contract, side)) >= 0.0:
+            order[ORDER_REASON] = int(order[ORDER_REASON]) | WOULD_CROSS
+            order[ORDER_QUANTITY] = 0.0
 
 
 @kernel
@@ -202,30 +224,56 @@ def _note_price(account, asset, quantity, price):  # type: ignore[no-untyped-def
     )
 
 
-@cold_kernel
-def fill_inside(account, world, now, fine, number, phase):  # type: ignore[no-untyped-def]
-    """Fill sliced or resting orders inside a bar.
+@kernel
+def may_fill(order, held, market):  # type: ignore[no-untyped-def]
+    """Whether an order may still fill inside this bar, on what a stop or a liquidation left of its position.
 
-    Returns:
-        Whether a position turned to the other side, so that the way has to be walked for the new one too.
+    What opens or adds may, also on a position that is gone; what closes or turns one goes with it.
     """
-    has_turned = False
+    is_waiting = order[ORDER_QUANTITY] != 0.0 and order[ORDER_FRESH] == 0.0 and not is_at_open(order, market)
+    return is_waiting and (held == order[ORDER_HELD] or order[ORDER_HELD] * order[ORDER_QUANTITY] >= 0.0)
+
+
+@kernel
+def is_reached(account, world, asset, now, fine):  # type: ignore[no-untyped-def]
+    """Whether the bar trades through the price at which a contract's order rests."""
+    order, contract = account.orders[asset], contract_rules(world.contracts[asset])
+    if order[ORDER_STYLE] < LIMIT or not may_fill(order, account.positions[asset, QUANTITY], world.market):
+        return False
+    bar = read_bar(world.market, now, fine, asset, contract.is_inverse)
+    return volume_beyond(order[ORDER_QUANTITY], order[ORDER_LIMIT], bar, contract) > 0.0
+
+
+@kernel
+def is_any_reached(account, world, now, fine):  # type: ignore[no-untyped-def]
+    """Whether any order that rests meets its price in this bar."""
+    is_any = False
     for asset in range(account.positions.shape[0]):
-        order, held = account.orders[asset], account.positions[asset, QUANTITY]
-        if order[ORDER_QUANTITY] == 0.0 or order[ORDER_FRESH] > 0.0 or is_at_open(order, world.market):
-            continue
-        if not has_arrived(order, world, number):
-            continue
-        if held != order[ORDER_HELD]:
-            order[ORDER_QUANTITY] = 0.0
-        elif (held * order[ORDER_QUANTITY] >= 0.0) == (phase == BEFORE_THE_WAY):
-            if order[ORDER_STYLE] >= LIMIT:
-                fill_resting(account, world, asset, now, fine, number)
-            else:
+        is_any = is_any or is_reached(account, world, asset, now, fine)
+    return is_any
+
+
+@cold_kernel
+def end_inside(account, world, now, fine):  # type: ignore[no-untyped-def]
+    """After the way through a bar: slices along it that nothing finer resolves, and what was not reached.
+
+    The position before has met the extremes of the bar by itself. Nobody knows what of the slices was there
+    when they came, and what fills at the mean of open and close may not depend on it.
+    """
+    for turn in range(3):
+        for asset in range(account.positions.shape[0]):
+            order, held = account.orders[asset], account.positions[asset, QUANTITY]
+            if (
+                may_fill(order, held, world.market)
+                and order[ORDER_STYLE] < LIMIT
+                and _turn_of(held, order[ORDER_QUANTITY]) == turn
+            ):
                 _fill_slices(account, world, asset, now, fine)
-            order[ORDER_HELD] = account.positions[asset, QUANTITY]
-            has_turned = has_turned or account.positions[asset, QUANTITY] * held < 0.0
-    return has_turned
+                order[ORDER_HELD] = account.positions[asset, QUANTITY]
+    for asset in range(account.positions.shape[0]):
+        order = account.orders[asset]
+        if order[ORDER_STYLE] >= LIMIT and order[ORDER_QUANTITY] != 0.0 and order[ORDER_FRESH] == 0.0:
+            order[ORDER_REASON] = int(order[ORDER_REASON]) | NOT_REACHED
 
 
 @kernel
@@ -243,6 +291,7 @@ def _fill_slices(account, world, asset, now, fine):  # type: ignore[no-untyped-d
     if quantity != most:
         reference, touch, price = sliced_fill_price(account, asset, quantity, bar, contract, world.rules)
     _keep_left(order, quantity, reason | cut, cut != 0, contract)
+    order[ORDER_FRESH] = -1.0
     if quantity != 0.0:
         _prepare_stop(account, world, asset, now, quantity)
         order[ORDER_FRESH] = 1.0
@@ -254,22 +303,21 @@ def _fill_slices(account, world, asset, now, fine):  # type: ignore[no-untyped-d
 
 
 @kernel
-def fill_resting(account, world, asset, now, fine, number):  # type: ignore[no-untyped-def]
-    """A post-only order: refused if it would take on arrival, filled as a maker by what trades through it."""
+def fill_resting(account, world, asset, now, fine):  # type: ignore[no-untyped-def]
+    """A post-only order that the way of prices has reached: a maker's fill by what trades through it.
+
+    Returns:
+        Whether it turned the position to the other side.
+    """
     contract, order = contract_rules(world.contracts[asset]), account.orders[asset]
     bar = read_bar(world.market, now, fine, asset, contract.is_inverse)
-    wanted, limit = order[ORDER_QUANTITY], order[ORDER_LIMIT]
+    wanted, limit, held = order[ORDER_QUANTITY], order[ORDER_LIMIT], account.positions[asset, QUANTITY]
     side = 1.0 if wanted > 0.0 else -1.0
-    is_arrival = not has_arrived(order, world, number - 1)
-    touch = quote(bar.last_open, world.rules.half_spread, contract, side)
-    if is_arrival and side * (limit - touch) >= 0.0:
-        order[ORDER_REASON] = int(order[ORDER_REASON]) | WOULD_CROSS
-        order[ORDER_QUANTITY] = 0.0
-        return
+    order[ORDER_FRESH] = -1.0
     volume = volume_beyond(wanted, limit, bar, contract)
     if volume == 0.0:
         order[ORDER_REASON] = int(order[ORDER_REASON]) | NOT_REACHED
-        return
+        return False
     most, reason = admitted_by_volume(wanted, volume, bar, contract, world.rules)
     fee_rate = maker_cost_rate(account, most, limit, contract, world.rules)
     ordered = order[ORDER_SIZE]
@@ -283,22 +331,19 @@ def fill_resting(account, world, asset, now, fine, number):  # type: ignore[no-u
         quantity = to_lots(side * clips * clip, contract)
     # what margin, a bracket or the smallest order refused is not tried again
     _keep_left(order, quantity, reason | cut, cut != 0, contract)
-    if quantity != 0.0:
-        _prepare_stop(account, world, asset, now, quantity)
+    if quantity == 0.0:
+        return False
+    _prepare_stop(account, world, asset, now, quantity)
+    fee_rate = maker_cost_rate(account, quantity, limit, contract, world.rules)
+    mark_close = world.market.mark[now, asset, CLOSE]
+    take_at(account, asset, quantity, limit, fee_rate, mark_close, ORDER, contract, world.rules)
+    _note_price(account, asset, quantity, limit)
+    position = account.positions[asset, QUANTITY]
+    order[ORDER_HELD] = position
+    if not is_reduce_only(held, quantity):
         order[ORDER_FRESH] = 1.0
-        mark_close = world.market.mark[now, asset, CLOSE]
-        take_at(
-            account,
-            asset,
-            quantity,
-            limit,
-            maker_cost_rate(account, quantity, limit, contract, world.rules),
-            mark_close,
-            ORDER,
-            contract,
-            world.rules,
-        )
-        _note_price(account, asset, quantity, limit)
+        order[ORDER_ADDED] = position - held if held * position > 0.0 else position
+    return held * position < 0.0
 
 
 @kernel

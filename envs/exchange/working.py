@@ -83,7 +83,7 @@ def fill_maker(books: Books, order: Order, wanted: float, time_ms: int) -> None:
     """Fill what of a resting order the open bar trades through; what margin refuses ends it."""
     market = books.market
     _put(books, order, wanted, LIMIT)
-    fill_resting(books.account, books.world, order.asset, market.bar, market.fine, market.number)
+    fill_resting(books.account, books.world, order.asset, market.bar, market.fine)
     reason = int(books.account.orders[order.asset, ORDER_REASON])
     _book(books, order, time_ms, is_maker=True)
     if order.is_open and reason & (MARGIN | BRACKET):
