@@ -34,18 +34,11 @@ from perpgym.envs.decision import LADDER, decide, exposure_of
 from perpgym.envs.fees import roll_day
 from perpgym.envs.fills import ORDER, STOP, settle_funding, take
 from perpgym.envs.impact import decay_push
+from perpgym.envs.inside import end_inside, is_any_reached
 from perpgym.envs.insolvency import forgive_debt
 from perpgym.envs.liquidation import STRAIGHT, is_short_at, liquidate_if_short, mark_on_way
 from perpgym.envs.margin import worth
-from perpgym.envs.matching import (
-    begin_fine_bar,
-    carry_orders,
-    end_inside,
-    has_orders,
-    is_any_reached,
-    may_rest,
-    send_orders,
-)
+from perpgym.envs.matching import begin_fine_bar, carry_orders, has_orders, may_rest, send_orders
 from perpgym.envs.path import live_through, nothing_happens, opens_beyond_stop, trail_stops
 from perpgym.envs.payoff import pay
 from perpgym.envs.spaces import CONTRACT_LEDGER, LEDGER
@@ -150,6 +143,8 @@ def _fine_bar(account, world, now, fine, open_ms, number, scratch):  # type: ign
         return True
     if may_rest(world):
         end_inside(account, world, now, fine)
+        if is_eventful and _settle_inside(account, world, now, fine, open_ms, _COSTS_OF_ADDED):
+            return True
     if world.rules.is_trailing > 0.0:
         trail_stops(account, world, fine)
     is_settled = settle_at_close(account, world, now, fine, open_ms)
@@ -258,9 +253,7 @@ def inside_bar(account, world, now, fine, open_ms, scratch):  # type: ignore[no-
         return True
     if live_through(account, world, now, fine, scratch):
         return True
-    if _settle_inside(account, world, now, fine, open_ms, _RECEIPTS):
-        return True
-    return may_rest(world) and _settle_inside(account, world, now, fine, open_ms, _COSTS_OF_ADDED)
+    return _settle_inside(account, world, now, fine, open_ms, _RECEIPTS)
 
 
 @cold_kernel

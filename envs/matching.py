@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from perpgym.data.bars import CLOSE, OPEN
 from perpgym.envs.account import (
     ORDER_ADDED,
@@ -14,7 +12,6 @@ from perpgym.envs.account import (
     ORDER_LIMIT,
     ORDER_QUANTITY,
     ORDER_REASON,
-    ORDER_SIZE,
     ORDER_STOP,
     ORDER_STYLE,
     ORDER_WORKING,
@@ -24,17 +21,15 @@ from perpgym.envs.account import (
     on_lot_grid,
 )
 from perpgym.envs.arrays import contract_rules, read_bar
-from perpgym.envs.compile import cold_kernel, kernel
+from perpgym.envs.compile import kernel
 from perpgym.envs.decision import HEADS, has_arrived
 from perpgym.envs.execution import quote, to_lots
-from perpgym.envs.fills import ORDER, maker_cost_rate, take_at, take_priced, taker_cost_rate
+from perpgym.envs.fills import ORDER, take_priced, taker_cost_rate
 from perpgym.envs.orders import (
     BRACKET,
-    ICEBERG,
     LIMIT,
     MARGIN,
     MARKET,
-    NOT_REACHED,
     TOO_SMALL,
     TWAP,
     VWAP,
@@ -43,8 +38,6 @@ from perpgym.envs.orders import (
     admitted_by_volume,
     is_reduce_only,
     market_fill_price,
-    sliced_fill_price,
-    volume_beyond,
 )
 from perpgym.envs.spaces import CONTRACT_LEDGER
 
@@ -85,7 +78,7 @@ _CLOSES, _TURNS, _OPENS = range(3)
 
 
 @kernel
-def _turn_of(held, quantity):  # type: ignore[no-untyped-def]
+def turn_of(held, quantity):  # type: ignore[no-untyped-def]
     if held * quantity >= 0.0:
         return _OPENS
     return _CLOSES if is_reduce_only(held, quantity) else _TURNS
@@ -104,7 +97,7 @@ def send_orders(account, world, now, fine, number):  # type: ignore[no-untyped-d
             quantity = account.orders[asset, ORDER_QUANTITY]
             if (
                 quantity != 0.0
-                and _turn_of(account.positions[asset, QUANTITY], quantity) == turn
+                and turn_of(account.positions[asset, QUANTITY], quantity) == turn
                 and account.orders[asset, ORDER_FRESH] == 0.0
                 and has_arrived(account.orders[asset], world, number)
                 and is_at_open(account.orders[asset], market)
@@ -147,7 +140,7 @@ def _arrive(account, world, asset, now, fine, number):  # type: ignore[no-untype
 
 
 @kernel
-def _prepare_stop(account, world, asset, now, quantity):  # type: ignore[no-untyped-def]
+def prepare_stop(account, world, asset, now, quantity):  # type: ignore[no-untyped-def]
     """Before a fill that opens or adds: how far its stop will be."""
     position = account.positions[asset]
     if not is_reduce_only(position[QUANTITY], quantity):
@@ -193,19 +186,19 @@ def take_due(account, world, asset, now, fine, due, reference):  # type: ignore[
     is_refused = (cut & (MARGIN | BRACKET)) != 0
     is_market = order[ORDER_STYLE] == MARKET
     is_last_try = is_market and (rules.carries_remainder == 0.0 or (cut & TOO_SMALL) != 0)
-    _keep_left(order, quantity, reason | cut, is_refused or is_last_try, contract)
+    keep_left(order, quantity, reason | cut, is_refused or is_last_try, contract)
     if quantity != 0.0:
-        _prepare_stop(account, world, asset, now, quantity)
+        prepare_stop(account, world, asset, now, quantity)
         mark_close = market.mark[now, asset, CLOSE]
         take_priced(
             account, asset, quantity, reference, touch, price, bar, mark_close, ORDER, contract, rules
         )
-        _note_price(account, asset, quantity, price)
+        note_price(account, asset, quantity, price)
         order[ORDER_HELD] = account.positions[asset, QUANTITY]
 
 
 @kernel
-def _keep_left(order, quantity, reason, is_dropped, contract):  # type: ignore[no-untyped-def]
+def keep_left(order, quantity, reason, is_dropped, contract):  # type: ignore[no-untyped-def]
     """After a part of an order filled, or none of it: what is left of it, and why it is not whole."""
     left = on_lot_grid(order[ORDER_QUANTITY] - quantity, order[ORDER_QUANTITY], contract)
     # an order that filled whole in the end was cut by nothing
@@ -214,7 +207,7 @@ def _keep_left(order, quantity, reason, is_dropped, contract):  # type: ignore[n
 
 
 @kernel
-def _note_price(account, asset, quantity, price):  # type: ignore[no-untyped-def]
+def note_price(account, asset, quantity, price):  # type: ignore[no-untyped-def]
     """Mean price of what an order filled in this bar."""
     order, row = account.orders[asset], account.holdings[asset]
     done = order[ORDER_DONE]
@@ -222,128 +215,6 @@ def _note_price(account, asset, quantity, price):  # type: ignore[no-untyped-def
     row[_FILL_PRICE] = (
         (row[_FILL_PRICE] * done + price * abs(quantity)) / order[ORDER_DONE] if done > 0.0 else price
     )
-
-
-@kernel
-def may_fill(order, held, market):  # type: ignore[no-untyped-def]
-    """Whether an order may still fill inside this bar, on what a stop or a liquidation left of its position.
-
-    What opens or adds may, also on a position that is gone; what closes or turns one goes with it.
-    """
-    is_waiting = order[ORDER_QUANTITY] != 0.0 and order[ORDER_FRESH] == 0.0 and not is_at_open(order, market)
-    return is_waiting and (held == order[ORDER_HELD] or order[ORDER_HELD] * order[ORDER_QUANTITY] >= 0.0)
-
-
-@kernel
-def is_reached(account, world, asset, now, fine):  # type: ignore[no-untyped-def]
-    """Whether the bar trades through the price at which a contract's order rests."""
-    order, contract = account.orders[asset], contract_rules(world.contracts[asset])
-    if order[ORDER_STYLE] < LIMIT or not may_fill(order, account.positions[asset, QUANTITY], world.market):
-        return False
-    bar = read_bar(world.market, now, fine, asset, contract.is_inverse)
-    return volume_beyond(order[ORDER_QUANTITY], order[ORDER_LIMIT], bar, contract) > 0.0
-
-
-@kernel
-def is_any_reached(account, world, now, fine):  # type: ignore[no-untyped-def]
-    """Whether any order that rests meets its price in this bar."""
-    is_any = False
-    for asset in range(account.positions.shape[0]):
-        is_any = is_any or is_reached(account, world, asset, now, fine)
-    return is_any
-
-
-@cold_kernel
-def end_inside(account, world, now, fine):  # type: ignore[no-untyped-def]
-    """After the way through a bar: slices along it that nothing finer resolves, and what was not reached.
-
-    The position before has met the extremes of the bar by itself. Nobody knows what of the slices was there
-    when they came, and what fills at the mean of open and close may not depend on it.
-    """
-    for turn in range(3):
-        for asset in range(account.positions.shape[0]):
-            order, held = account.orders[asset], account.positions[asset, QUANTITY]
-            if (
-                may_fill(order, held, world.market)
-                and order[ORDER_STYLE] < LIMIT
-                and _turn_of(held, order[ORDER_QUANTITY]) == turn
-            ):
-                _fill_slices(account, world, asset, now, fine)
-                order[ORDER_HELD] = account.positions[asset, QUANTITY]
-    for asset in range(account.positions.shape[0]):
-        order = account.orders[asset]
-        if order[ORDER_STYLE] >= LIMIT and order[ORDER_QUANTITY] != 0.0 and order[ORDER_FRESH] == 0.0:
-            order[ORDER_REASON] = int(order[ORDER_REASON]) | NOT_REACHED
-
-
-@kernel
-def _fill_slices(account, world, asset, now, fine):  # type: ignore[no-untyped-def]
-    """Slices along a bar that nothing finer resolves."""
-    contract, order = contract_rules(world.contracts[asset]), account.orders[asset]
-    bar = read_bar(world.market, now, fine, asset, contract.is_inverse)
-    wanted = order[ORDER_QUANTITY]
-    most, reason = admitted_by_volume(wanted, bar.volume, bar, contract, world.rules)
-    reference, touch, price = sliced_fill_price(account, asset, most, bar, contract, world.rules)
-    fee_rate = taker_cost_rate(account, most, reference, contract, world.rules)
-    quantity, cut = admitted_by_margin(
-        account, world, fine, asset, most, most, price, fee_rate, bar, contract
-    )
-    if quantity != most:
-        reference, touch, price = sliced_fill_price(account, asset, quantity, bar, contract, world.rules)
-    _keep_left(order, quantity, reason | cut, cut != 0, contract)
-    order[ORDER_FRESH] = -1.0
-    if quantity != 0.0:
-        _prepare_stop(account, world, asset, now, quantity)
-        order[ORDER_FRESH] = 1.0
-        mark_close = world.market.mark[now, asset, CLOSE]
-        take_priced(
-            account, asset, quantity, reference, touch, price, bar, mark_close, ORDER, contract, world.rules
-        )
-        _note_price(account, asset, quantity, price)
-
-
-@kernel
-def fill_resting(account, world, asset, now, fine):  # type: ignore[no-untyped-def]
-    """A post-only order that the way of prices has reached: a maker's fill by what trades through it.
-
-    Returns:
-        Whether it turned the position to the other side.
-    """
-    contract, order = contract_rules(world.contracts[asset]), account.orders[asset]
-    bar = read_bar(world.market, now, fine, asset, contract.is_inverse)
-    wanted, limit, held = order[ORDER_QUANTITY], order[ORDER_LIMIT], account.positions[asset, QUANTITY]
-    side = 1.0 if wanted > 0.0 else -1.0
-    order[ORDER_FRESH] = -1.0
-    volume = volume_beyond(wanted, limit, bar, contract)
-    if volume == 0.0:
-        order[ORDER_REASON] = int(order[ORDER_REASON]) | NOT_REACHED
-        return False
-    most, reason = admitted_by_volume(wanted, volume, bar, contract, world.rules)
-    fee_rate = maker_cost_rate(account, most, limit, contract, world.rules)
-    ordered = order[ORDER_SIZE]
-    quantity, cut = admitted_by_margin(
-        account, world, fine, asset, most, ordered, limit, fee_rate, bar, contract
-    )
-    if order[ORDER_STYLE] == ICEBERG and quantity != wanted:
-        # a clip that is not used up still shows: only whole clips have been refilled
-        clip = max(abs(ordered) * world.rules.iceberg_clip, contract.lot_size)
-        clips = math.floor(abs(quantity) / clip + 1e-9)
-        quantity = to_lots(side * clips * clip, contract)
-    # what margin, a bracket or the smallest order refused is not tried again
-    _keep_left(order, quantity, reason | cut, cut != 0, contract)
-    if quantity == 0.0:
-        return False
-    _prepare_stop(account, world, asset, now, quantity)
-    fee_rate = maker_cost_rate(account, quantity, limit, contract, world.rules)
-    mark_close = world.market.mark[now, asset, CLOSE]
-    take_at(account, asset, quantity, limit, fee_rate, mark_close, ORDER, contract, world.rules)
-    _note_price(account, asset, quantity, limit)
-    position = account.positions[asset, QUANTITY]
-    order[ORDER_HELD] = position
-    if not is_reduce_only(held, quantity):
-        order[ORDER_FRESH] = 1.0
-        order[ORDER_ADDED] = position - held if held * position > 0.0 else position
-    return held * position < 0.0
 
 
 @kernel

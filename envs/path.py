@@ -13,9 +13,6 @@ from perpgym.envs.account import (
     CROSS,
     ISOLATED_WALLET,
     ORDER_FRESH,
-    ORDER_LIMIT,
-    ORDER_QUANTITY,
-    ORDER_STYLE,
     QUANTITY,
     STOP_PRICE,
     TARGET_PRICE,
@@ -30,20 +27,20 @@ from perpgym.envs.arrays import contract_rules, read_bar
 from perpgym.envs.compile import cold_kernel, kernel
 from perpgym.envs.execution import to_tick
 from perpgym.envs.fills import STOP, TARGET, take, take_at, taker_cost_rate
+from perpgym.envs.inside import fill_resting, is_reached, next_resting, withdraw
 from perpgym.envs.liquidation import (
     ADVERSE_FIRST,
     HIGHS_FIRST,
     LOWS_FIRST,
     NEVER,
     has_position,
+    leg_prices,
     liquidate_group,
     liquidation_share,
     mark_on_way,
-    point,
     side_of,
 )
-from perpgym.envs.matching import fill_resting, is_reached, may_rest
-from perpgym.envs.orders import LIMIT
+from perpgym.envs.matching import may_rest
 from perpgym.envs.spaces import LEDGER
 
 _STOPPED = LEDGER["stopped"]
@@ -62,17 +59,6 @@ def stop_share(position, bar, way, leg, rules):  # type: ignore[no-untyped-def]
     if bar.volume > 0.0 and side * (end - start) < 0.0 and side * (end - stop) <= 0.0:
         return min(1.0, max(0.0, (stop - start) / (end - start)))
     return NEVER
-
-
-@kernel
-def leg_prices(bar, way, leg, side, on_mark):  # type: ignore[no-untyped-def]
-    """Both ends of a leg, of the mark or of the last price."""
-    start, end = point(way, leg, side), point(way, leg + 1, side)
-    if on_mark:
-        prices = (bar.mark_open, bar.mark_high, bar.mark_low, bar.mark_close)
-    else:
-        prices = (bar.last_open, bar.last_high, bar.last_low, bar.last_close)
-    return prices[start], prices[end]
 
 
 @kernel
@@ -190,32 +176,6 @@ def _take_profits(account, world, group, now, fine, way, leg, until):  # type: i
             account.ledger[_STOPPED] = 1.0
 
 
-@kernel
-def next_resting(account, world, group, now, fine, way, leg, begin):  # type: ignore[no-untyped-def]
-    """The resting order of a group that a leg reaches first from ``begin`` on: (contract or -1, share).
-
-    A price that the open has jumped over is reached at the open.
-    """
-    first, first_share = -1, 1.0
-    for asset in range(account.positions.shape[0]):
-        contract = contract_rules(world.contracts[asset])
-        if not is_in_group(asset, group, contract) or not is_reached(account, world, asset, now, fine):
-            continue
-        bar = read_bar(world.market, now, fine, asset, contract.is_inverse)
-        limit = account.orders[asset, ORDER_LIMIT]
-        buys = 1.0 if account.orders[asset, ORDER_QUANTITY] > 0.0 else -1.0
-        side = side_of(account.positions[asset]) if account.positions[asset, QUANTITY] != 0.0 else buys
-        start, end = leg_prices(bar, way, leg, side, False)
-        share = NEVER
-        if buys * (start - limit) <= 0.0:
-            share = begin
-        elif buys * (end - limit) <= 0.0:
-            share = max(begin, (limit - start) / (end - start))
-        if share <= 1.0 and (first < 0 or share < first_share):
-            first, first_share = asset, share
-    return first, first_share
-
-
 @cold_kernel
 def walk(account, world, now, fine, way):  # type: ignore[no-untyped-def]
     """The whole way for every margin group; returns whether the cross positions were liquidated.
@@ -234,7 +194,7 @@ def walk(account, world, now, fine, way):  # type: ignore[no-untyped-def]
                 account, world, group, now, fine, way, leg, begin, share
             ):
                 is_over = is_over or group == CROSS
-                _withdraw(account, world, group)
+                withdraw(account, world, group)
                 break
             leg, begin = (leg, share) if asset >= 0 else (leg + 1, 0.0)
             # a stop on the way there may have taken an order that closes
@@ -246,15 +206,6 @@ def walk(account, world, now, fine, way):  # type: ignore[no-untyped-def]
             ):
                 leg, begin = 0, 0.0
     return is_over
-
-
-@kernel
-def _withdraw(account, world, group):  # type: ignore[no-untyped-def]
-    """A liquidation takes the resting orders of its group with it."""
-    for asset in range(account.positions.shape[0]):
-        order = account.orders[asset]
-        if order[ORDER_STYLE] >= LIMIT and is_in_group(asset, group, contract_rules(world.contracts[asset])):
-            order[ORDER_QUANTITY] = 0.0
 
 
 @kernel

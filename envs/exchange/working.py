@@ -21,7 +21,8 @@ from perpgym.envs.exchange.books import Books, OrderEvent
 from perpgym.envs.exchange.orders import Order, sign
 from perpgym.envs.execution import to_lots
 from perpgym.envs.fills import ORDER, maker_cost_rate, take_at
-from perpgym.envs.matching import fill_resting, take_due
+from perpgym.envs.inside import fill_resting
+from perpgym.envs.matching import take_due
 from perpgym.envs.orders import BRACKET, LIMIT, MARGIN, MARKET
 
 

@@ -219,6 +219,13 @@ def test_what_fills_inside_a_bar_pays_its_settlements_too() -> None:
 # --- slices ---
 
 
+@pytest.mark.parametrize(("rate", "funding"), [(0.001, -2.0), (-0.001, 1.0)])
+def test_slices_pay_the_settlements_of_their_bar_and_receive_none(rate: float, funding: float) -> None:
+    account = Holder(10_000.0, (10.0, 100.0), execution="twap")
+    account.live((100.0, 100.0, 97.0, 100.0), wants=20.0, stamps=[[(900_000, rate)]])
+    assert account.funding == pytest.approx(funding, abs=1e-3)
+
+
 @pytest.mark.parametrize("settings", [{"stop_loss": 0.02}, {"margin_mode": "isolated", "leverage": 25.0}])
 def test_slices_bought_in_a_bar_that_only_rises_are_neither_stopped_nor_liquidated(
     settings: dict[str, Any],
