@@ -186,11 +186,25 @@ def apply_fill(wallet, positions, asset, quantity, price, fee_rate, contract, ru
         mean = (abs(held) * worth(entry, contract.is_inverse) + opened * value) / (abs(held) + opened)
         position[ENTRY_PRICE] = price_of(mean, contract.is_inverse)
     if contract.is_isolated > 0.0:
-        uncovered = wallet_before - wallet[WALLET] - released - free
-        position[ISOLATED_WALLET] += opened * abs(value) / contract.leverage - max(uncovered, 0.0)
+        margin = opened * abs(value) / contract.leverage
+        left = free + released + wallet[WALLET] - wallet_before
+        if not _stands_beside_cross(positions, asset):
+            # an order that was cut fills a little better than what it was admitted at
+            margin = min(margin, max(left, 0.0))
+        position[ISOLATED_WALLET] += margin + min(left, 0.0)
     if opened > 0.0:
         _place_stops(position, contract, rules)
     return fee
+
+
+@kernel
+def _stands_beside_cross(positions, asset):  # type: ignore[no-untyped-def]
+    """Whether another position stands on the free wallet: one without a wallet of its own."""
+    is_any = False
+    for other in range(positions.shape[0]):
+        is_cross = positions[other, QUANTITY] != 0.0 and positions[other, ISOLATED_WALLET] == 0.0
+        is_any = is_any or (is_cross and other != asset)
+    return is_any
 
 
 @kernel
