@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from perpgym.envs.compile import kernel
+from perpgym.envs.compile import cold_kernel, kernel
 from perpgym.envs.execution import to_lots, to_tick
 from perpgym.envs.margin import maintenance_margin, price_of, worth
 
@@ -186,25 +186,31 @@ def apply_fill(wallet, positions, asset, quantity, price, fee_rate, contract, ru
         mean = (abs(held) * worth(entry, contract.is_inverse) + opened * value) / (abs(held) + opened)
         position[ENTRY_PRICE] = price_of(mean, contract.is_inverse)
     if contract.is_isolated > 0.0:
-        margin = opened * abs(value) / contract.leverage
         left = free + released + wallet[WALLET] - wallet_before
-        if not _stands_beside_cross(positions, asset):
-            # an order that was cut fills a little better than what it was admitted at
-            margin = min(margin, max(left, 0.0))
-        position[ISOLATED_WALLET] += margin + min(left, 0.0)
+        _post_margin(positions, asset, opened * abs(value) / contract.leverage, left)
     if opened > 0.0:
         _place_stops(position, contract, rules)
     return fee
 
 
-@kernel
-def _stands_beside_cross(positions, asset):  # type: ignore[no-untyped-def]
-    """Whether another position stands on the free wallet: one without a wallet of its own."""
-    is_any = False
+@cold_kernel
+def _post_margin(positions, asset, margin, left):  # type: ignore[no-untyped-def]
+    """Move initial margin to an isolated position, and leave in it what neither margin nor wallet covered.
+
+    Args:
+        positions: (A, POSITION_COLUMNS) float64, in place.
+        margin: settle currency, notional / leverage of what was opened.
+        left: settle currency, free wallet and released margin less what the fill lost; below 0 uncovered.
+    """
+    has_cross = False
     for other in range(positions.shape[0]):
         is_cross = positions[other, QUANTITY] != 0.0 and positions[other, ISOLATED_WALLET] == 0.0
-        is_any = is_any or (is_cross and other != asset)
-    return is_any
+        # a position on the free wallet has no wallet of its own
+        has_cross = has_cross or (is_cross and other != asset)
+    if not has_cross:
+        # an order that was cut fills a little better than what it was admitted at
+        margin = min(margin, max(left, 0.0))
+    positions[asset, ISOLATED_WALLET] += margin + min(left, 0.0)
 
 
 @kernel

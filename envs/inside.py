@@ -57,7 +57,7 @@ def is_reached(account, world, asset, now, fine):  # type: ignore[no-untyped-def
     return volume_beyond(order[ORDER_QUANTITY], order[ORDER_LIMIT], bar, contract) > 0.0
 
 
-@kernel
+@cold_kernel
 def is_any_reached(account, world, now, fine):  # type: ignore[no-untyped-def]
     """Whether any order that rests meets its price in this bar."""
     is_any = False
@@ -115,7 +115,7 @@ def _fill_slices(account, world, asset, now, fine):  # type: ignore[no-untyped-d
         _note_added(order, held, account.positions[asset, QUANTITY])
 
 
-@kernel
+@cold_kernel
 def fill_resting(account, world, asset, now, fine):  # type: ignore[no-untyped-def]
     """A post-only order that the way of prices has reached: a maker's fill by what trades through it.
 
@@ -130,6 +130,9 @@ def fill_resting(account, world, asset, now, fine):  # type: ignore[no-untyped-d
     volume = volume_beyond(wanted, limit, bar, contract)
     if volume == 0.0:
         order[ORDER_REASON] = int(order[ORDER_REASON]) | NOT_REACHED
+        return False
+    if held != order[ORDER_HELD] and order[ORDER_HELD] * wanted < 0.0:
+        # a stop on the way here took what the order was to close
         return False
     most, reason = admitted_by_volume(wanted, volume, bar, contract, world.rules)
     fee_rate = maker_cost_rate(account, most, limit, contract, world.rules)
@@ -165,7 +168,7 @@ def _note_added(order, before, after):  # type: ignore[no-untyped-def]
         order[ORDER_ADDED] = after - before if is_same_side else after
 
 
-@kernel
+@cold_kernel
 def next_resting(account, world, group, now, fine, way, leg, begin):  # type: ignore[no-untyped-def]
     """The resting order of a group that a leg reaches first from ``begin`` on: (contract or -1, share).
 
@@ -191,7 +194,7 @@ def next_resting(account, world, group, now, fine, way, leg, begin):  # type: ig
     return first, first_share
 
 
-@kernel
+@cold_kernel
 def withdraw(account, world, group):  # type: ignore[no-untyped-def]
     """A liquidation takes the resting orders of its group with it."""
     for asset in range(account.positions.shape[0]):

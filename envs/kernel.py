@@ -256,7 +256,7 @@ def inside_bar(account, world, now, fine, open_ms, scratch):  # type: ignore[no-
     return _settle_inside(account, world, now, fine, open_ms, _RECEIPTS)
 
 
-@cold_kernel
+@kernel
 def meet_open(account, world, now, fine):  # type: ignore[no-untyped-def]
     """Liquidation and stops that a bar opens beyond; returns whether the cross positions are gone."""
     if liquidate_if_short(account, world, now, fine, STRAIGHT, 0, 0.0):

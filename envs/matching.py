@@ -21,7 +21,7 @@ from perpgym.envs.account import (
     on_lot_grid,
 )
 from perpgym.envs.arrays import contract_rules, read_bar
-from perpgym.envs.compile import kernel
+from perpgym.envs.compile import cold_kernel, kernel
 from perpgym.envs.decision import HEADS, has_arrived
 from perpgym.envs.execution import quote, to_lots
 from perpgym.envs.fills import ORDER, take_priced, taker_cost_rate
@@ -112,7 +112,7 @@ def send_orders(account, world, now, fine, number):  # type: ignore[no-untyped-d
             _arrive(account, world, asset, now, fine, number)
 
 
-@kernel
+@cold_kernel
 def _follow(order, held, number, market):  # type: ignore[no-untyped-def]
     """A position that a stop or a liquidation changed takes its order with it.
 
@@ -124,7 +124,7 @@ def _follow(order, held, number, market):  # type: ignore[no-untyped-def]
         order[ORDER_QUANTITY] = 0.0
 
 
-@kernel
+@cold_kernel
 def _arrive(account, world, asset, now, fine, number):  # type: ignore[no-untyped-def]
     """An order that fills inside the bar: not before it arrives; refused if it would take when it does."""
     order = account.orders[asset]

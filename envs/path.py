@@ -176,7 +176,7 @@ def _take_profits(account, world, group, now, fine, way, leg, until):  # type: i
             account.ledger[_STOPPED] = 1.0
 
 
-@cold_kernel
+@kernel
 def walk(account, world, now, fine, way):  # type: ignore[no-untyped-def]
     """The whole way for every margin group; returns whether the cross positions were liquidated.
 
@@ -197,13 +197,7 @@ def walk(account, world, now, fine, way):  # type: ignore[no-untyped-def]
                 withdraw(account, world, group)
                 break
             leg, begin = (leg, share) if asset >= 0 else (leg + 1, 0.0)
-            # a stop on the way there may have taken an order that closes
-            if (
-                asset >= 0
-                and is_reached(account, world, asset, now, fine)
-                and fill_resting(account, world, asset, now, fine)
-                and way == ADVERSE_FIRST
-            ):
+            if asset >= 0 and fill_resting(account, world, asset, now, fine) and way == ADVERSE_FIRST:
                 leg, begin = 0, 0.0
     return is_over
 
