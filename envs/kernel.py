@@ -109,6 +109,9 @@ def step_account(account, world, action, now, is_last, scratch):  # type: ignore
         open_ms += world.market.fine_ms
         if is_over:
             break
+    if is_over:
+        # the bar was not lived through to its end: isolated positions meet its close
+        liquidate_if_short(account, world, now, first + world.market.fine_per_bar - 1, STRAIGHT, 0, 1.0)
     carry_orders(account, world)
     if is_last and world.rules.is_sold_at_end > 0.0:
         _sell_all(account, world, now, first + world.market.fine_per_bar - 1)

@@ -199,6 +199,15 @@ def test_an_isolated_position_opened_on_cross_profit_gets_its_margin_in_full() -
     assert (row["liquidated"], row["equity"]) == (0.0, pytest.approx(1_780.0, rel=1e-6))
 
 
+def test_an_isolated_position_never_costs_more_than_its_margin_in_the_bar_that_ends_the_account() -> None:
+    # A opens 12 lower and takes the 900 that are not B's; B falls to half on its margin of 100
+    account = mixed(1_000.0, "cross", "isolated").hold((80.0, 100.0), (10.0, 100.0))
+    row = account.step(flat(88.0), (100.0, 100.0, 50.0, 50.0))
+    assert account.is_over
+    assert account.quantities == [0.0, 0.0]
+    assert row["equity"] == pytest.approx(0.0, abs=1e-9)
+
+
 def test_what_closes_goes_first_and_frees_margin_for_what_opens() -> None:
     # 10 of margin for 10x: B can only open once A has closed
     account = Portfolio(1_000.0, paper("A"), paper("B")).hold((0.0, 100.0), (100.0, 100.0))
