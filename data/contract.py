@@ -13,6 +13,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from perpgym.data.checks import check_number, is_on_grid
+
 HOUR_MS = 3_600_000
 
 # columns of Contract.bracket_table()
@@ -54,13 +56,15 @@ class Contract:
         contract_size: base units per contract (linear), quote units per contract (inverse).
         tick_size: quote, price increment.
         lot_size: base, quantity increment.
-        min_quantity, max_quantity: base, of one order.
+        min_quantity, max_quantity: base, of one order; the largest is a whole number of lots, or ``inf``.
         min_notional: quote, of one order that opens or increases.
-        maker_rate, taker_rate: fraction of a fill's notional; negative is a rebate.
+        maker_rate, taker_rate: fraction of a fill's notional; negative is a rebate, which the taker's rate
+            covers.
         clearance_rate: fraction of liquidated notional taken by the insurance fund.
         funding_interval_ms: usual time between settlements; the data's stamps are what counts.
         funding_cap: largest absolute rate per settlement.
-        brackets: ascending, contiguous, the first floor 0; their rates never fall.
+        brackets: ascending, contiguous, the first floor 0; their rates never fall and their leverage limits
+            never rise; a position at the largest leverage can bear its maintenance margin.
 
     Raises:
         ValueError: a rule is impossible; names the field, or the bracket by its number.
@@ -88,6 +92,8 @@ class Contract:
     def __post_init__(self) -> None:
         if self.kind not in ("linear", "inverse"):
             raise ValueError(f"{self.symbol}: kind must be linear or inverse, was {self.kind!r}")
+        for name in _NUMBERS:
+            check_number(f"{self.symbol}: {name}", getattr(self, name))
         for name in ("contract_size", "tick_size", "lot_size", "min_quantity"):
             value = getattr(self, name)
             if not 0 < value < math.inf:
@@ -96,6 +102,12 @@ class Contract:
             raise ValueError(
                 f"{self.symbol}: max_quantity must be at least min_quantity, {self.min_quantity} (base), was "
                 f"{self.max_quantity}"
+            )
+        if not is_on_grid(self.max_quantity, self.lot_size):
+            least = math.floor(self.max_quantity / self.lot_size) * self.lot_size
+            raise ValueError(
+                f"{self.symbol}: max_quantity must be a whole number of lots of {self.lot_size:g} (base), "
+                f"was {self.max_quantity:.15g}; the largest order is then {least:.15g}"
             )
         if not 0 <= self.min_notional < math.inf:
             raise ValueError(
@@ -118,6 +130,11 @@ class Contract:
                     f"{self.symbol}: {name} must lie between -0.01 and 0.01 (a fraction of notional), "
                     f"was {value}; if you meant {value:g} bp, write {value / 1e4:g}"
                 )
+        if min(self.maker_rate, 0.0) + self.taker_rate < 0.0:
+            raise ValueError(
+                f"{self.symbol}: taker_rate must be at least the maker's rebate, was {self.taker_rate:g} "
+                f"with a maker_rate of {self.maker_rate:g}: no exchange pays for trading in circles"
+            )
         _check_brackets(self.symbol, self.brackets)
 
     def bracket_table(self) -> NDArray[np.float64]:
@@ -156,7 +173,18 @@ class Contract:
         return cls(**raw)
 
 
+# the fields of a contract and of a bracket that are numbers
+_NUMBERS = (
+    "contract_size", "tick_size", "lot_size", "min_quantity", "max_quantity", "min_notional", "maker_rate",
+    "taker_rate", "clearance_rate", "funding_interval_ms", "funding_cap",
+)  # fmt: skip
+_BRACKET_NUMBERS = ("floor", "cap", "maintenance_margin_rate", "cum", "max_leverage")
+
+
 def _check_brackets(symbol: str, brackets: tuple[Bracket, ...]) -> None:
+    for number, bracket in enumerate(brackets, start=1):
+        for name in _BRACKET_NUMBERS:
+            check_number(f"{symbol}: {name} of bracket {number}", getattr(bracket, name))
     if not brackets or brackets[0].floor != 0:
         raise ValueError(f"{symbol}: brackets must start at a notional of 0")
     for number, bracket in enumerate(brackets, start=1):
@@ -174,6 +202,12 @@ def _check_brackets(symbol: str, brackets: tuple[Bracket, ...]) -> None:
             )
         if not 1 <= bracket.max_leverage < math.inf:
             raise ValueError(f"{title} must admit a leverage of at least 1, was {bracket.max_leverage:g}")
+        if bracket.maintenance_margin_rate * bracket.max_leverage > 1.0 + 1e-9:
+            raise ValueError(
+                f"{title} must have a maintenance_margin_rate of at most 1 / max_leverage = "
+                f"{1.0 / bracket.max_leverage:g}, was {bracket.maintenance_margin_rate:g}: a position opened "
+                "at that leverage would be liquidated at once"
+            )
     for number, (below, above) in enumerate(pairwise(brackets), start=2):
         if below.cap != above.floor:
             fault = "overlap" if below.cap > above.floor else "leave a gap"
@@ -185,6 +219,11 @@ def _check_brackets(symbol: str, brackets: tuple[Bracket, ...]) -> None:
             raise ValueError(
                 f"{symbol}: maintenance_margin_rate must not fall with the notional, but bracket {number} "
                 f"has {above.maintenance_margin_rate:g} after {below.maintenance_margin_rate:g}"
+            )
+        if above.max_leverage > below.max_leverage:
+            raise ValueError(
+                f"{symbol}: max_leverage must not rise with the notional, but bracket {number} admits "
+                f"{above.max_leverage:g} after {below.max_leverage:g}"
             )
     _check_cum(symbol, brackets)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from perpgym.envs.compile import kernel
+from perpgym.envs.compile import cold_kernel, kernel
 from perpgym.envs.execution import to_lots, to_tick
 from perpgym.envs.margin import maintenance_margin, price_of, worth
 
@@ -29,11 +29,13 @@ POSITION_COLUMNS = 7
 # whether it filled inside the bar, so that no target of this bar may count on it, how it reaches the book,
 # its stop in volatilities of a bar (0: the account's), the ladder level that stands (nan: none), four
 # columns of the push that earlier fills left in the book, milliseconds from its decision to the open of this
-# bar, its size as decided, and what of it filled in this bar
+# bar, its size as decided, what of it filled in this bar, and what of the position was added inside the
+# (finer) bar, signed; ``fresh`` is 1 where an order opened or added inside the bar, -1 where it has had its
+# turn or has not arrived
 ORDER_QUANTITY, ORDER_HELD, ORDER_REASON, ORDER_LIMIT, ORDER_WORKING, ORDER_FRESH = range(6)
 ORDER_STYLE, ORDER_STOP, ORDER_ASKED, ORDER_PUSH = range(6, 10)
-ORDER_AGE, ORDER_SIZE, ORDER_DONE = range(13, 16)
-ORDER_COLUMNS = 16
+ORDER_AGE, ORDER_SIZE, ORDER_DONE, ORDER_ADDED = range(13, 17)
+ORDER_COLUMNS = 17
 
 # of the margin groups: every cross position together; an isolated position is a group named by its contract
 CROSS = -1
@@ -135,8 +137,11 @@ def give_position(wallet, positions, asset, exposure, mark_price, sigma, contrac
 def apply_fill(wallet, positions, asset, quantity, price, fee_rate, contract, rules):  # type: ignore[no-untyped-def]
     """Book one fill: realise what it closes, average what it opens, move isolated margin, pay the fee.
 
-    Realised profit of an isolated position moves its isolated wallet; closing a share of the position then
-    releases the same share of its margin balance, so its bankruptcy price and margin ratio do not move.
+    Closing a share of an isolated position releases the same share of its isolated wallet, so its bankruptcy
+    price does not move; opening posts notional / leverage, from the free wallet, which may fall below zero
+    where a cross profit stands behind it (what an order may use of that is decided before it fills). What
+    this fill loses beyond the margin that it releases and the free wallet stays in the position; what others
+    owe is never taken from it.
 
     Args:
         wallet: (WALLET_COLUMNS,) float64, in place.
@@ -154,12 +159,16 @@ def apply_fill(wallet, positions, asset, quantity, price, fee_rate, contract, ru
     value = worth(price, contract.is_inverse)
     fee = abs(quantity * value) * fee_rate
     opened = abs(quantity)
+    wallet_before, margin_before, free = wallet[WALLET], position[ISOLATED_WALLET], 0.0
+    if contract.is_isolated > 0.0:
+        free = max(free_wallet(wallet, positions), 0.0)
     if held * quantity < 0.0:
         closed = min(abs(held), abs(quantity))
         wallet[WALLET] += math.copysign(closed, held) * (value - worth(entry, contract.is_inverse))
         position[ISOLATED_WALLET] *= 1.0 - closed / abs(held)
         opened = abs(quantity) - closed
     wallet[WALLET] -= fee
+    released = margin_before - position[ISOLATED_WALLET]
     total = on_lot_grid(held + quantity, held, contract)
     if total == 0.0:
         flatten(position)
@@ -177,12 +186,31 @@ def apply_fill(wallet, positions, asset, quantity, price, fee_rate, contract, ru
         mean = (abs(held) * worth(entry, contract.is_inverse) + opened * value) / (abs(held) + opened)
         position[ENTRY_PRICE] = price_of(mean, contract.is_inverse)
     if contract.is_isolated > 0.0:
-        # a loss beyond the released margin and the free wallet stays in the position
-        position[ISOLATED_WALLET] += opened * abs(value) / contract.leverage
-        position[ISOLATED_WALLET] += min(free_wallet(wallet, positions), 0.0)
+        left = free + released + wallet[WALLET] - wallet_before
+        _post_margin(positions, asset, opened * abs(value) / contract.leverage, left)
     if opened > 0.0:
         _place_stops(position, contract, rules)
     return fee
+
+
+@cold_kernel
+def _post_margin(positions, asset, margin, left):  # type: ignore[no-untyped-def]
+    """Move initial margin to an isolated position, and leave in it what neither margin nor wallet covered.
+
+    Args:
+        positions: (A, POSITION_COLUMNS) float64, in place.
+        margin: settle currency, notional / leverage of what was opened.
+        left: settle currency, free wallet and released margin less what the fill lost; below 0 uncovered.
+    """
+    has_cross = False
+    for other in range(positions.shape[0]):
+        is_cross = positions[other, QUANTITY] != 0.0 and positions[other, ISOLATED_WALLET] == 0.0
+        # a position on the free wallet has no wallet of its own
+        has_cross = has_cross or (is_cross and other != asset)
+    if not has_cross:
+        # an order that was cut fills a little better than what it was admitted at
+        margin = min(margin, max(left, 0.0))
+    positions[asset, ISOLATED_WALLET] += margin + min(left, 0.0)
 
 
 @kernel
@@ -232,3 +260,8 @@ def give_stop_distance(position, sigma_per_bar, multiple, rules):  # type: ignor
     if multiple > 0.0:
         distance = min(multiple * sigma_per_bar, 0.99)
         position[STOP_DISTANCE] = min(distance, rules.stop_loss) if rules.stop_loss > 0.0 else distance
+    elif position[STOP_DISTANCE] > 0.0:
+        # an earlier order's own stop gives way to the account's, which may be none
+        position[STOP_DISTANCE] = 0.0
+        if rules.stop_loss == 0.0:
+            position[STOP_PRICE] = math.nan

@@ -29,6 +29,7 @@ KERNEL_FILES = (
     "liquidation.py",
     "path.py",
     "matching.py",
+    "inside.py",
     "payoff.py",
     "kernel.py",
     "masks.py",

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal, TypeVar
 
-import numpy as np
-
+from perpgym.data.checks import check_number, check_row, check_switch, check_whole, check_within
 from perpgym.envs.actions import ACTION_KINDS, ActionKind, choices_per_contract
 from perpgym.envs.fees import FeeSchedule
 from perpgym.envs.impact_model import ImpactModel
@@ -70,11 +69,12 @@ class EnvConfig:
             last close, for one bar; ``iceberg``, the same in clips.
         limit_offset_bps: distance of a resting order from the last close.
         iceberg_clip: fraction of the order that an iceberg shows.
-        latency_ms: from the decision to the book; what is no whole number of bars needs finer bars.
+        latency_ms: from the decision to the book; what is no whole number of bars needs finer bars. One order
+            of a contract is on its way at a time: what is decided until it arrives is not sent.
         latency_bars: the same in bars, added to it.
         reduce_only: orders close and never open, add or turn: an account is wound down.
         remainder: what the volume left of an order is ``drop``-ped, or ``carry``-ied on until it is filled or
-            another decision replaces it.
+            another decision replaces it, which one on its way to the book cannot be.
         taker_rate, maker_rate: fraction of notional; None takes the contract's.
         fees: tiers by traded volume, discount and rebates instead of the two rates; see ``FeeSchedule``.
         stop_loss, take_profit: fraction of the entry price, None for none.
@@ -169,12 +169,18 @@ class EnvConfig:
             object.__setattr__(self, "impact", ImpactModel(**impact))
         if isinstance(fees, Mapping):
             object.__setattr__(self, "fees", FeeSchedule.from_mapping(fees))
+        if not isinstance(self.impact, ImpactModel):
+            raise ValueError(f"impact must be an ImpactModel or its settings, was {self.impact!r}")
+        if self.fees is not None and not isinstance(self.fees, FeeSchedule):
+            raise ValueError(f"fees must be a FeeSchedule, its settings or null, was {self.fees!r}")
         for name in ("leverage", "margin_mode"):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         for name in ("ladder", "head_sizes", "head_stops", "head_styles"):
             # a file gives lists
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            object.__setattr__(self, name, check_row(name, getattr(self, name)))
+        for name in ("reduce_only", "trailing_stop", "reward_on_conditional_mean"):
+            check_switch(name, getattr(self, name))
         _ascending("ladder", self.ladder, -1.0, 1.0)
         if 0.0 not in self.ladder:
             raise ValueError(f"ladder must have the level 0, which is flat; was {self.ladder}")
@@ -189,27 +195,29 @@ class EnvConfig:
             # YAML reads a bare ``off`` as a truth value
             if isinstance(getattr(self, name), bool):
                 object.__setattr__(self, name, "on" if getattr(self, name) else "off")
-        _within("initial_wallet", self.initial_wallet, 1e-9, 1e15, "settle currency")
+        check_within("initial_wallet", self.initial_wallet, 1e-9, 1e15, "settle currency")
         for leverage in self.leverages():
-            _within("leverage", leverage, 1.0, 150.0, "times")
+            check_within("leverage", leverage, 1.0, 150.0, "times")
         most = math.inf if self.limits == "off" else max(self.leverages())
-        _within("max_exposure", self.max_exposure, 1e-6, most, "notional over equity, at most leverage")
-        _within("initial_exposure", self.initial_exposure, -self.max_exposure, self.max_exposure, "equity")
-        _within("linear_cost_rate", self.linear_cost_rate, 0.0, 1.0, "a fraction of notional")
-        _within("quadratic_cost_rate", self.quadratic_cost_rate, 0.0, 1e6, "per exposure traded")
-        _within("rebalance_threshold", self.rebalance_threshold, 0.0, self.max_exposure, "equity")
-        _within("half_spread_bps", self.half_spread_bps, 0.0, 1_000.0, "basis points")
-        _within("impact_coefficient", self.impact_coefficient, 0.0, 100.0, "dimensionless")
-        _within("max_participation", self.max_participation, 1e-9, 1.0, "a fraction of the bar's volume")
-        _within("limit_offset_bps", self.limit_offset_bps, -1_000.0, 1_000.0, "basis points")
-        _within("iceberg_clip", self.iceberg_clip, 1e-3, 1.0, "a fraction of the order")
-        _within("latency_ms", self.latency_ms, 0.0, 1e9, "milliseconds")
-        _whole("latency_bars", self.latency_bars, 0, 10_000, "bars")
+        check_within("max_exposure", self.max_exposure, 1e-6, most, "notional over equity, at most leverage")
+        check_within(
+            "initial_exposure", self.initial_exposure, -self.max_exposure, self.max_exposure, "equity"
+        )
+        check_within("linear_cost_rate", self.linear_cost_rate, 0.0, 1.0, "a fraction of notional")
+        check_within("quadratic_cost_rate", self.quadratic_cost_rate, 0.0, 1e6, "per exposure traded")
+        check_within("rebalance_threshold", self.rebalance_threshold, 0.0, self.max_exposure, "equity")
+        check_within("half_spread_bps", self.half_spread_bps, 0.0, 1_000.0, "basis points")
+        check_within("impact_coefficient", self.impact_coefficient, 0.0, 100.0, "dimensionless")
+        check_within("max_participation", self.max_participation, 1e-9, 1.0, "a fraction of the bar's volume")
+        check_within("limit_offset_bps", self.limit_offset_bps, -1_000.0, 1_000.0, "basis points")
+        check_within("iceberg_clip", self.iceberg_clip, 1e-3, 1.0, "a fraction of the order")
+        check_within("latency_ms", self.latency_ms, 0.0, 1e9, "milliseconds")
+        check_whole("latency_bars", self.latency_bars, 0, 10_000, "bars")
         for name in ("taker_rate", "maker_rate"):
             rate = getattr(self, name)
             if rate is not None:
                 least = 0.0 if name == "taker_rate" else -0.01
-                _within(name, rate, least, 0.01, "a fraction of notional; 4 bp is 0.0004")
+                check_within(name, rate, least, 0.01, "a fraction of notional; 4 bp is 0.0004")
         if (self.taker_rate or 0.0) + (self.maker_rate or 0.0) < 0.0 and self.taker_rate is not None:
             raise ValueError(
                 f"a maker rebate of {-(self.maker_rate or 0.0):g} exceeds the taker fee of "
@@ -222,27 +230,31 @@ class EnvConfig:
         for name in ("stop_loss", "take_profit"):
             value = getattr(self, name)
             if value is not None:
-                _within(
+                check_within(
                     name, value, 1e-6, 0.99 if name == "stop_loss" else 100.0, "a fraction of the entry price"
                 )
         if self.stop_volatility is not None:
-            _within("stop_volatility", self.stop_volatility, 1e-3, 1e3, "times the volatility of a bar")
+            check_within("stop_volatility", self.stop_volatility, 1e-3, 1e3, "times the volatility of a bar")
         if self.trailing_stop and self.stop_loss is None and self.stop_volatility is None:
             raise ValueError("trailing_stop needs a distance: set stop_loss or stop_volatility")
         if self.max_bars_held is not None:
-            _whole("max_bars_held", self.max_bars_held, 1, 10**9, "bars")
-        _within("funding_multiplier", self.funding_multiplier, -100.0, 100.0, "times")
-        _within("risk_free_rate", self.risk_free_rate, -1.0, 1.0, "a fraction per year")
-        _within("max_drawdown", self.max_drawdown, 1e-6, 1.0, "a fraction of peak equity")
-        _within("reward_equity_floor", self.reward_equity_floor, 1e-12, 0.999, "a fraction of equity")
-        _within("reward_scale", self.reward_scale, 1e-12, 1e12, "per log return")
-        _within("reward_risk_aversion", self.reward_risk_aversion, 0.0, 1e6, "dimensionless; 1 is log growth")
-        _within("reward_half_life_bars", self.reward_half_life_bars, 1e-3, 1e9, "bars")
-        _within("reward_variance", self.reward_variance, 0.0, 1e12, "per squared exposure and bar")
+            check_whole("max_bars_held", self.max_bars_held, 1, 10**9, "bars")
+        check_within("funding_multiplier", self.funding_multiplier, -100.0, 100.0, "times")
+        check_within("risk_free_rate", self.risk_free_rate, -1.0, 1.0, "a fraction per year")
+        check_within("max_drawdown", self.max_drawdown, 1e-6, 1.0, "a fraction of peak equity")
+        check_within("reward_equity_floor", self.reward_equity_floor, 1e-12, 0.999, "a fraction of equity")
+        check_within("reward_scale", self.reward_scale, 1e-12, 1e12, "per log return")
+        check_within(
+            "reward_risk_aversion", self.reward_risk_aversion, 0.0, 1e6, "dimensionless; 1 is log growth"
+        )
+        check_within("reward_half_life_bars", self.reward_half_life_bars, 1e-3, 1e9, "bars")
+        check_within("reward_variance", self.reward_variance, 0.0, 1e12, "per squared exposure and bar")
         for name in ("reward_drawdown", "reward_turnover", "reward_liquidation"):
-            _within(name, getattr(self, name), 0.0, 1e12, "reward before its scale; a bonus is not offered")
-        _whole("episode_bars", self.episode_bars, 2, 10**9, "bars")
-        _whole("window_bars", self.window_bars, 1, 100_000, "bars")
+            check_within(
+                name, getattr(self, name), 0.0, 1e12, "reward before its scale; a bonus is not offered"
+            )
+        check_whole("episode_bars", self.episode_bars, 2, 10**9, "bars")
+        check_whole("window_bars", self.window_bars, 1, 100_000, "bars")
         if self.reward_on_conditional_mean and self.reward != "mean_variance":
             raise ValueError("reward_on_conditional_mean needs reward=mean_variance")
         for name, allowed in (
@@ -262,7 +274,7 @@ class EnvConfig:
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, was {getattr(self, name)!r}")
-        if unknown_modes := set(self.margin_modes()) - {"cross", "isolated"}:
+        if unknown_modes := [mode for mode in self.margin_modes() if mode not in ("cross", "isolated")]:
             raise ValueError(
                 f"margin_mode must be cross or isolated, was {', '.join(map(str, unknown_modes))}"
             )
@@ -298,18 +310,9 @@ def _one_each(name: str, setting: T | tuple[T, ...], n_contracts: int | None) ->
 
 
 def _ascending(name: str, values: tuple[float, ...], low: float, high: float) -> None:
+    for value in values:
+        check_number(name, value)
     if not values or any(not low <= value <= high for value in values):
         raise ValueError(f"{name} must be numbers between {low:g} and {high:g}, were {values}")
     if any(not below < above for below, above in pairwise(values)):
         raise ValueError(f"{name} must ascend, were {values}")
-
-
-def _within(name: str, value: float, low: float, high: float, unit: str) -> None:
-    if not low <= value <= high:
-        raise ValueError(f"{name} must lie between {low:g} and {high:g} ({unit}), was {value}")
-
-
-def _whole(name: str, value: int, low: int, high: int, unit: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise ValueError(f"{name} must be a whole number from {low:g} to {high:g} ({unit}), was {value!r}")
-    _within(name, value, low, high, unit)

@@ -156,11 +156,27 @@ def is_overdue(position, rules):  # type: ignore[no-untyped-def]
 
 
 @kernel
+def has_arrived(order, world, number):  # type: ignore[no-untyped-def]
+    """Whether an order is with the exchange when the finer bar ``number`` of its bar opens."""
+    return order[ORDER_AGE] + number * world.market.fine_ms >= world.rules.latency_ms
+
+
+@kernel
+def is_on_its_way(order, world):  # type: ignore[no-untyped-def]
+    """Whether an order that was sent before has not met the book: it can be neither replaced nor recalled.
+
+    At the close before a bar; one that arrives at the open of that bar has not met the book.
+    """
+    return order[ORDER_WORKING] != 0.0 and not has_arrived(order, world, -1)
+
+
+@kernel
 def decide(account, world, action, now):  # type: ignore[no-untyped-def]
     """From action to wanted orders, at the close before bar ``now``; nothing of that bar is read.
 
     The limits on leverage, daily loss and drawdown hold for gross exposure, and shrink every wish alike; the
-    limit on notional holds by contract.
+    limit on notional holds by contract. While an order is on its way nothing else is sent for its contract,
+    whoever decides it.
 
     Returns:
         Bits of the limits that changed the action.
@@ -175,15 +191,15 @@ def decide(account, world, action, now):  # type: ignore[no-untyped-def]
         # what is still being worked counts as held, so that repeating a target stacks nothing
         coming = account.positions[asset, QUANTITY] + account.orders[asset, ORDER_WORKING]
         exposure = exposure_of_quantity(coming, mark, base, contract)
-        wish = exposure
+        wish, is_open = exposure, not is_on_its_way(account.orders[asset], world)
         # what does not trade, or is not listed yet, is kept: its action must not shrink the others'
-        if world.market.volume[now - 1, asset] > 0.0:
+        if is_open and world.market.volume[now - 1, asset] > 0.0:
             wish = wanted_exposure(account, world, action, asset, exposure)
-        if is_overdue(account.positions[asset], world.rules):
+        if is_open and is_overdue(account.positions[asset], world.rules):
             changed |= TIME_STOP
             wish = 0.0
         single_cap = single_exposure_cap(account.wallet, mark, contract, world.rules)
-        if abs(wish) > single_cap:
+        if is_open and abs(wish) > single_cap:
             wish = math.copysign(single_cap, wish)
             if single_cap < cap:
                 changed |= NOTIONAL
@@ -202,10 +218,13 @@ def decide(account, world, action, now):  # type: ignore[no-untyped-def]
         held = account.positions[asset, QUANTITY]
         exposure = order[ORDER_REASON]
         target = order[ORDER_QUANTITY] * scale
+        is_bound = is_on_its_way(order, world)
         # a decision that keeps what there is keeps what is being worked too
         order[ORDER_QUANTITY] = order[ORDER_WORKING]
         order[ORDER_WORKING] = order[ORDER_DONE] = order[ORDER_REASON] = 0.0
         order[ORDER_HELD] = held
+        if is_bound:
+            continue
         if world.rules.action == LADDER:
             _remember_level(order, world.choices.levels[int(action[asset])], target)
         single_cap = single_exposure_cap(account.wallet, mark, contract, world.rules)

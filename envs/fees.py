@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from perpgym.data.checks import check_number
 from perpgym.envs.compile import kernel
 
 # columns of a tier table
@@ -43,6 +44,8 @@ class FeeTier:
     taker_rate: float
 
     def __post_init__(self) -> None:
+        for name in ("floor", "maker_rate", "taker_rate"):
+            check_number(name, getattr(self, name))
         if not (self.floor >= 0.0 and math.isfinite(self.floor)):
             raise ValueError(
                 f"floor must be a finite amount >= 0 (settle currency in 30 days), was {self.floor}"
@@ -72,6 +75,8 @@ class FeeSchedule:
     traded_before: float = 0.0
 
     def __post_init__(self) -> None:
+        for name in ("discount_factor", "traded_before"):
+            check_number(name, getattr(self, name))
         if not self.tiers or self.tiers[0].floor != 0.0:
             raise ValueError("tiers must start at a traded notional of 0; add a FeeTier with floor=0.0")
         if not 0.0 <= self.discount_factor <= 1.0:

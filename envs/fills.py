@@ -145,15 +145,16 @@ def take_at(account, asset, quantity, price, fee_rate, mark_close, reason, contr
 
 
 @kernel
-def settle_funding(account, asset, mark_price, rate, contract):  # type: ignore[no-untyped-def]
+def settle_funding(account, asset, quantity, mark_price, rate, contract):  # type: ignore[no-untyped-def]
     """Move one settlement: a long pays when the rate is positive.
 
     Args:
+        quantity: signed, of the position.
         mark_price: quote, at the settlement.
         rate: fraction of notional, the funding multiplier included.
     """
-    quantity = account.positions[asset, QUANTITY]
-    credit_funding(account, asset, -quantity * abs(worth(mark_price, contract.is_inverse)) * rate, contract)
+    received = -quantity * abs(worth(mark_price, contract.is_inverse)) * rate
+    credit_funding(account, asset, received, contract)
 
 
 @kernel

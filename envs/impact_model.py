@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perpgym.data.bars import CLOSE
+from perpgym.data.checks import check_within
 from perpgym.data.clock import DAY_MS, MINUTE_MS
 from perpgym.data.tape import Tape
 
@@ -61,9 +62,7 @@ class ImpactModel:
             ("turnover_days", 1e-3, 1e4, "days"),
             ("power", 0.1, 0.7, "dimensionless; three exponentials follow no steeper law"),
         ):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ValueError(f"{name} must lie between {low:g} and {high:g} ({unit}), was {value}")
+            check_within(name, getattr(self, name), low, high, unit)
 
     def kernel_numbers(self, bar_ms: int, fine_ms: int) -> tuple[list[float], list[float]]:
         """What the kernels take, for volatilities and turnovers of bars of ``bar_ms``.

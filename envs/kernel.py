@@ -17,8 +17,10 @@ from perpgym.envs.account import (
     DAY_LOW_EQUITY,
     EQUITY,
     LIQUIDATED,
+    ORDER_ADDED,
     ORDER_ASKED,
     ORDER_REASON,
+    ORDER_WORKING,
     PEAK_EQUITY,
     QUANTITY,
     RECENT_COSTS,
@@ -32,18 +34,11 @@ from perpgym.envs.decision import LADDER, decide, exposure_of
 from perpgym.envs.fees import roll_day
 from perpgym.envs.fills import ORDER, STOP, settle_funding, take
 from perpgym.envs.impact import decay_push
+from perpgym.envs.inside import end_inside, is_any_reached
 from perpgym.envs.insolvency import forgive_debt
 from perpgym.envs.liquidation import STRAIGHT, is_short_at, liquidate_if_short, mark_on_way
 from perpgym.envs.margin import worth
-from perpgym.envs.matching import (
-    AFTER_THE_WAY,
-    begin_fine_bar,
-    carry_orders,
-    fill_inside,
-    has_orders,
-    may_rest,
-    send_orders,
-)
+from perpgym.envs.matching import begin_fine_bar, carry_orders, has_orders, may_rest, send_orders
 from perpgym.envs.path import live_through, nothing_happens, opens_beyond_stop, trail_stops
 from perpgym.envs.payoff import pay
 from perpgym.envs.spaces import CONTRACT_LEDGER, LEDGER
@@ -62,6 +57,8 @@ _FILL_PRICE, _REASON, _PROFIT = (
 )
 
 DAY_MS = 86_400_000
+# of the settlements strictly inside a bar
+_COSTS, _RECEIPTS, _COSTS_OF_ADDED = range(3)
 # recent costs halve in a day of hourly bars
 COST_DECAY = 0.5 ** (1.0 / 24.0)
 
@@ -101,6 +98,9 @@ def step_account(account, world, action, now, is_last, scratch):  # type: ignore
         open_ms += world.market.fine_ms
         if is_over:
             break
+    if is_over:
+        # the bar was not lived through to its end: isolated positions meet its close
+        liquidate_if_short(account, world, now, first + world.market.fine_per_bar - 1, STRAIGHT, 0, 1.0)
     carry_orders(account, world)
     if is_last and world.rules.is_sold_at_end > 0.0:
         _sell_all(account, world, now, first + world.market.fine_per_bar - 1)
@@ -147,14 +147,13 @@ def _fine_bar(account, world, now, fine, open_ms, number, scratch):  # type: ign
     is_eventful = _settles_inside(world, now, open_ms, account.positions.shape[0])
     # margin that suffices at every adverse extreme suffices at the open and at the close
     is_eventful = is_eventful or not nothing_happens(account, world, fine)
+    is_eventful = is_eventful or (may_rest(world) and is_any_reached(account, world, now, fine))
     if is_eventful and inside_bar(account, world, now, fine, open_ms, scratch):
         return True
-    if (
-        may_rest(world)
-        and fill_inside(account, world, now, fine, number, AFTER_THE_WAY)
-        and live_through(account, world, now, fine, scratch)
-    ):
-        return True
+    if may_rest(world):
+        end_inside(account, world, now, fine)
+        if is_eventful and _settle_inside(account, world, now, fine, open_ms, _COSTS_OF_ADDED):
+            return True
     if world.rules.is_trailing > 0.0:
         trail_stops(account, world, fine)
     is_settled = settle_at_close(account, world, now, fine, open_ms)
@@ -190,6 +189,7 @@ def settle_at_close(account, world, now, fine, open_ms):  # type: ignore[no-unty
                 settle_funding(
                     account,
                     asset,
+                    account.positions[asset, QUANTITY],
                     world.market.fine_mark[fine, asset, CLOSE],
                     world.market.stamp_rate[stamp] * world.rules.funding_multiplier,
                     contract_rules(world.contracts[asset]),
@@ -198,8 +198,11 @@ def settle_at_close(account, world, now, fine, open_ms):  # type: ignore[no-unty
 
 
 @cold_kernel
-def _settle_inside(account, world, now, fine, open_ms, is_cost):  # type: ignore[no-untyped-def]
+def _settle_inside(account, world, now, fine, open_ms, what):  # type: ignore[no-untyped-def]
     """Settlements strictly inside the bar: those that cost with a margin check after each, or those that pay.
+
+    ``what``: what costs on what was held at the open, what is received at the end, or what costs on what was
+    added inside the bar.
 
     Returns:
         Whether the cross positions were liquidated whole.
@@ -214,13 +217,17 @@ def _settle_inside(account, world, now, fine, open_ms, is_cost):  # type: ignore
                 world.market.stamp_start[asset, now], world.market.stamp_start[asset, now + 1]
             ):
                 rate = world.market.stamp_rate[stamp] * world.rules.funding_multiplier
-                flow = account.positions[asset, QUANTITY] * rate
+                quantity = account.positions[asset, QUANTITY]
+                if what == _COSTS_OF_ADDED:
+                    size = min(abs(account.orders[asset, ORDER_ADDED]), abs(quantity))
+                    quantity = math.copysign(size, quantity)
+                flow = quantity * rate
                 is_now = world.market.stamp_time_ms[stamp] == open_ms + elapsed
-                if is_now and flow != 0.0 and (flow > 0.0) == is_cost:
+                if is_now and flow != 0.0 and (flow > 0.0) == (what != _RECEIPTS):
                     mark = mark_on_way(world, fine, asset, STRAIGHT, 0, share, 1.0, contract.is_inverse)
-                    settle_funding(account, asset, mark, rate, contract)
+                    settle_funding(account, asset, quantity, mark, rate, contract)
                     is_any = True
-        if is_any and is_cost and liquidate_if_short(account, world, now, fine, STRAIGHT, 0, share):
+        if is_any and what != _RECEIPTS and liquidate_if_short(account, world, now, fine, STRAIGHT, 0, share):
             return True
         elapsed += _next_stamp(world, now, account.positions.shape[0], open_ms + elapsed)
     return False
@@ -249,6 +256,18 @@ def inside_bar(account, world, now, fine, open_ms, scratch):  # type: ignore[no-
     Returns:
         Whether the cross positions were liquidated whole.
     """
+    if meet_open(account, world, now, fine):
+        return True
+    if _settle_inside(account, world, now, fine, open_ms, _COSTS):
+        return True
+    if live_through(account, world, now, fine, scratch):
+        return True
+    return _settle_inside(account, world, now, fine, open_ms, _RECEIPTS)
+
+
+@kernel
+def meet_open(account, world, now, fine):  # type: ignore[no-untyped-def]
+    """Liquidation and stops that a bar opens beyond; returns whether the cross positions are gone."""
     if liquidate_if_short(account, world, now, fine, STRAIGHT, 0, 0.0):
         return True
     is_stopped = False
@@ -269,13 +288,7 @@ def inside_bar(account, world, now, fine, open_ms, scratch):  # type: ignore[no-
             )
             account.ledger[_STOPPED] = 1.0
             is_stopped = True
-    if is_stopped and liquidate_if_short(account, world, now, fine, STRAIGHT, 0, 0.0):
-        return True
-    if _settle_inside(account, world, now, fine, open_ms, True):
-        return True
-    if live_through(account, world, now, fine, scratch):
-        return True
-    return _settle_inside(account, world, now, fine, open_ms, False)
+    return is_stopped and liquidate_if_short(account, world, now, fine, STRAIGHT, 0, 0.0)
 
 
 @cold_kernel
@@ -293,10 +306,10 @@ def _sell_all(account, world, now, fine):  # type: ignore[no-untyped-def]
 
 @kernel
 def _keep_level(order, quantity):  # type: ignore[no-untyped-def]
-    """A ladder level that was not reached does not stand; a position that something closed stands at 0."""
+    """A level that was not reached does not stand; what is closed, with nothing to come, stands at 0."""
     if order[ORDER_REASON] != 0.0:
         order[ORDER_ASKED] = math.nan
-    elif quantity == 0.0:
+    elif quantity == 0.0 and order[ORDER_WORKING] == 0.0:
         order[ORDER_ASKED] = 0.0
 
 

@@ -24,6 +24,7 @@ from perpgym.envs.account import (
     STOP_PRICE,
     TARGET_PRICE,
     WALLET,
+    free_wallet,
     notional,
     open_account,
     position_excess,
@@ -91,7 +92,8 @@ class Ledger:
         self.account.ledger[:], self.account.holdings[:], self.account.fills[:] = 0.0, 0.0, 0.0
         for symbol, rate in step.funding.items():
             asset = self.symbols.index(symbol)
-            settle_funding(self.account, asset, mark[asset, OPEN], rate, self._contract(asset))
+            held_then = self.account.positions[asset, QUANTITY]
+            settle_funding(self.account, asset, held_then, mark[asset, OPEN], rate, self._contract(asset))
         held = self.account.positions[:, QUANTITY].copy()
         liquidate_if_short(self.account, world, _NOW, _NOW, STRAIGHT, 0, 0.0)
         refused = [s for s, leverage in step.leverage.items() if not self._set_leverage(s, leverage)]
@@ -134,6 +136,10 @@ class Ledger:
             rate = contract.maker_rate if order.is_maker else contract.taker_rate
             take_at(self.account, asset, delta, price, rate, mark_close, ORDER, contract, rules)
         if position[QUANTITY] != 0.0:
+            if contract.is_isolated > 0.0:
+                # no order is refused here for want of margin: it posts what there is
+                free = free_wallet(self.account.wallet, self.account.positions)
+                position[ISOLATED_WALLET] += min(free, 0.0)
             if order.stop_loss is not None:
                 position[STOP_PRICE] = order.stop_loss
             if order.take_profit is not None:

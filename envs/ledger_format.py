@@ -156,13 +156,15 @@ def _brackets(raw: Any, where: str) -> tuple[Bracket, ...]:
         keys = {"floor", "cap", "mmr", "cum"}
         spec = _mapping(row, f"{where}[{i}]", keys | {"max_leverage"}, {"mmr"})
         cap = spec.get("cap")
+        # a bracket's leverage limit is no part of this format: it is checked and left out
+        _number(spec.get("max_leverage", 1), f"{where}[{i}].max_leverage", above=0.0)
         rows.append(
             Bracket(
                 floor=_number(spec.get("floor", 0), f"{where}[{i}].floor", low=0.0),
                 cap=math.inf if cap is None else _number(cap, f"{where}[{i}].cap", above=0.0),
                 maintenance_margin_rate=_number(spec["mmr"], f"{where}[{i}].mmr", low=0.0, high=1.0),
                 cum=_number(spec.get("cum", 0), f"{where}[{i}].cum"),
-                max_leverage=_number(spec.get("max_leverage", 1000), f"{where}[{i}].max_leverage", above=0.0),
+                max_leverage=1.0,
             )
         )
     return tuple(rows)

@@ -63,6 +63,17 @@ def mark_on_way(world, fine, asset, way, leg, share, side, is_inverse):  # type:
 
 
 @kernel
+def leg_prices(bar, way, leg, side, on_mark):  # type: ignore[no-untyped-def]
+    """Both ends of a leg, of the mark or of the last price."""
+    start, end = point(way, leg, side), point(way, leg + 1, side)
+    if on_mark:
+        prices = (bar.mark_open, bar.mark_high, bar.mark_low, bar.mark_close)
+    else:
+        prices = (bar.last_open, bar.last_high, bar.last_low, bar.last_close)
+    return prices[start], prices[end]
+
+
+@kernel
 def side_of(position):  # type: ignore[no-untyped-def]
     return 1.0 if position[QUANTITY] >= 0.0 else -1.0
 

@@ -3,18 +3,8 @@
 from __future__ import annotations
 
 from perpgym.data.bars import CLOSE
-from perpgym.envs.account import (
-    CROSS,
-    EQUITY,
-    ISOLATED_WALLET,
-    ORDER_ASKED,
-    ORDER_WORKING,
-    QUANTITY,
-    margin_balance,
-    notional,
-    sizing_base,
-)
-from perpgym.envs.arrays import Account, contract_rules
+from perpgym.envs.account import ORDER_ASKED, ORDER_WORKING, QUANTITY, sizing_base
+from perpgym.envs.arrays import Account, Bar, contract_rules
 from perpgym.envs.compile import kernel
 from perpgym.envs.decision import (
     FLAT,
@@ -23,88 +13,77 @@ from perpgym.envs.decision import (
     LONG,
     SHORT,
     exposure_caps,
-    exposure_of,
+    exposure_of_quantity,
+    is_on_its_way,
     is_overdue,
     single_exposure_cap,
+    wanted_quantity,
 )
-from perpgym.envs.execution import square_root_impact
-from perpgym.envs.fees import taker_rate
+from perpgym.envs.fills import taker_cost_rate
+from perpgym.envs.orders import admitted_by_free, free_margin, is_reduce_only, market_fill_price
 
 # a choice at the very limit is allowed
 _SLACK = 1.0 + 1e-9
 
 
 @kernel
-def _others(account, world, asset, base, now):  # type: ignore[no-untyped-def]
-    """Gross exposure of the other contracts, and the margin that is free for this one, settle currency."""
-    gross, free = 0.0, account.wallet[EQUITY]
-    for other in range(account.positions.shape[0]):
-        contract = contract_rules(world.contracts[other])
-        if other != asset:
-            mark = world.market.mark[now, other, CLOSE]
-            exposure = abs(exposure_of(account.positions[other], mark, base, contract))
-            gross += exposure
-            free -= exposure * base / contract.leverage
-    contract = contract_rules(world.contracts[asset])
-    if contract.is_isolated > 0.0:
-        free = margin_balance(account, CROSS) + account.positions[asset, ISOLATED_WALLET]
-    return gross, free
-
-
-@kernel
 def is_admitted(account, world, asset, wish, now):  # type: ignore[no-untyped-def]
-    """Whether an exposure may be asked for at the close of ``now``: reducing always, more within every limit.
+    """Whether an exposure may be asked for at the close of ``now``: closing always, more if it fills whole.
 
-    The other contracts are taken as they are, and the next bar to open here with this bar's volume: the
-    market may move before the order arrives, and what is admitted here can still be cut.
+    The admission of the kernel, asked with a market that stands still: the next bar opens at this close and
+    trades this bar's volume, the other contracts are kept. What is admitted here can still be cut.
     """
     contract, rules = contract_rules(world.contracts[asset]), world.rules
     position, mark = account.positions[asset], world.market.mark[now, asset, CLOSE]
     if is_overdue(position, rules):
         return wish == 0.0
     base = sizing_base(account.wallet, rules)
-    present = exposure_of(position, mark, base, contract)
-    is_reducing = wish == 0.0 or (wish * present > 0.0 and abs(wish) <= abs(present))
-    if is_reducing or rules.is_unlimited > 0.0:
+    quantity = wanted_quantity(position, wish, base, mark, contract)
+    if rules.is_unlimited > 0.0 or quantity == 0.0 or is_reduce_only(position[QUANTITY], quantity):
         return True
-    traded = abs(wish - present) * base
-    if rules.is_reduce_only > 0.0 or _is_too_small(traded, mark, contract):
-        return False
     cap, _bit = exposure_caps(account.wallet, rules)
-    gross, free = _others(account, world, asset, base, now)
-    size = abs(wish)
     return (
-        gross + size <= cap * _SLACK
-        and size <= single_exposure_cap(account.wallet, mark, contract, rules) * _SLACK
-        and size * base <= contract.max_position_notional * _SLACK
-        and size * base / contract.leverage + traded * _cost_share(account, world, asset, traded, now)
-        <= free * _SLACK
+        rules.is_reduce_only == 0.0
+        and _gross_of_others(account, world, asset, base, now) + abs(wish) <= cap * _SLACK
+        and abs(wish) <= single_exposure_cap(account.wallet, mark, contract, rules) * _SLACK
+        and _fills_whole(account, world, asset, quantity, now)
     )
 
 
 @kernel
-def _is_too_small(traded, mark, contract):  # type: ignore[no-untyped-def]
-    """Whether an order of this notional, settle currency, is below the exchange's smallest."""
-    quantity = traded / notional(1.0, mark, contract.is_inverse)
-    in_quote = quantity if contract.is_inverse > 0.0 else quantity * mark
-    return quantity < contract.min_quantity or in_quote < contract.min_notional
+def _gross_of_others(account, world, asset, base, now):  # type: ignore[no-untyped-def]
+    """Gross exposure of the other contracts, with what is being worked."""
+    gross = 0.0
+    for other in range(account.positions.shape[0]):
+        if other != asset:
+            contract = contract_rules(world.contracts[other])
+            coming = account.positions[other, QUANTITY] + account.orders[other, ORDER_WORKING]
+            mark = world.market.mark[now, other, CLOSE]
+            gross += abs(exposure_of_quantity(coming, mark, base, contract))
+    return gross
 
 
 @kernel
-def _cost_share(account, world, asset, traded, now):  # type: ignore[no-untyped-def]
-    """Fee, half spread and impact of a market order over its notional."""
-    contract, rules = contract_rules(world.contracts[asset]), world.rules
-    quantity = traded / notional(1.0, world.market.mark[now, asset, CLOSE], contract.is_inverse)
-    volume, sigma = world.market.volume[now, asset], world.market.sigma_per_bar[now, asset]
-    impact = min(square_root_impact(quantity, volume, sigma, rules.impact_coefficient), 0.5)
-    return max(taker_rate(account.traded, contract), 0.0) + rules.half_spread + impact
+def _fills_whole(account, world, asset, quantity, now):  # type: ignore[no-untyped-def]
+    """Whether margin, brackets and the smallest order leave a market order whole where bar ``now`` closes."""
+    contract, rules, market = contract_rules(world.contracts[asset]), world.rules, world.market
+    last, mark = market.last[now, asset, CLOSE], market.mark[now, asset, CLOSE]
+    volume = market.volume[now, asset] * (last if contract.is_inverse > 0.0 else 1.0)
+    sigma, root = market.sigma_per_bar[now, asset], market.root_illiquidity[now, asset]
+    bar = Bar(last, last, last, last, mark, mark, mark, mark, volume, sigma, root)
+    _touch, price = market_fill_price(account, asset, last, quantity, bar, contract, rules)
+    fee_rate = taker_cost_rate(account, quantity, last, contract, rules)
+    free = free_margin(account, world, market.mark, now, CLOSE, asset)
+    _left, reason = admitted_by_free(account, free, asset, quantity, quantity, price, fee_rate, bar, contract)
+    return reason == 0
 
 
 @kernel
 def mask_account(account, world, now, out):  # type: ignore[no-untyped-def]
     """Write which choices are allowed, contract after contract.
 
-    A contract that does not trade allows what changes nothing. At least one choice of each number is allowed.
+    A contract that does not trade, or whose order is on its way, allows what changes nothing. At least one
+    choice of each number is allowed.
 
     Args:
         account: ``Account``.
@@ -117,6 +96,7 @@ def mask_account(account, world, now, out):  # type: ignore[no-untyped-def]
     place = 0
     for asset in range(account.positions.shape[0]):
         is_trading = world.market.volume[now, asset] > 0.0
+        is_trading = is_trading and not is_on_its_way(account.orders[asset], world)
         if world.rules.action != HEADS:
             asked, nearest, is_any = account.orders[asset, ORDER_ASKED], 0, False
             is_late = is_overdue(account.positions[asset], world.rules)
@@ -144,7 +124,7 @@ def mask_account(account, world, now, out):  # type: ignore[no-untyped-def]
             out[place + 4] = True
         out[place + HOLD] = not (is_trading and is_overdue(account.positions[asset], world.rules))
         out[place + LONG], out[place + SHORT] = is_long_any, is_short_any
-        # nothing to close, but an order on its way can be called back
+        # nothing to close, but an order in the book can be called back
         is_engaged = account.positions[asset, QUANTITY] != 0.0 or account.orders[asset, ORDER_WORKING] != 0.0
         out[place + FLAT] = is_trading and is_engaged
         for other in range(n_stops + n_styles):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 from perpgym.data.bars import CLOSE, OPEN
 from perpgym.envs.account import (
+    ORDER_ADDED,
     ORDER_AGE,
     ORDER_DONE,
     ORDER_FRESH,
@@ -13,7 +12,6 @@ from perpgym.envs.account import (
     ORDER_LIMIT,
     ORDER_QUANTITY,
     ORDER_REASON,
-    ORDER_SIZE,
     ORDER_STOP,
     ORDER_STYLE,
     ORDER_WORKING,
@@ -24,16 +22,14 @@ from perpgym.envs.account import (
 )
 from perpgym.envs.arrays import contract_rules, read_bar
 from perpgym.envs.compile import cold_kernel, kernel
-from perpgym.envs.decision import HEADS
+from perpgym.envs.decision import HEADS, has_arrived
 from perpgym.envs.execution import quote, to_lots
-from perpgym.envs.fills import ORDER, maker_cost_rate, take_at, take_priced, taker_cost_rate
+from perpgym.envs.fills import ORDER, take_priced, taker_cost_rate
 from perpgym.envs.orders import (
     BRACKET,
-    ICEBERG,
     LIMIT,
     MARGIN,
     MARKET,
-    NOT_REACHED,
     TOO_SMALL,
     TWAP,
     VWAP,
@@ -42,16 +38,10 @@ from perpgym.envs.orders import (
     admitted_by_volume,
     is_reduce_only,
     market_fill_price,
-    sliced_fill_price,
-    volume_beyond,
 )
 from perpgym.envs.spaces import CONTRACT_LEDGER
 
 _FILL_PRICE = CONTRACT_LEDGER["fill_price"]
-
-# fills inside a bar that enlarge a position come before the way of prices, those that reduce or turn it
-# after: the way is walked with the larger of the positions before and after
-BEFORE_THE_WAY, AFTER_THE_WAY = range(2)
 
 
 @kernel
@@ -77,16 +67,10 @@ def is_at_open(order, market):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def has_arrived(order, world, number):  # type: ignore[no-untyped-def]
-    """Whether an order is with the exchange when the finer bar ``number`` of its bar opens."""
-    return order[ORDER_AGE] + number * world.market.fine_ms >= world.rules.latency_ms
-
-
-@kernel
 def begin_fine_bar(account):  # type: ignore[no-untyped-def]
     """What filled inside the bar before is fresh no more: stops and targets may count on it from here on."""
     for asset in range(account.positions.shape[0]):
-        account.orders[asset, ORDER_FRESH] = 0.0
+        account.orders[asset, ORDER_FRESH] = account.orders[asset, ORDER_ADDED] = 0.0
 
 
 # in which turn an order fills at an open: what only closes frees margin for the rest, then what turns
@@ -94,7 +78,7 @@ _CLOSES, _TURNS, _OPENS = range(3)
 
 
 @kernel
-def _turn_of(held, quantity):  # type: ignore[no-untyped-def]
+def turn_of(held, quantity):  # type: ignore[no-untyped-def]
     if held * quantity >= 0.0:
         return _OPENS
     return _CLOSES if is_reduce_only(held, quantity) else _TURNS
@@ -106,17 +90,14 @@ def send_orders(account, world, now, fine, number):  # type: ignore[no-untyped-d
     market = world.market
     for asset in range(account.positions.shape[0]):
         order = account.orders[asset]
-        # a position that a stop or a liquidation changed takes its order with it
         if account.positions[asset, QUANTITY] != order[ORDER_HELD]:
-            order[ORDER_QUANTITY] = 0.0
-    if may_rest(world):
-        fill_inside(account, world, now, fine, number, BEFORE_THE_WAY)
+            _follow(order, account.positions[asset, QUANTITY], number, market)
     for turn in range(3):
         for asset in range(account.positions.shape[0]):
             quantity = account.orders[asset, ORDER_QUANTITY]
             if (
                 quantity != 0.0
-                and _turn_of(account.positions[asset, QUANTITY], quantity) == turn
+                and turn_of(account.positions[asset, QUANTITY], quantity) == turn
                 and account.orders[asset, ORDER_FRESH] == 0.0
                 and has_arrived(account.orders[asset], world, number)
                 and is_at_open(account.orders[asset], market)
@@ -127,6 +108,35 @@ def send_orders(account, world, now, fine, number):  # type: ignore[no-untyped-d
     for asset in range(account.positions.shape[0]):
         if is_at_open(account.orders[asset], market):
             account.orders[asset, ORDER_FRESH] = 0.0
+        elif account.orders[asset, ORDER_QUANTITY] != 0.0:
+            _arrive(account, world, asset, now, fine, number)
+
+
+@cold_kernel
+def _follow(order, held, number, market):  # type: ignore[no-untyped-def]
+    """A position that a stop or a liquidation changed takes its order with it.
+
+    But one that rests to open or to add stays in the book for the rest of the bar.
+    """
+    if number > 0 and not is_at_open(order, market) and order[ORDER_HELD] * order[ORDER_QUANTITY] >= 0.0:
+        order[ORDER_HELD] = held
+    else:
+        order[ORDER_QUANTITY] = 0.0
+
+
+@cold_kernel
+def _arrive(account, world, asset, now, fine, number):  # type: ignore[no-untyped-def]
+    """An order that fills inside the bar: not before it arrives; refused if it would take when it does."""
+    order = account.orders[asset]
+    if not has_arrived(order, world, number):
+        order[ORDER_FRESH] = -1.0
+    elif order[ORDER_STYLE] >= LIMIT and not has_arrived(order, world, number - 1):
+        contract = contract_rules(world.contracts[asset])
+        side = 1.0 if order[ORDER_QUANTITY] > 0.0 else -1.0
+        last_open = world.market.fine_last[fine, asset, OPEN]
+        if side * (order[ORDER_LIMIT] - quote(last_open, world.rules.half_spread, contract, side)) >= 0.0:
+            order[ORDER_REASON] = int(order[ORDER_REASON]) | WOULD_CROSS
+            order[ORDER_QUANTITY] = 0.0
 
 
 @kernel
@@ -205,105 +215,6 @@ def note_price(account, asset, quantity, price):  # type: ignore[no-untyped-def]
     row[_FILL_PRICE] = (
         (row[_FILL_PRICE] * done + price * abs(quantity)) / order[ORDER_DONE] if done > 0.0 else price
     )
-
-
-@cold_kernel
-def fill_inside(account, world, now, fine, number, phase):  # type: ignore[no-untyped-def]
-    """Fill sliced or resting orders inside a bar.
-
-    Returns:
-        Whether a position turned to the other side, so that the way has to be walked for the new one too.
-    """
-    has_turned = False
-    for asset in range(account.positions.shape[0]):
-        order, held = account.orders[asset], account.positions[asset, QUANTITY]
-        if order[ORDER_QUANTITY] == 0.0 or order[ORDER_FRESH] > 0.0 or is_at_open(order, world.market):
-            continue
-        if not has_arrived(order, world, number):
-            continue
-        if held != order[ORDER_HELD]:
-            order[ORDER_QUANTITY] = 0.0
-        elif (held * order[ORDER_QUANTITY] >= 0.0) == (phase == BEFORE_THE_WAY):
-            if order[ORDER_STYLE] >= LIMIT:
-                fill_resting(account, world, asset, now, fine, number)
-            else:
-                _fill_slices(account, world, asset, now, fine)
-            order[ORDER_HELD] = account.positions[asset, QUANTITY]
-            has_turned = has_turned or account.positions[asset, QUANTITY] * held < 0.0
-    return has_turned
-
-
-@kernel
-def _fill_slices(account, world, asset, now, fine):  # type: ignore[no-untyped-def]
-    """Slices along a bar that nothing finer resolves."""
-    contract, order = contract_rules(world.contracts[asset]), account.orders[asset]
-    bar = read_bar(world.market, now, fine, asset, contract.is_inverse)
-    wanted = order[ORDER_QUANTITY]
-    most, reason = admitted_by_volume(wanted, bar.volume, bar, contract, world.rules)
-    reference, touch, price = sliced_fill_price(account, asset, most, bar, contract, world.rules)
-    fee_rate = taker_cost_rate(account, most, reference, contract, world.rules)
-    quantity, cut = admitted_by_margin(
-        account, world, fine, asset, most, most, price, fee_rate, bar, contract
-    )
-    if quantity != most:
-        reference, touch, price = sliced_fill_price(account, asset, quantity, bar, contract, world.rules)
-    keep_left(order, quantity, reason | cut, cut != 0, contract)
-    if quantity != 0.0:
-        prepare_stop(account, world, asset, now, quantity)
-        order[ORDER_FRESH] = 1.0
-        mark_close = world.market.mark[now, asset, CLOSE]
-        take_priced(
-            account, asset, quantity, reference, touch, price, bar, mark_close, ORDER, contract, world.rules
-        )
-        note_price(account, asset, quantity, price)
-
-
-@kernel
-def fill_resting(account, world, asset, now, fine, number):  # type: ignore[no-untyped-def]
-    """A post-only order: refused if it would take on arrival, filled as a maker by what trades through it."""
-    contract, order = contract_rules(world.contracts[asset]), account.orders[asset]
-    bar = read_bar(world.market, now, fine, asset, contract.is_inverse)
-    wanted, limit = order[ORDER_QUANTITY], order[ORDER_LIMIT]
-    side = 1.0 if wanted > 0.0 else -1.0
-    is_arrival = not has_arrived(order, world, number - 1)
-    touch = quote(bar.last_open, world.rules.half_spread, contract, side)
-    if is_arrival and side * (limit - touch) >= 0.0:
-        order[ORDER_REASON] = int(order[ORDER_REASON]) | WOULD_CROSS
-        order[ORDER_QUANTITY] = 0.0
-        return
-    volume = volume_beyond(wanted, limit, bar, contract)
-    if volume == 0.0:
-        order[ORDER_REASON] = int(order[ORDER_REASON]) | NOT_REACHED
-        return
-    most, reason = admitted_by_volume(wanted, volume, bar, contract, world.rules)
-    fee_rate = maker_cost_rate(account, most, limit, contract, world.rules)
-    ordered = order[ORDER_SIZE]
-    quantity, cut = admitted_by_margin(
-        account, world, fine, asset, most, ordered, limit, fee_rate, bar, contract
-    )
-    if order[ORDER_STYLE] == ICEBERG and quantity != wanted:
-        # a clip that is not used up still shows: only whole clips have been refilled
-        clip = max(abs(ordered) * world.rules.iceberg_clip, contract.lot_size)
-        clips = math.floor(abs(quantity) / clip + 1e-9)
-        quantity = to_lots(side * clips * clip, contract)
-    # what margin, a bracket or the smallest order refused is not tried again
-    keep_left(order, quantity, reason | cut, cut != 0, contract)
-    if quantity != 0.0:
-        prepare_stop(account, world, asset, now, quantity)
-        order[ORDER_FRESH] = 1.0
-        mark_close = world.market.mark[now, asset, CLOSE]
-        take_at(
-            account,
-            asset,
-            quantity,
-            limit,
-            maker_cost_rate(account, quantity, limit, contract, world.rules),
-            mark_close,
-            ORDER,
-            contract,
-            world.rules,
-        )
-        note_price(account, asset, quantity, limit)
 
 
 @kernel

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from perpgym.data.bars import OPEN
 from perpgym.envs.account import (
     CROSS,
     ENTRY_PRICE,
@@ -56,8 +57,8 @@ def own_impact(quantity, bar, rules):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def free_margin(account, world, fine, asset):  # type: ignore[no-untyped-def]
-    """Settle currency that can carry new initial margin, at the open of bar ``fine``, ``asset`` left out.
+def free_margin(account, world, marks, row, column, asset):  # type: ignore[no-untyped-def]
+    """Settle currency that can carry new initial margin at ``marks[row, :, column]``, ``asset`` left out.
 
     Isolated wallets are taken out, cross positions stand at the mark and tie up their initial margin.
     """
@@ -66,7 +67,7 @@ def free_margin(account, world, fine, asset):  # type: ignore[no-untyped-def]
         if other != asset and account.positions[other, QUANTITY] != 0.0:
             rules = contract_rules(world.contracts[other])
             if rules.is_isolated == 0.0:
-                mark = world.market.fine_mark[fine, other, 0]
+                mark = marks[row, other, column]
                 free += unrealised_profit(account.positions[other], mark, rules.is_inverse)
                 free -= notional(account.positions[other, QUANTITY], mark, rules.is_inverse) / rules.leverage
     return free
@@ -195,7 +196,17 @@ def admitted_by_margin(  # type: ignore[no-untyped-def]
     held = account.positions[asset, QUANTITY]
     if quantity == 0.0 or is_reduce_only(held, quantity) or world.rules.is_unlimited > 0.0:
         return quantity, 0
-    free = free_margin(account, world, fine, asset)
+    free = free_margin(account, world, world.market.fine_mark, fine, OPEN, asset)
+    return admitted_by_free(account, free, asset, quantity, ordered, price, fee_rate, bar, contract)
+
+
+@kernel
+def admitted_by_free(account, free, asset, quantity, ordered, price, fee_rate, bar, contract):  # type: ignore[no-untyped-def]
+    """What of an order that opens the ``free`` margin, brackets and the smallest order admit.
+
+    Args and returns are those of :func:`admitted_by_margin`; ``free`` is that of :func:`free_margin`.
+    """
+    held = account.positions[asset, QUANTITY]
     quantity, reason = affordable_quantity(
         account.positions[asset],
         free,

@@ -27,18 +27,20 @@ from perpgym.envs.arrays import contract_rules, read_bar
 from perpgym.envs.compile import cold_kernel, kernel
 from perpgym.envs.execution import to_tick
 from perpgym.envs.fills import STOP, TARGET, take, take_at, taker_cost_rate
+from perpgym.envs.inside import fill_resting, is_reached, next_resting, withdraw
 from perpgym.envs.liquidation import (
     ADVERSE_FIRST,
     HIGHS_FIRST,
     LOWS_FIRST,
     NEVER,
     has_position,
+    leg_prices,
     liquidate_group,
     liquidation_share,
     mark_on_way,
-    point,
     side_of,
 )
+from perpgym.envs.matching import may_rest
 from perpgym.envs.spaces import LEDGER
 
 _STOPPED = LEDGER["stopped"]
@@ -60,17 +62,6 @@ def stop_share(position, bar, way, leg, rules):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def leg_prices(bar, way, leg, side, on_mark):  # type: ignore[no-untyped-def]
-    """Both ends of a leg, of the mark or of the last price."""
-    start, end = point(way, leg, side), point(way, leg + 1, side)
-    if on_mark:
-        prices = (bar.mark_open, bar.mark_high, bar.mark_low, bar.mark_close)
-    else:
-        prices = (bar.last_open, bar.last_high, bar.last_low, bar.last_close)
-    return prices[start], prices[end]
-
-
-@kernel
 def stop_reference(stop, side, bar, rules):  # type: ignore[no-untyped-def]
     """Last price at the moment a stop-loss triggers inside the bar.
 
@@ -84,34 +75,26 @@ def stop_reference(stop, side, bar, rules):  # type: ignore[no-untyped-def]
     return min(max(worse, bar.last_low), bar.last_high)
 
 
+@kernel
+def price_at(start, end, share):  # type: ignore[no-untyped-def]
+    """Where a leg stands after a share of it."""
+    return end if share >= 1.0 else start + share * (end - start)
+
+
 @cold_kernel
-def walk_leg(account, world, group, now, fine, way, leg):  # type: ignore[no-untyped-def]
-    """One leg of the way for one margin group; returns whether it was liquidated whole.
+def walk_leg(account, world, group, now, fine, way, leg, begin, until):  # type: ignore[no-untyped-def]
+    """One margin group from one share of a leg to another; returns whether it was liquidated whole.
 
     A stop that lies nearer than its contract's mark at the liquidation comes first, of several the first one
-    touched; then liquidation; a take-profit only if the leg was survived.
+    touched; then liquidation; a take-profit only if that stretch was survived.
     """
-    begin = 0.0
     while has_position(account, world, group):
         liquidation = liquidation_share(account, world, group, fine, way, leg, begin)
-        asset, share = _next_stop(account, world, group, now, fine, way, leg, liquidation)
+        if liquidation > until:
+            liquidation = NEVER
+        asset, share = _next_stop(account, world, group, now, fine, way, leg, until, liquidation)
         if asset >= 0:
-            contract = contract_rules(world.contracts[asset])
-            bar = read_bar(world.market, now, fine, asset, contract.is_inverse)
-            position = account.positions[asset]
-            reference = stop_reference(position[STOP_PRICE], side_of(position), bar, world.rules)
-            take(
-                account,
-                asset,
-                -position[QUANTITY],
-                reference,
-                bar,
-                world.market.mark[now, asset, CLOSE],
-                STOP,
-                contract,
-                world.rules,
-            )
-            account.ledger[_STOPPED] = 1.0
+            _stop_out(account, world, asset, now, fine, way, leg, begin)
             begin = max(begin, share)
         elif liquidation <= 1.0:
             if liquidate_group(account, world, group, now, fine, way, leg, liquidation):
@@ -119,13 +102,28 @@ def walk_leg(account, world, group, now, fine, way, leg):  # type: ignore[no-unt
             begin = max(begin, liquidation)
         else:
             break
-    _take_profits(account, world, group, now, fine, way, leg)
+    _take_profits(account, world, group, now, fine, way, leg, until)
     return False
 
 
 @kernel
-def _next_stop(account, world, group, now, fine, way, leg, liquidation):  # type: ignore[no-untyped-def]
-    """The stop that is touched first and before the liquidation: (contract or -1, share of the leg)."""
+def _stop_out(account, world, asset, now, fine, way, leg, begin):  # type: ignore[no-untyped-def]
+    """Fill a stop-loss on a leg; never better than where the last price stood when it could be placed."""
+    contract, position = contract_rules(world.contracts[asset]), account.positions[asset]
+    bar = read_bar(world.market, now, fine, asset, contract.is_inverse)
+    side = side_of(position)
+    reference = stop_reference(position[STOP_PRICE], side, bar, world.rules)
+    start, end = leg_prices(bar, way, leg, side, False)
+    present = price_at(start, end, begin)
+    reference = min(reference, present) if side > 0.0 else max(reference, present)
+    mark_close = world.market.mark[now, asset, CLOSE]
+    take(account, asset, -position[QUANTITY], reference, bar, mark_close, STOP, contract, world.rules)
+    account.ledger[_STOPPED] = 1.0
+
+
+@kernel
+def _next_stop(account, world, group, now, fine, way, leg, until, liquidation):  # type: ignore[no-untyped-def]
+    """The stop that is touched first, by ``until`` and before the liquidation: (contract or -1, share)."""
     first, first_share = -1, NEVER
     for asset in range(account.positions.shape[0]):
         contract = contract_rules(world.contracts[asset])
@@ -134,7 +132,7 @@ def _next_stop(account, world, group, now, fine, way, leg, liquidation):  # type
             continue
         bar = read_bar(world.market, now, fine, asset, contract.is_inverse)
         share = stop_share(position, bar, way, leg, world.rules)
-        if share > 1.0 or share >= first_share:
+        if share > until or share >= first_share:
             continue
         side = side_of(position)
         if liquidation <= 1.0:
@@ -147,7 +145,7 @@ def _next_stop(account, world, group, now, fine, way, leg, liquidation):  # type
 
 
 @kernel
-def _take_profits(account, world, group, now, fine, way, leg):  # type: ignore[no-untyped-def]
+def _take_profits(account, world, group, now, fine, way, leg, until):  # type: ignore[no-untyped-def]
     for asset in range(account.positions.shape[0]):
         contract = contract_rules(world.contracts[asset])
         position = account.positions[asset]
@@ -158,10 +156,11 @@ def _take_profits(account, world, group, now, fine, way, leg):  # type: ignore[n
             continue
         bar = read_bar(world.market, now, fine, asset, contract.is_inverse)
         side, target = side_of(position), position[TARGET_PRICE]
-        _start, trigger = leg_prices(bar, way, leg, side, world.rules.stop_on_mark > 0.0)
-        _start, last = leg_prices(bar, way, leg, side, False)
+        start, end = leg_prices(bar, way, leg, side, world.rules.stop_on_mark > 0.0)
+        trigger = price_at(start, end, until)
+        start, end = leg_prices(bar, way, leg, side, False)
         # the last price must trade there too: a mark that runs ahead of it pays nobody
-        is_traded = world.rules.stop_at_last == 0.0 or side * (last - target) >= 0.0
+        is_traded = world.rules.stop_at_last == 0.0 or side * (price_at(start, end, until) - target) >= 0.0
         if bar.volume > 0.0 and side * (trigger - target) >= 0.0 and is_traded:
             take_at(
                 account,
@@ -179,12 +178,27 @@ def _take_profits(account, world, group, now, fine, way, leg):  # type: ignore[n
 
 @kernel
 def walk(account, world, now, fine, way):  # type: ignore[no-untyped-def]
-    """The whole way for every margin group; returns whether the cross positions were liquidated."""
-    is_over = False
+    """The whole way for every margin group; returns whether the cross positions were liquidated.
+
+    A resting order fills when the way has come to its price, after what its position met until then; the
+    position after goes on from there. One that turned meets its own adverse side from the start.
+    """
+    is_over, rests = False, may_rest(world)
     for group in range(CROSS, account.positions.shape[0]):
-        for leg in range(3):
-            if has_position(account, world, group) and walk_leg(account, world, group, now, fine, way, leg):
+        leg, begin = 0, 0.0
+        while leg < 3:
+            asset, share = -1, 1.0
+            if rests:
+                asset, share = next_resting(account, world, group, now, fine, way, leg, begin)
+            if has_position(account, world, group) and walk_leg(
+                account, world, group, now, fine, way, leg, begin, share
+            ):
                 is_over = is_over or group == CROSS
+                withdraw(account, world, group)
+                break
+            leg, begin = (leg, share) if asset >= 0 else (leg + 1, 0.0)
+            if asset >= 0 and fill_resting(account, world, asset, now, fine) and way == ADVERSE_FIRST:
+                leg, begin = 0, 0.0
     return is_over
 
 
@@ -287,7 +301,7 @@ def _copy_account(source, target):  # type: ignore[no-untyped-def]
 @cold_kernel
 def live_through(account, world, now, fine, scratch):  # type: ignore[no-untyped-def]
     """Walk the bar on the way that hurts most; returns whether the cross positions were liquidated."""
-    if world.rules.is_joint_adverse > 0.0 or _cross_positions(account, world) < 2:
+    if world.rules.is_joint_adverse > 0.0 or _cross_contracts(account, world, now, fine) < 2:
         return walk(account, world, now, fine, ADVERSE_FIRST)
     _copy_account(account, scratch)
     is_over_there = walk(scratch, world, now, fine, LOWS_FIRST)
@@ -300,12 +314,13 @@ def live_through(account, world, now, fine, scratch):  # type: ignore[no-untyped
 
 
 @kernel
-def _cross_positions(account, world):  # type: ignore[no-untyped-def]
-    count = 0
+def _cross_contracts(account, world, now, fine):  # type: ignore[no-untyped-def]
+    """How many contracts have a cross position, or an order that gives them one in this bar."""
+    count, rests = 0, may_rest(world)
     for asset in range(account.positions.shape[0]):
-        if (
+        if contract_rules(world.contracts[asset]).is_isolated == 0.0 and (
             account.positions[asset, QUANTITY] != 0.0
-            and contract_rules(world.contracts[asset]).is_isolated == 0.0
+            or (rests and is_reached(account, world, asset, now, fine))
         ):
             count += 1
     return count

@@ -27,12 +27,19 @@ def make_contract_rules(
     """The kernel's rules for one contract at its own leverage setting and margin mode.
 
     Raises:
-        ValueError: the contract admits no position at this leverage.
+        ValueError: the contract admits no position at this leverage, or the rates in force pay for trading
+            in circles.
     """
     taker_rate = contract.taker_rate if config.taker_rate is None else config.taker_rate
     maker_rate = contract.maker_rate if config.maker_rate is None else config.maker_rate
     if config.cost != "exchange":
         taker_rate = maker_rate = config.linear_cost_rate
+    elif config.fees is None and min(maker_rate, 0.0) + taker_rate < 0.0:
+        raise ValueError(
+            f"taker_rate must be at least the maker's rebate, was {taker_rate:g} with a maker_rate of "
+            f"{maker_rate:g} on {contract.symbol}: no exchange pays for trading in circles; set both "
+            "rates of EnvConfig, or leave both null for the contract's"
+        )
     is_rounded, is_limited = config.rounding == "on", config.limits == "on"
     tick_size = contract.tick_size if is_rounded else 0.0
     lot_size = contract.lot_size if is_rounded else 0.0

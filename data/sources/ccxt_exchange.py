@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from typing import Any, Literal
 
 from perpgym.data.contract import Bracket, Contract
@@ -118,9 +120,17 @@ def contract_from_ccxt(
     fields |= {name: float(value) for name, value in optional.items() if value is not None}
     if "min_quantity" not in fields:
         fields["min_quantity"] = fields["lot_size"]
+    if "max_quantity" in fields:
+        fields["max_quantity"] = _whole_lots(fields["max_quantity"], fields["lot_size"])
     if tiers is not None:
         fields["brackets"] = brackets_from_ccxt(tiers)
     return Contract(**fields)
+
+
+def _whole_lots(quantity: float, lot_size: float) -> float:
+    """The largest order that the lot admits: exchanges name limits that lie between two of them."""
+    lot = Decimal(repr(lot_size))
+    return float(Decimal(repr(quantity)) // lot * lot) if lot > 0 and math.isfinite(quantity) else quantity
 
 
 def _kind(market: Mapping[str, Any]) -> Literal["linear", "inverse"]:

@@ -1,7 +1,8 @@
 """One bar from its open to its close, in the env's order of events (``docs/mechanics.md``).
 
 At the open: liquidation where the mark opens beyond it. While the bar is open, orders fill at its open. At
-its close, all that happened inside: resting orders and triggers that enlarge a position; the way of prices
+its close, all that happened inside: triggers that enlarge a position; what the bar opens beyond; resting
+orders that enlarge, each after what its position meets until the way has come to its price; the way of prices
 with stops, liquidations and settlements; resting orders and triggers that reduce; settlements of the closing
 instant; margin.
 """
@@ -9,6 +10,8 @@ instant; margin.
 from __future__ import annotations
 
 from perpgym.data.bars import CLOSE, OPEN
+from perpgym.envs.account import CROSS
+from perpgym.envs.arrays import read_bar
 from perpgym.envs.exchange.books import AccountEvent, Books, Fill, OrderEvent
 from perpgym.envs.exchange.orders import Order, Side, sign
 from perpgym.envs.exchange.triggers import (
@@ -22,10 +25,11 @@ from perpgym.envs.exchange.triggers import (
 from perpgym.envs.exchange.working import end_order, expire_reduce_only, fill_maker, wanted_of, within_volume
 from perpgym.envs.fills import LIQUIDATION, STOP
 from perpgym.envs.impact import decay_push
-from perpgym.envs.kernel import inside_bar, settle_at_close
-from perpgym.envs.liquidation import STRAIGHT, is_short_at, liquidate_if_short
+from perpgym.envs.kernel import inside_bar, meet_open, settle_at_close
+from perpgym.envs.liquidation import ADVERSE_FIRST, STRAIGHT, is_short_at, liquidate_if_short
 from perpgym.envs.matching import begin_fine_bar
-from perpgym.envs.path import live_through
+from perpgym.envs.orders import volume_beyond
+from perpgym.envs.path import live_through, walk_leg
 
 
 def open_bar(books: Books, now_ms: int) -> None:
@@ -48,7 +52,11 @@ def close_bar(books: Books, close_ms: int) -> None:
     """
     account, market = books.account, books.market
     inside_ms = close_ms - 1
-    _meet_book(books, inside_ms, is_enlarging=True)
+    # what a trigger sends rests from the next bar on
+    resting = books.registry.open_orders()
+    _trigger_all(books, inside_ms, is_enlarging=True)
+    _enter_on_the_way(books, resting, inside_ms)
+    books.registry.settle()
     protection = Protection(books)
     protection.arm(books)
     world = protection.world
@@ -56,7 +64,12 @@ def close_bar(books: Books, close_ms: int) -> None:
     inside_bar(account, world, bar, fine, market.open_ms, books.scratch)
     _book_inside(books, protection, inside_ms)
     sides = [books.position(asset) for asset in range(len(books.contracts))]
-    _meet_book(books, inside_ms, is_enlarging=False)
+    resting = books.registry.open_orders()
+    _trigger_all(books, inside_ms, is_enlarging=False)
+    for order in resting:
+        if order.is_open and not _enlarges(books, order.asset, sign(order.side)):
+            _fill_resting(books, order, inside_ms)
+    books.registry.settle()
     turned = any(books.position(asset) * side < 0.0 for asset, side in enumerate(sides))
     if turned:
         # the way is walked for the new position too, which nothing protects yet
@@ -69,11 +82,9 @@ def close_bar(books: Books, close_ms: int) -> None:
         _book_inside(books, None, close_ms)
 
 
-def _meet_book(books: Books, time_ms: int, *, is_enlarging: bool) -> None:
-    """Resting orders and triggers of one kind, as they came."""
+def _trigger_all(books: Books, time_ms: int, *, is_enlarging: bool) -> None:
+    """Triggers of one kind, as they came."""
     protection = Protection(books)
-    # what a trigger sends rests from the next bar on
-    resting = books.registry.open_orders()
     for algo in books.registry.open_algos():
         if protection.holds(algo) or not is_touched(books, algo):
             continue
@@ -81,10 +92,54 @@ def _meet_book(books: Books, time_ms: int, *, is_enlarging: bool) -> None:
         opens = not algo.only_closes and _enlarges(books, algo.asset, sign(algo.side))
         if opens == is_enlarging:
             trigger(books, algo, time_ms)
-    for order in resting:
-        if order.is_open and _enlarges(books, order.asset, sign(order.side)) == is_enlarging:
+
+
+def _enter_on_the_way(books: Books, resting: list[Order], time_ms: int) -> None:
+    """Resting orders that enlarge, in the order in which the adverse leg of their positions comes to them.
+
+    Before each one the kernel walks its margin group to its price: a stop or a liquidation that lies nearer
+    comes first. One group at a time; with several cross positions each at its own adverse extreme.
+    """
+    account, market = books.account, books.market
+    waiting = sorted(
+        (_share_of(books, o), number, o)
+        for number, o in enumerate(resting)
+        if o.is_open and _is_within(books, o) and _enlarges(books, o.asset, sign(o.side))
+    )
+    if not waiting:
+        return
+    protection = Protection(books)
+    protection.arm(books)
+    meet_open(account, protection.world, market.bar, market.fine)
+    _book_inside(books, protection, time_ms)
+    come: dict[int, float] = {}
+    for share, _number, order in waiting:
+        group = order.asset if books.rules(order.asset).is_isolated > 0.0 else CROSS
+        protection = Protection(books)
+        protection.arm(books)
+        begin = come.get(group, 0.0)
+        walk_leg(account, protection.world, group, market.bar, market.fine, ADVERSE_FIRST, 0, begin, share)
+        come[group] = share
+        _book_inside(books, protection, time_ms)
+        if order.is_open and _enlarges(books, order.asset, sign(order.side)):
             _fill_resting(books, order, time_ms)
-    books.registry.settle()
+
+
+def _is_within(books: Books, order: Order) -> bool:
+    """Whether the open bar trades through the price of a resting order."""
+    market, rules = books.market, books.rules(order.asset)
+    bar = read_bar(books.world.market, market.bar, market.fine, order.asset, rules.is_inverse)
+    return bool(volume_beyond(sign(order.side), order.price, bar, rules) > 0.0)
+
+
+def _share_of(books: Books, order: Order) -> float:
+    """The share of the way from the open to the extreme at which the last price comes to its limit."""
+    market = books.market
+    opening, high, low, _close = market.inside.last[market.fine, order.asset].tolist()
+    extreme = low if order.side == "BUY" else high
+    if sign(order.side) * (opening - order.price) <= 0.0:
+        return 0.0
+    return float((order.price - opening) / (extreme - opening))
 
 
 def _enlarges(books: Books, asset: int, side: float) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from copy import copy
 
+from perpgym.envs.account import CROSS
+from perpgym.envs.arrays import read_bar
 from perpgym.envs.config import EnvConfig
 from perpgym.envs.exchange.engine import AlgoRequest, Engine, OrderRequest
 from perpgym.envs.exchange.errors import Rejected
@@ -12,8 +14,10 @@ from perpgym.envs.exchange.margins import position_margin
 from perpgym.envs.exchange.market import Replay
 from perpgym.envs.exchange.working import fill_maker
 from perpgym.envs.execution import round_to_tick
-from perpgym.envs.liquidation import STRAIGHT, liquidate_if_short
-from perpgym.envs.path import live_through
+from perpgym.envs.kernel import meet_open
+from perpgym.envs.liquidation import ADVERSE_FIRST, STRAIGHT, liquidate_if_short
+from perpgym.envs.orders import volume_beyond
+from perpgym.envs.path import live_through, walk_leg
 
 
 def warm_up(market: Replay, config: EnvConfig | None = None) -> None:
@@ -46,5 +50,9 @@ def warm_up(market: Replay, config: EnvConfig | None = None) -> None:
     account, world = engine.books.account, engine.books.world
     liquidate_if_short(account, world, bar, fine, STRAIGHT, 0, 0.0)
     live_through(account, world, bar, fine, engine.books.scratch)
+    # what happens before a resting order that enlarges a position
+    meet_open(account, world, bar, fine)
+    walk_leg(account, world, CROSS, bar, fine, ADVERSE_FIRST, 0, 0.0, 0.5)
+    volume_beyond(1.0, below, read_bar(world.market, bar, fine, 0, 0.0), engine.books.rules(0))
     position_margin(engine.books, 0)
     engine.advance(engine.next_ms)

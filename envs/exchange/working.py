@@ -21,7 +21,8 @@ from perpgym.envs.exchange.books import Books, OrderEvent
 from perpgym.envs.exchange.orders import Order, sign
 from perpgym.envs.execution import to_lots
 from perpgym.envs.fills import ORDER, maker_cost_rate, take_at
-from perpgym.envs.matching import fill_resting, take_due
+from perpgym.envs.inside import fill_resting
+from perpgym.envs.matching import take_due
 from perpgym.envs.orders import BRACKET, LIMIT, MARGIN, MARKET
 
 
@@ -83,7 +84,7 @@ def fill_maker(books: Books, order: Order, wanted: float, time_ms: int) -> None:
     """Fill what of a resting order the open bar trades through; what margin refuses ends it."""
     market = books.market
     _put(books, order, wanted, LIMIT)
-    fill_resting(books.account, books.world, order.asset, market.bar, market.fine, market.number)
+    fill_resting(books.account, books.world, order.asset, market.bar, market.fine)
     reason = int(books.account.orders[order.asset, ORDER_REASON])
     _book(books, order, time_ms, is_maker=True)
     if order.is_open and reason & (MARGIN | BRACKET):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from perpgym.data.checks import check_number
+
 
 @dataclass(frozen=True, kw_only=True)
 class RiskLimits:
@@ -24,6 +26,9 @@ class RiskLimits:
     drawdown_start: float | None = None
 
     def __post_init__(self) -> None:
+        for name in ("max_leverage", "max_notional", "max_daily_loss", "drawdown_start"):
+            if getattr(self, name) is not None or name == "max_leverage":
+                check_number(name, getattr(self, name))
         if not 0 < self.max_leverage <= 150:
             raise ValueError(
                 f"max_leverage must lie between 0 and 150 (notional over equity), was {self.max_leverage}"

@@ -495,3 +495,8 @@ def test_the_rules_of_a_contract_that_does_not_ship_are_kept_at_the_download(
     assert kept.tick_size == 0.1
     loaded = load_bars(config(store, source="store", symbol="LINK/USDT:USDT", end="2024-01-05"))
     assert loaded.bars.contract == kept
+
+
+def test_a_largest_order_between_two_lots_is_the_lower_one(market: dict[str, Any]) -> None:
+    limits = {**market["limits"], "amount": {"min": 0.001, "max": 1_000.0005}}
+    assert contract_from_ccxt({**market, "limits": limits}).max_quantity == 1_000.0

@@ -41,10 +41,18 @@ FREE = RiskLimits(max_leverage=150.0, max_daily_loss=None)
         ("min_quantity", 0.0, "min_quantity must be positive"),
         ("max_quantity", 0.0001, "max_quantity must be at least min_quantity, 0.001 (base), was 0.0001"),
         ("max_quantity", math.nan, "max_quantity must be at least min_quantity"),
+        (
+            "max_quantity",
+            10.0005,
+            "max_quantity must be a whole number of lots of 0.001 (base), was 10.0005; the largest",
+        ),
+        ("lot_size", "0.001", "lot_size must be a number, was '0.001'; write it without quotes"),
         ("min_notional", -1.0, "min_notional must be finite and not negative (quote), was -1.0"),
         ("clearance_rate", 1.25, "clearance_rate must lie between 0 and 1"),
         ("clearance_rate", math.nan, "clearance_rate must lie between 0 and 1"),
         ("taker_rate", math.nan, "taker_rate must lie between -0.01 and 0.01"),
+        ("maker_rate", -0.01, "taker_rate must be at least the maker's rebate, was 0.0004 with a maker_rate"),
+        ("taker_rate", -0.0001, "taker_rate must be at least the maker's rebate, was -0.0001"),
         ("funding_interval_ms", 0, "funding_interval_ms must be positive"),
         ("funding_cap", -0.03, "funding_cap must be positive"),
         ("kind", "quanto", "kind must be linear or inverse, was 'quanto'"),
@@ -55,9 +63,7 @@ def test_a_rule_that_no_exchange_has_is_refused_by_name(field: str, value: Any, 
         Contract(symbol="X/USDT:USDT", **{field: value})
 
 
-def bracket(
-    floor: float, cap: float, rate: float = 0.01, cum: float = 0.0, leverage: float = 50.0
-) -> Bracket:
+def bracket(floor: float, cap: float, rate: float = 0.01, cum: float = 0.0, leverage: Any = 50.0) -> Bracket:
     return Bracket(floor=floor, cap=cap, maintenance_margin_rate=rate, cum=cum, max_leverage=leverage)
 
 
@@ -72,23 +78,32 @@ def bracket(
         ([bracket(0.0, math.nan)], "bracket 1, from 0, must end above its floor, ended at nan"),
         ([bracket(0.0, 10.0, 0.02), bracket(10.0, 30.0, 0.01)], "bracket 2 has 0.01 after 0.02"),
         (
-            [bracket(0.0, 10.0, 1.0)],
+            [bracket(0.0, 10.0, 1.0, leverage=1.0)],
             "maintenance_margin_rate between 0 and 1 (a fraction of notional), was 1",
         ),
         ([bracket(0.0, 10.0, math.nan)], "maintenance_margin_rate between 0 and 1"),
         ([bracket(0.0, 10.0, cum=-1.0)], "cum that is finite and not negative (quote), was -1"),
         ([bracket(0.0, 10.0, cum=1.0)], "bracket 1 must have a cum of 0 (quote), was 1"),
         (
-            [bracket(0.0, 1_000.0), bracket(1_000.0, math.inf, 0.2)],
+            [bracket(0.0, 1_000.0), bracket(1_000.0, math.inf, 0.2, leverage=5.0)],
             "cum of bracket 2 must be floor * (its rate - the rate below) + the cum below = 190 (quote)",
         ),
         (
             [
                 bracket(0.0, 1_000.0),
-                bracket(1_000.0, 5_000.0, 0.2, 190.0),
-                bracket(5_000.0, 9e9, 0.3, 690.1),
+                bracket(1_000.0, 5_000.0, 0.2, 190.0, 5.0),
+                bracket(5_000.0, 9e9, 0.3, 690.1, 3.0),
             ],
             "(its rate - the rate below) + the cum below = 690 (quote), was 690.1",
+        ),
+        ([bracket(0.0, 10.0, leverage="50")], "max_leverage of bracket 1 must be a number, was '50'"),
+        (
+            [bracket(0.0, 10.0, 0.05)],
+            "maintenance_margin_rate of at most 1 / max_leverage = 0.02, was 0.05: a position opened at that",
+        ),
+        (
+            [bracket(0.0, 1_000.0, leverage=10.0), bracket(1_000.0, math.inf, 0.02, 10.0)],
+            "max_leverage must not rise with the notional, but bracket 2 admits 50 after 10",
         ),
         ([bracket(0.0, 10.0, leverage=0.0)], "must admit a leverage of at least 1, was 0"),
     ],
@@ -97,6 +112,40 @@ def test_brackets_that_cannot_be_are_refused_by_number(rows: list[Bracket], mess
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         Contract(symbol="X/USDT:USDT", brackets=tuple(rows))
     assert "X/USDT:USDT" in str(caught.value)
+
+
+# --- accounts ---
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"reduce_only": "false"}, "reduce_only must be true or false, was 'false'; write it without quotes"),
+        ({"trailing_stop": "no", "stop_loss": 0.1}, "trailing_stop must be true or false, was 'no'"),
+        ({"reward_on_conditional_mean": 1}, "reward_on_conditional_mean must be true or false, was 1"),
+        ({"leverage": "20"}, "leverage must be a number (times), was '20'"),
+        ({"leverage": (20.0, None)}, "leverage must be a number (times), was None"),
+        ({"taker_rate": "0.0004"}, "taker_rate must be a number (a fraction of notional; 4 bp is 0.0004)"),
+        ({"max_drawdown": True}, "max_drawdown must be a number (a fraction of peak equity), was True"),
+        ({"stop_loss": [0.1]}, "stop_loss must be a number (a fraction of the entry price), was [0.1]"),
+        ({"ladder": (0.0, "1")}, "ladder must be a number, was '1'"),
+        ({"ladder": 0.0}, "ladder must be a list, was 0.0; write [0.0] for one value"),
+        ({"head_styles": "market"}, "head_styles must be a list, was 'market'"),
+        ({"impact": "none"}, "impact must be an ImpactModel or its settings, was 'none'"),
+        ({"impact": {"power": "0.5"}}, "power must be a number"),
+        ({"fees": 0.0004}, "fees must be a FeeSchedule, its settings or null, was 0.0004"),
+        ({"fees": {"tiers": [[0, "0.0002", 0.0005]]}}, "maker_rate must be a number, was '0.0002'"),
+        ({"margin_mode": {"X": "cross"}}, "margin_mode must be cross or isolated"),
+    ],
+)
+def test_a_setting_of_the_wrong_kind_is_refused_by_name(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        EnvConfig(**settings)
+
+
+def test_a_limit_that_is_no_number_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"max_daily_loss must be a number, was '0\.1'"):
+        RiskLimits(max_daily_loss="0.1")  # type: ignore[arg-type]
 
 
 # --- markets ---

@@ -47,8 +47,12 @@ def driftless(make_tape: MakeTape, contract: Contract) -> Tape:
     return replace(tape, last=prices, mark=prices, sigma_per_bar=sigma, _cache={})
 
 
-def t_of_the_mean(tape: Tape, targets: np.ndarray, **settings: Any) -> float:
-    """The profit of all accounts over its standard error, without costs; ``targets`` (T, N), by bar."""
+# what an account wants, from the bars at which it stands (N,) and the exposures that it has (N,)
+Policy = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def t_of_the_mean(tape: Tape, policy: Policy, **settings: Any) -> float:
+    """The profit of all accounts over its standard error, without costs."""
     free: dict[str, Any] = {
         "half_spread_bps": 0.0, "impact_coefficient": 0.0, "taker_rate": 0.0, "maker_rate": 0.0,
         "action": "target", "max_exposure": 1.0, "rebalance_threshold": 0.0, "sizing": "fixed_notional",
@@ -61,16 +65,23 @@ def t_of_the_mean(tape: Tape, targets: np.ndarray, **settings: Any) -> float:
     profits = np.zeros(len(tape))
     for _ in range(STEPS):
         bars = out.bar + 1
-        env.step_into(targets[out.bar, np.arange(ACCOUNTS)][:, None].astype(np.float32), out)
+        env.step_into(policy(out.bar, out.account[:, 0, 0])[:, None].astype(np.float32), out)
         np.add.at(profits, bars, out.ledger[:, LEDGER["equity"]] - out.ledger[:, LEDGER["equity_before"]])
     # accounts that live through one bar do not count as independent
     return float(profits.sum() / np.sqrt((profits**2).sum()))
 
 
-def random_targets() -> np.ndarray:
+def random_targets() -> Policy:
     """Long, short or flat, drawn anew every four bars by every account."""
     drawn = np.random.default_rng(1).choice([-1.0, 0.0, 1.0], (BARS // 4 + 1, ACCOUNTS))
-    return np.repeat(drawn, 4, axis=0)[:BARS]
+    targets = np.repeat(drawn, 4, axis=0)[:BARS]
+    return lambda bar, _exposure: targets[bar, np.arange(ACCOUNTS)]
+
+
+def adding() -> Policy:
+    """A little first; the rest once that is there; again after every stop. Every second account is short."""
+    side = np.where(np.arange(ACCOUNTS) % 2 == 0, 1.0, -1.0)
+    return lambda _bar, exposure: side * np.where(side * exposure > 0.05, 1.0, 0.1)
 
 
 @pytest.mark.parametrize("stops", STOPS)
@@ -81,7 +92,32 @@ def test_no_way_to_trade_and_no_stop_earns(driftless: Tape, execution: Execution
     assert t < 3.0
 
 
+@pytest.mark.parametrize("stops", ["none", "near", "trailing", "trailing on the last price"])
+@pytest.mark.parametrize(
+    "orders",
+    [
+        {"execution": "market"},
+        {"execution": "limit", "limit_offset_bps": 2.0},
+        {"execution": "limit", "limit_offset_bps": 8.0},
+        {"execution": "limit", "limit_offset_bps": 8.0, "remainder": "carry"},
+        {"execution": "iceberg", "limit_offset_bps": 8.0, "latency_bars": 1},
+        {"execution": "twap"},
+        {"execution": "vwap", "latency_bars": 1},
+    ],
+    ids=lambda orders: " ".join(map(str, orders.values())),
+)
+def test_adding_to_a_position_under_a_stop_neither_earns_nor_costs(
+    driftless: Tape, orders: dict[str, Any], stops: str
+) -> None:
+    settings: dict[str, Any] = {
+        "none": {}, "near": {"stop_loss": 0.0006}, "trailing": {"stop_loss": 0.0006, "trailing_stop": True},
+        "trailing on the last price": {"stop_loss": 0.0012, "trailing_stop": True, "stop_trigger": "last"},
+    }[stops]  # fmt: skip
+    t = t_of_the_mean(driftless, adding(), **{"rebalance_threshold": 0.02} | orders | settings)
+    assert abs(t) < 3.0
+
+
 def test_who_knows_the_next_bar_earns(driftless: Tape) -> None:
     last = driftless.last[:, 0]
     coming = np.append(np.sign(last[1:, 3] - last[1:, 0]), 0.0)
-    assert t_of_the_mean(driftless, np.repeat(coming[:, None], ACCOUNTS, axis=1)) > 50.0
+    assert t_of_the_mean(driftless, lambda bar, _exposure: coming[bar]) > 50.0

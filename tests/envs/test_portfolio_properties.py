@@ -42,11 +42,25 @@ def play(tape: Tape, actions: np.ndarray, **settings: Any) -> tuple[np.ndarray, 
     return np.array(ledgers), np.array(holdings)
 
 
-@pytest.mark.parametrize("margin_mode", ["cross", "isolated"])
+@pytest.mark.parametrize("margin_mode", ["cross", "isolated", ["isolated", "cross", "cross"]])
 @pytest.mark.parametrize("liquidation", ["full", "brackets"])
-@pytest.mark.parametrize("execution", ["market", "limit", "twap"])
+@pytest.mark.parametrize(
+    "orders",
+    [
+        {"execution": "market"},
+        {"execution": "limit"},
+        {"execution": "limit", "limit_offset_bps": 200.0, "remainder": "carry", "trailing_stop": True},
+        {"execution": "twap", "latency_bars": 1},
+        {"execution": "iceberg", "latency_bars": 2, "remainder": "carry", "extremes": "joint_adverse"},
+    ],
+    ids=["market", "limit", "carried limit", "late slices", "late clips"],
+)
 def test_the_books_add_up_to_the_cent_in_every_mode(
-    make_tape: MakeTape, merge_tapes: MergeTapes, margin_mode: str, liquidation: str, execution: str
+    make_tape: MakeTape,
+    merge_tapes: MergeTapes,
+    margin_mode: str | list[str],
+    liquidation: str,
+    orders: dict[str, Any],
 ) -> None:
     seen = np.zeros(len(LEDGER_COLUMNS))
     for seed in range(4):
@@ -54,7 +68,7 @@ def test_the_books_add_up_to_the_cent_in_every_mode(
         actions = np.random.default_rng(seed).uniform(-1, 1, (150, 16, 3))
         ledger, holdings = play(
             tape, actions, max_exposure=12.0, margin_mode=margin_mode, liquidation=liquidation,
-            execution=execution, stop_loss=0.12, take_profit=0.1, max_drawdown=0.99,
+            stop_loss=0.12, take_profit=0.1, max_drawdown=0.99, **orders,
         )  # fmt: skip
         get = {name: ledger[..., i] for name, i in LEDGER.items()}
         parts = get["price_pnl"] + get["funding"] + get["insurance"]
@@ -76,8 +90,9 @@ def test_the_books_add_up_to_the_cent_in_every_mode(
 
 
 @pytest.mark.parametrize("margin_mode", ["cross", "isolated", ["isolated", "cross", "isolated"]])
+@pytest.mark.parametrize("execution", ["market", "limit", "twap"])
 def test_no_account_owes_where_last_prices_crash_through_stops(
-    make_tape: MakeTape, merge_tapes: MergeTapes, margin_mode: str | list[str]
+    make_tape: MakeTape, merge_tapes: MergeTapes, margin_mode: str | list[str], execution: str
 ) -> None:
     forgiven = 0
     for seed in range(4):
@@ -91,7 +106,7 @@ def test_no_account_owes_where_last_prices_crash_through_stops(
         actions = rng.uniform(-1, 1, (150, 16, 3))
         ledger, holdings = play(
             tape, actions, max_exposure=12.0, margin_mode=margin_mode, stop_loss=0.05, stop_trigger="last",
-            max_drawdown=1.0, leverage=20.0,
+            max_drawdown=1.0, leverage=20.0, execution=execution, limit_offset_bps=50.0,
         )  # fmt: skip
         get = {name: ledger[..., i] for name, i in LEDGER.items()}
         assert (get["equity"] >= -1e-6).all()

@@ -23,7 +23,7 @@ DAY_MS = 24 * HOUR_MS
 def random_contract(rng: np.random.Generator, price: float) -> Contract:
     count = int(rng.integers(1, 5))
     floors = [0.0, *np.sort(10 ** rng.uniform(2, 8, count - 1)).round(0).tolist()]
-    rates = np.sort(rng.uniform(0.002, 0.2, count)).round(5).tolist()
+    rates = np.sort(10 ** rng.uniform(np.log10(0.002), np.log10(0.2), count)).round(5).tolist()
     cum, brackets = 0.0, []
     for i in range(count):
         cum += floors[i] * (rates[i] - rates[i - 1]) if i else 0.0
@@ -33,7 +33,7 @@ def random_contract(rng: np.random.Generator, price: float) -> Contract:
                 cap=floors[i + 1] if i + 1 < count else math.inf,
                 maintenance_margin_rate=rates[i],
                 cum=cum,
-                max_leverage=150.0 if rng.random() < 0.5 or i == 0 else 20.0,
+                max_leverage=min(150.0, math.floor(1.0 / rates[i])),
             )
         )
     return Contract(
@@ -49,8 +49,8 @@ def random_contract(rng: np.random.Generator, price: float) -> Contract:
     )
 
 
-def random_config(rng: np.random.Generator) -> EnvConfig:
-    leverage = float(rng.choice([1.0, 2.0, 10.0, 20.0, 50.0, 125.0]))
+def random_config(rng: np.random.Generator, max_leverage: float) -> EnvConfig:
+    leverage = min(float(rng.choice([1.0, 2.0, 10.0, 20.0, 50.0, 125.0])), max_leverage)
     pick = lambda *values: values[int(rng.integers(len(values)))]  # noqa: E731
     return EnvConfig(
         initial_wallet=float(10 ** rng.uniform(0, 8)),
@@ -99,10 +99,12 @@ def random_bar(rng: np.random.Generator, close: float, sigma: float, basis: floa
     else:
         start = last[0] * math.exp(basis * rng.standard_normal())
         end = last[3] * math.exp(basis * rng.standard_normal())
+        # an open that is exactly the extreme is left out: what settlements inside the bar cost can then leave
+        # the open short of margin, where the kernel liquidates and this account looks for the crossing
         mark = (
             start,
-            max(start, end, last[1] * math.exp(basis * rng.standard_normal())),
-            min(start, end, last[2] * math.exp(basis * rng.standard_normal())),
+            max(start, end, last[1] * math.exp(basis * rng.standard_normal())) * (1.0 + 1e-6),
+            min(start, end, last[2] * math.exp(basis * rng.standard_normal())) * (1.0 - 1e-6),
             end,
         )
     traded = 0.0 if rng.random() < 0.05 else volume * math.exp(rng.standard_normal())
@@ -113,8 +115,9 @@ def play(pair_type: Any, seed: int) -> dict[str, float]:
     """One random world of up to 16 bars through both; counts of what happened."""
     rng = np.random.default_rng(seed)
     price = float(10 ** rng.uniform(-1, 5))
-    config, sigma = random_config(rng), float(rng.choice([0.002, 0.02, 0.1]))
-    pair = pair_type(random_contract(rng, price), config, random_limits(rng))
+    contract, sigma = random_contract(rng, price), float(rng.choice([0.002, 0.02, 0.1]))
+    config = random_config(rng, contract.brackets[0].max_leverage)
+    pair = pair_type(contract, config, random_limits(rng))
     bar_ms = int(rng.choice([HOUR_MS, 4 * HOUR_MS, DAY_MS]))
     basis, volume = (
         float(rng.choice([0.0, 0.003, 0.03])),

@@ -32,7 +32,7 @@ def flat(price: float) -> Prices:
 
 def contract(symbol: str = "A/USDT:USDT", **rules: Any) -> Contract:
     """Fine ticks and lots; 1 % of maintenance margin."""
-    bracket = Bracket(floor=0.0, cap=math.inf, maintenance_margin_rate=0.01, cum=0.0, max_leverage=125.0)
+    bracket = Bracket(floor=0.0, cap=math.inf, maintenance_margin_rate=0.01, cum=0.0, max_leverage=100.0)
     fine = {"tick_size": 1e-6, "lot_size": 1e-6, "min_quantity": 1e-6, "min_notional": 1e-6}
     return Contract(**{"symbol": symbol, "brackets": (bracket,)} | fine | rules)
 
@@ -295,6 +295,23 @@ def test_what_only_closes_frees_margin_for_what_turns_whatever_their_order(is_sw
     assert (held[::-1] if is_swapped else held) == pytest.approx([-20.0, 0.0])
 
 
+def test_what_closes_frees_margin_for_a_resting_order_too() -> None:
+    # B's 18 at 100 hold 900 of the 1,000 with 2x; A's limit at 99.5 needs 890 and B closes at the open
+    dips = (100.0, 100.0, 99.0, 99.5)
+    tape = tape_of([[flat(100.0)] * 2, [flat(100.0)] * 2, [dips, flat(100.0)], [flat(100.0)] * 2])
+    heads = {
+        "action": "heads",
+        "head_sizes": (1.0,),
+        "head_stops": (0.0,),
+        "head_styles": ("market", "limit"),
+    }
+    limits = {"leverage": 2.0, "max_exposure": 1.8, "limit_offset_bps": 50.0}
+    # hold and long at the market; then long with a limit and flat at the market
+    rows = play(tape, [[0, 0, 0, 0, 1, 0, 0, 0], [1, 0, 0, 1, 3, 0, 0, 0]], **heads, **limits)
+    assert [own["position"] for own in rows[1]["of"]] == pytest.approx([18.0, 0.0])
+    assert [own["reason"] for own in rows[1]["of"]] == [0.0, 0.0]
+
+
 @pytest.mark.parametrize("late", [0, 1])
 def test_settlements_inside_a_bar_come_in_order_of_time_whatever_the_order_of_contracts(late: int) -> None:
     stamps = [[(2.25, 0.4)], [(2.25, 0.4)]]
@@ -376,6 +393,24 @@ def test_nobody_is_paid_for_trading_in_circles(rates: dict[str, float]) -> None:
         EnvConfig(**rates)
 
 
+@pytest.mark.parametrize(
+    ("of_contract", "of_account"),
+    [
+        ({"maker_rate": -0.01, "taker_rate": 0.01}, {"taker_rate": 0.0004}),
+        ({"maker_rate": -1e-4, "taker_rate": 4e-4}, {"taker_rate": 0.0}),
+        ({"taker_rate": 5e-4}, {"taker_rate": None, "maker_rate": -0.01}),
+    ],
+)
+def test_a_rebate_of_the_contract_is_held_against_the_fee_of_the_account(
+    of_contract: dict[str, float], of_account: dict[str, float | None]
+) -> None:
+    tape = tape_of([flat(100.0)] * 4, contracts=[contract(**of_contract)])
+    for rates in ({"taker_rate": None, "maker_rate": None}, of_account | {"cost": "linear"}):
+        assert PerpVecEnv(tape, n_paths=1, config=EnvConfig(window_bars=1, **rates))
+    with pytest.raises(ValueError, match="trading in circles; set both"):
+        PerpVecEnv(tape, n_paths=1, config=EnvConfig(window_bars=1, **of_account))
+
+
 def test_heads_without_a_stop_do_not_inherit_the_other_sides() -> None:
     tape = tape_of([flat(100.0)] * 5)
     settings = {"action": "heads", "head_stops": (0.0, 2.0), "head_styles": ("market",), "max_exposure": 1.0}
@@ -388,6 +423,26 @@ def test_heads_without_a_stop_do_not_inherit_the_other_sides() -> None:
         env.step_into(np.array([action], np.float32), out)
         seen.append(float(out.account[0, 0, 3]))
     assert seen == pytest.approx([0.02, 1.0], abs=1e-6)
+
+
+@pytest.mark.parametrize(("account_stop", "distance"), [(None, 1.0), (0.05, 0.05)])
+def test_heads_that_ask_for_the_accounts_own_stop_get_it(account_stop: float | None, distance: float) -> None:
+    tape = tape_of([flat(100.0)] * 5)
+    config = EnvConfig(
+        **FREE | {"action": "heads", "head_sizes": (0.5, 1.0), "head_stops": (0.0, 2.0)},
+        head_styles=("market",), stop_loss=account_stop,
+    )  # fmt: skip
+    env = PerpVecEnv(
+        tape, n_paths=1, config=config, limits=RiskLimits(max_leverage=150.0, max_daily_loss=None)
+    )
+    out = env.make_buffers()
+    env.reset_into(out, 0)
+    seen = []
+    # two volatilities of a bar of 1 %; then more of the same side, with the account's own
+    for action in ([1, 0, 1, 0], [1, 1, 0, 0]):
+        env.step_into(np.array([action], np.float32), out)
+        seen.append(float(out.account[0, 0, 3]))
+    assert seen == pytest.approx([0.02, distance], abs=1e-6)
 
 
 def test_an_isolated_loss_beyond_all_margin_is_the_funds_and_not_another_positions() -> None:

@@ -22,7 +22,7 @@ from perpgym.envs.spaces import CONTRACT_LEDGER, LEDGER_COLUMNS
 ONE_BRACKET = (Bracket(floor=0.0, cap=math.inf, maintenance_margin_rate=0.004, cum=0.0, max_leverage=100.0),)
 TWO_BRACKETS = (
     Bracket(floor=0.0, cap=5_000.0, maintenance_margin_rate=0.01, cum=0.0, max_leverage=100.0),
-    Bracket(floor=5_000.0, cap=math.inf, maintenance_margin_rate=0.05, cum=200.0, max_leverage=100.0),
+    Bracket(floor=5_000.0, cap=math.inf, maintenance_margin_rate=0.05, cum=200.0, max_leverage=20.0),
 )
 Prices = tuple[float, float, float, float]
 
@@ -157,6 +157,55 @@ def test_isolated_positions_fall_alone() -> None:
     assert account.quantities == [0.0, 10.0]
     assert row["equity"] == pytest.approx(1_000.0 + 10.0 * (900.0 / 9.96 - 100.0))
     assert not account.is_over
+
+
+def mixed(wallet: float, *modes: str) -> Portfolio:
+    contracts = [paper(name) for name, _mode in zip("ABC", modes, strict=False)]
+    return Portfolio(wallet, *contracts, margin_mode=modes)
+
+
+def test_a_debt_that_a_cross_profit_covers_is_not_taken_from_an_isolated_position() -> None:
+    # A gains 2,000 unrealised; B lost 1,500 and is closed: the free wallet is 1,000 - 1,500 - Y's 200 = -700
+    account = mixed(1_000.0, "cross", "cross", "isolated")
+    account.hold((20.0, 100.0), (50.0, 100.0), (20.0, 100.0))
+    account.step((100.0, 200.0, 100.0, 200.0), flat(100.0), flat(100.0))
+    account.step(flat(200.0), (100.0, 100.0, 70.0, 70.0), flat(100.0))
+    row = account.step(flat(200.0), flat(70.0), flat(100.0), exposures=[4_000 / 1_500, 0.0, 2_000 / 1_500])
+    assert (row["equity"], account.account.positions[2, ISOLATED_WALLET]) == (1_500.0, 200.0)
+    row = account.step(flat(200.0), flat(70.0), flat(100.0), exposures=[4_000 / 1_500, 0.0, 1_900 / 1_500])
+    assert account.quantities == pytest.approx([20.0, 0.0, 19.0], abs=1e-5)
+    assert account.account.positions[2, ISOLATED_WALLET] == pytest.approx(190.0, abs=1e-3)
+    assert (row["fills"], row["insurance"], row["equity"]) == (1.0, 0.0, pytest.approx(1_500.0))
+
+
+def test_a_loss_of_its_own_beyond_what_is_released_stays_in_the_isolated_position() -> None:
+    # A's profit stands behind a free wallet of -700; Y sells 10 of its 20 at 70: 300 lost, 100 released
+    account = mixed(1_000.0, "cross", "cross", "isolated")
+    account.hold((20.0, 100.0), (50.0, 100.0), (20.0, 100.0)).hold((0.0, 200.0), (-50.0, 70.0), (-10.0, 70.0))
+    assert account.account.wallet[WALLET] == -800.0
+    # the debt of 700 is as large as it was, and 200 of the loss are Y's
+    assert account.account.positions[2, ISOLATED_WALLET] == pytest.approx(-100.0)
+
+
+def test_an_isolated_position_opened_on_cross_profit_gets_its_margin_in_full() -> None:
+    # 100 in the wallet and 1,800 of profit: 4,000 of notional at 10x need 400
+    account = mixed(100.0, "cross", "isolated").hold((9.0, 100.0), (0.0, 100.0))
+    account.step((100.0, 300.0, 100.0, 300.0), flat(100.0))
+    row = account.step(flat(300.0), flat(100.0), exposures=[2_700 / 1_900, 4_000 / 1_900])
+    assert account.quantities == pytest.approx([9.0, 40.0], rel=1e-6)
+    assert account.account.positions[1, ISOLATED_WALLET] == pytest.approx(400.0, rel=1e-6)
+    # 40 * (100 - 97) of 400: far from the 90.4 at which it falls
+    row = account.step(flat(300.0), (100.0, 100.0, 97.0, 97.0))
+    assert (row["liquidated"], row["equity"]) == (0.0, pytest.approx(1_780.0, rel=1e-6))
+
+
+def test_an_isolated_position_never_costs_more_than_its_margin_in_the_bar_that_ends_the_account() -> None:
+    # A opens 12 lower and takes the 900 that are not B's; B falls to half on its margin of 100
+    account = mixed(1_000.0, "cross", "isolated").hold((80.0, 100.0), (10.0, 100.0))
+    row = account.step(flat(88.0), (100.0, 100.0, 50.0, 50.0))
+    assert account.is_over
+    assert account.quantities == [0.0, 0.0]
+    assert row["equity"] == pytest.approx(0.0, abs=1e-9)
 
 
 def test_what_closes_goes_first_and_frees_margin_for_what_opens() -> None:

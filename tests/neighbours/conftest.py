@@ -24,7 +24,7 @@ PLAIN = Contract(
     lot_size=1e-6,
     min_quantity=1e-6,
     min_notional=1e-6,
-    brackets=(Bracket(floor=0.0, cap=math.inf, maintenance_margin_rate=0.01, cum=0.0, max_leverage=125.0),),
+    brackets=(Bracket(floor=0.0, cap=math.inf, maintenance_margin_rate=0.01, cum=0.0, max_leverage=100.0),),
 )
 # nothing costs anything and no limit binds unless a test asks for it
 FREE: dict[str, Any] = {

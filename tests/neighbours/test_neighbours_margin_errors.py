@@ -26,7 +26,9 @@ def flat(price: float) -> Prices:
 def with_brackets(contract: Contract, *rows: tuple[float, float, float, float]) -> Contract:
     """The contract with these (floor, cap, rate, cum)."""
     brackets = tuple(
-        Bracket(floor=floor, cap=cap, maintenance_margin_rate=rate, cum=cum, max_leverage=125.0)
+        Bracket(
+            floor=floor, cap=cap, maintenance_margin_rate=rate, cum=cum, max_leverage=min(125.0, 1.0 / rate)
+        )
         for floor, cap, rate, cum in rows
     )
     return replace(contract, brackets=brackets)
@@ -78,7 +80,7 @@ def test_maintenance_is_measured_at_the_mark_and_not_at_entry(
         return wallet + quantity * (price - entry) <= 0.1 * abs(quantity) * entry
 
     contract = with_brackets(plain, (0.0, math.inf, 0.1, 0.0))
-    played = play([flat(100.0), wick], [exposure], contract=contract)
+    played = play([flat(100.0), wick], [exposure], contract=contract, leverage=10.0)
     assert played["liquidated"] == [float(is_liquidated)]
     extreme = wick[2] if exposure > 0.0 else wick[1]
     assert neighbour(1_000.0, 10.0 * exposure, 100.0, extreme) is not is_liquidated

@@ -40,8 +40,9 @@ def pick(rng: np.random.Generator, *values: Any) -> Any:
     return values[int(rng.integers(len(values)))]
 
 
-def draw_config(rng: np.random.Generator, has_finer: bool) -> EnvConfig:
+def draw_config(rng: np.random.Generator, has_finer: bool, n_contracts: int) -> EnvConfig:
     """An account, its orders, costs, stops, ends and rewards."""
+    mixed = tuple(rng.choice(["cross", "isolated"], n_contracts).tolist())
     leverage = pick(rng, 5.0, 20.0, 50.0)
     chosen: dict[str, tuple[Any, ...]] = {
         "episode_bars": (12, 25),
@@ -50,7 +51,7 @@ def draw_config(rng: np.random.Generator, has_finer: bool) -> EnvConfig:
         "action": ACTION_KINDS,
         "execution": EXECUTION_STYLES,
         "remainder": ("drop", "carry"),
-        "margin_mode": ("cross", "isolated"),
+        "margin_mode": ("cross", "isolated", mixed),
         "sizing": ("equity", "fixed_notional"),
         "cost": ("exchange", "exchange", "linear", "quadratic"),
         "limits": ("on", "on", "on", "off"),
@@ -60,6 +61,7 @@ def draw_config(rng: np.random.Generator, has_finer: bool) -> EnvConfig:
         "limit_offset_bps": (5.0, 50.0),
         "iceberg_clip": (0.1, 0.3),
         "latency_ms": (0.0, 3_600_000.0) if has_finer else (0.0,),
+        "latency_bars": (0, 0, 1, 2),
         "fees": (None, None, TIERS),
         "stop_loss": (None, 0.02, 0.1),
         "stop_volatility": (None, 2.0),
@@ -118,8 +120,9 @@ def main(folder: Path, worlds: int, target: str) -> None:
         has_finer = TAPES[which] == "coarse"
         limits = RiskLimits(max_leverage=pick(rng, 10.0, 60.0), max_daily_loss=pick(rng, None, 0.2))
         env = PerpVecEnv(
-            tapes[which], n_paths=2, accounts_per_path=2, config=draw_config(rng, has_finer), limits=limits,
-            with_windows=True, finer=finer if has_finer else None,
+            tapes[which], n_paths=2, accounts_per_path=2, limits=limits, with_windows=True,
+            config=draw_config(rng, has_finer, len(tapes[which].contracts)),
+            finer=finer if has_finer else None,
         )  # fmt: skip
         seen |= {f"{number} {name}": array for name, array in play(env, number).items()}
     np.savez(target, **seen)  # type: ignore[arg-type]

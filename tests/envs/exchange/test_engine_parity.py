@@ -307,6 +307,19 @@ def test_resting_orders_fill_as_the_envs(make_tape: MakeTape, offset_bps: float)
     assert client.refused > 0
 
 
+@pytest.mark.parametrize("mode", ["cross", "isolated"])
+def test_resting_orders_and_liquidations_come_in_the_same_order(make_tape: MakeTape, mode: Any) -> None:
+    total = 0.0
+    for seed in range(8):
+        tape = make_tape(bars=120, seed=seed, sigma=0.02, wick=0.06, rules=OPEN_RULES)
+        config = settings(
+            execution="limit", limit_offset_bps=50.0, initial_wallet=100_000.0, leverage=25.0,
+            max_exposure=12.0, margin_mode=mode, half_spread_bps=0.5, impact_coefficient=0.1,
+        )  # fmt: skip
+        total += compare(tape, config, seed, 100, RestingClient(tape, config))["liquidated"]
+    assert total > 2
+
+
 def test_a_thin_market_cuts_the_same_part_of_an_order(make_tape: MakeTape) -> None:
     tape = make_tape(bars=80, seed=3, rules=OPEN_RULES, volume=2.0)
     happened = compare(tape, settings(), 3, 60)
