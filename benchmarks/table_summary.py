@@ -46,8 +46,8 @@ def _market(market: str, plan: Plan, results: Mapping[Unit, Any]) -> Iterator[st
     yield (
         f"{some['periods']}. {plan.seconds:g} s of processor time a seed; interquartile means over seeds "
         "with their bootstrap interval over seeds, of the rules the interval over bars. Costs in parts of "
-        "the initial equity, funding paid > 0; an account that never traded has a Sharpe ratio of 0; stopped: by "
-        "the drawdown limit or a liquidation."
+        "the initial equity, funding paid > 0; an account that never traded has a Sharpe ratio of 0; "
+        "stopped: by the drawdown limit or a liquidation."
     )
     yield ""
     yield "| " + " | ".join(_COLUMNS) + " |"
