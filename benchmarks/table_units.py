@@ -24,7 +24,7 @@ from perpgym.experiments.run_folder import RunFolder, config_hash
 from perpgym.experiments.settings import Settings
 from perpgym.experiments.training import train_seed
 
-CONTENDERS = ("hppo", "ppo", "qrdqn", "a2c", "sac", "tqc", "recurrent_ppo", "maskable_ppo")
+CONTENDERS = ("hppo", "ppo", "hqrdqn", "qrdqn", "a2c", "sac", "tqc", "recurrent_ppo", "maskable_ppo")
 # every rule, in one unit that has nothing to learn
 BASELINES = "baselines"
 # an experiment of the config folder each; a contender's own comes on top of it
