@@ -6,7 +6,8 @@
 
 Trains to 2023-12-31, chooses checkpoints to 2024-06-30, judges to 2025-06-30 (``configs/config.yaml``). Each
 seed is a process of its own and is kept when it is done: the same command goes on where it was stopped, and
-tries again what failed. A contender is the experiment ``<name>_btc`` of the config folder.
+tries again what failed. A contender is the experiment ``<name>_btc`` of the config folder; all of these trade
+seven contracts as well as one.
 """
 
 from __future__ import annotations

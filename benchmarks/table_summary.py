@@ -17,10 +17,12 @@ from perpgym.evaluation.seeds import Spread, interquartile_mean
 
 _COSTS = ("fees", "spread", "impact", "funding")
 _LEAST_PAIRS = 3
+# two levels, and the one that they must beat
+LEVELS = (("hppo", "ppo"), ("hqrdqn", "qrdqn"))
 _COLUMNS = (
     "account", "seeds", "steps", "seconds", "Sharpe, chosen [95 %]", "Sharpe, last [95 %]",
     "log growth, chosen [95 %]", "drawdown", "turnover a day", *(f"{cost} a year" for cost in _COSTS),
-    "stopped",
+    "never traded", "stopped",
 )  # fmt: skip
 
 
@@ -34,7 +36,9 @@ def write_table(out: Path, plan: Plan, units: Sequence[Unit], failed: Mapping[Un
         found = {unit: result for unit, result in results.items() if unit.market == market}
         if found:
             lines += _market(market, plan, found)
-            lines += ["", compare_levels(out, found), ""]
+            contenders = {unit.contender for unit in found}
+            pairs = [pair for pair in LEVELS if contenders & set(pair)]
+            lines += ["", *(compare_levels(out, found, *pair) for pair in pairs), ""]
     lines += _missing(units, results, failed)
     return "\n".join(lines).strip() + "\n"
 
@@ -47,7 +51,7 @@ def _market(market: str, plan: Plan, results: Mapping[Unit, Any]) -> Iterator[st
         f"{some['periods']}. {plan.seconds:g} s of processor time a seed; interquartile means over seeds "
         "with their bootstrap interval over seeds, of the rules the interval over bars. Costs in parts of "
         "the initial equity, funding paid > 0; an account that never traded has a Sharpe ratio of 0; "
-        "stopped: by the drawdown limit or a liquidation."
+        "never traded, stopped (by the drawdown limit or a liquidation): so many of the chosen."
     )
     yield ""
     yield "| " + " | ".join(_COLUMNS) + " |"
@@ -73,7 +77,8 @@ def _line(contender: str, seeds: Sequence[Any]) -> str:
         _spread(interquartile_mean(_values([seed["last"] for seed in seeds], "sharpe"))),
         _spread(interquartile_mean(_values(chosen, "log_growth"))),
         *_account(means),
-        f"{sum(figures['end_reason'] is not None for figures in chosen)} of {len(seeds)}",
+        str(sum(figures["turnover_per_day"] == 0.0 for figures in chosen)),
+        str(sum(figures["end_reason"] is not None for figures in chosen)),
     ]
     return "| " + " | ".join(cells) + " |"
 
@@ -82,7 +87,7 @@ def _rule(name: str, figures: Mapping[str, Any]) -> str:
     known = {key: 0.0 if value is None else value for key, value in figures.items()}
     sharpe = Spread(known["sharpe"], known["sharpe_low"], known["sharpe_high"])
     ended = "no" if figures["end_reason"] is None else figures["end_reason"]
-    cells = [name, "", "", "", _spread(sharpe), "", number(known["log_growth"]), *_account(known), ended]
+    cells = [name, "", "", "", _spread(sharpe), "", number(known["log_growth"]), *_account(known), "", ended]
     return "| " + " | ".join(cells) + " |"
 
 
@@ -103,7 +108,7 @@ def _spread(spread: Spread) -> str:
     return f"{number(spread.mean)} [{number(spread.low)}, {number(spread.high)}]"
 
 
-def compare_levels(out: Path, results: Mapping[Unit, Any], one: str = "hppo", other: str = "ppo") -> str:
+def compare_levels(out: Path, results: Mapping[Unit, Any], one: str, other: str) -> str:
     """One sentence: whether the hierarchy earns its keep, by two intervals that must both say so.
 
     The first resamples the seeds that both have, in pairs. The second resamples bars, of the mean return of
@@ -112,7 +117,7 @@ def compare_levels(out: Path, results: Mapping[Unit, Any], one: str = "hppo", ot
     seeds = [{unit.seed: unit for unit in results if unit.contender == name} for name in (one, other)]
     pairs = [(seeds[0][seed], seeds[1][seed]) for seed in seeds[0] if seed in seeds[1]]
     if not pairs:
-        return f"{one} and {other} cannot be compared yet: no seed of both is done."
+        return f"{one} and {other} cannot be compared: no seed of both is done."
     returns = [
         np.array([[np.load(unit.returns(out))["chosen"] for unit in side] for side in pairs])[:, i]
         for i in range(2)
