@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -165,6 +166,10 @@ class CheckpointCallback(BaseCallback):
         """Take from the trial log what was seen up to here, so that it is not looked at again."""
         steps, self._looks = model.num_timesteps, self._looks_until_now(model)
         run = curves(TrialLog(self.folder.trials).read()).get((self.config_hash, self.seed), [])
+        if model.budget is not None:
+            # a crash may have come between the artifact and the log, and time never leads here again
+            for step in self.folder.policy_steps(self.seed) - {int(trial["step"]) for trial in run}:
+                shutil.rmtree(self.folder.policy(self.seed, step))
         for trial in run:
             # a crash may have come between the artifact and the log
             if trial["step"] <= steps and self.folder.policy(self.seed, trial["step"]).exists():
