@@ -31,7 +31,8 @@ class HierarchicalQuantileObjective:
     The worker's target is n bars of reward, or fewer where the option ends, and then the worker's best level
     in the option, or the manager's best choice where it is over (intra-option learning: Sutton, Precup and
     Singh 1999, section 6). The manager's is R + gamma^k times its best choice after the k bars that the
-    option lasted: gamma^k and not gamma.
+    option lasted: gamma^k and not gamma. Where the worker explored before, R stops there, and its best level
+    in the option stands for the rest.
 
     Args:
         policy: bound to a tape.

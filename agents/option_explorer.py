@@ -56,6 +56,7 @@ class OptionExplorer(Explorer):
         option = torch.from_numpy(state[..., self.replay.observed_size :])
         allowed = self.policy.options.worker_mask(torch.from_numpy(mask), option).numpy()
         is_random = self.noise.random(due.shape) < self.chance()
+        self.replay.explore(is_random)
         levels = random_allowed(allowed, self.noise)
         if is_random.all():
             return levels

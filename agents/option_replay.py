@@ -41,9 +41,10 @@ class OptionBatch:
         first_bar, is_decision, length: as of :class:`perpgym.agents.replay.StretchBatch`.
         state: (G, s, K, S + Z) float32, with the option in force.
         action, choice: (G, s, K, A) int64, of the worker, and of the manager where an option began.
-        begins: (G, s, K) bool, where an option began whose end is known.
+        begins: (G, s, K) bool, where an option began of which the manager's target is known.
         worker: after at most n bars, within the option or at its end.
-        manager: at the end of the option; of no use but where ``begins``.
+        manager: at the end of the option, or at the first bar at which the worker explored: what a random
+            level costs is not what the option is worth. Of no use but where ``begins``.
     """
 
     first_bar: torch.Tensor
@@ -73,15 +74,21 @@ class OptionReplay(StretchReplay):
         super().__init__(state_size=state_size + option_size, **sizes)
         self.observed_size, self.option_size = state_size, option_size
         self.due = np.zeros(self.reward.shape, np.bool_)
+        self.explored = np.zeros(self.reward.shape, np.bool_)
         self.choice = np.zeros(self.action.shape, np.uint8)
 
     def observe_due(self, due: Bool) -> None:
         """Keep for whom the manager decides at the next observation, (P, K); call before ``observe``."""
-        self.due[np.arange(self.n_paths), self.head % self.capacity] = due
+        place = (np.arange(self.n_paths), self.head % self.capacity)
+        self.due[place], self.explored[place] = due, False
 
     def newest_due(self) -> Bool:
         """(P, K), of the newest observations."""
         return self.due[np.arange(self.n_paths), (self.head - 1) % self.capacity]
+
+    def explore(self, is_random: Bool) -> None:
+        """Keep for whom the worker's level at the newest observation is random, (P, K)."""
+        self.explored[np.arange(self.n_paths), (self.head - 1) % self.capacity] = is_random
 
     def begin(self, due: Bool, option: Float32, choice: NDArray[np.integer]) -> None:
         """Put new options into the newest observations.
@@ -98,7 +105,8 @@ class OptionReplay(StretchReplay):
 
     def end(self, paths: Int64, state: Float32) -> None:
         """As of ``StretchReplay``, from states without options: there the manager would decide."""
-        self.due[paths, self.head[paths] % self.capacity] = True
+        place = (paths, self.head[paths] % self.capacity)
+        self.due[place], self.explored[place] = True, False
         none = np.zeros((*state.shape[:-1], self.option_size), np.float32)
         super().end(paths, np.concatenate((state, none), axis=-1))
 
@@ -128,8 +136,8 @@ class OptionReplay(StretchReplay):
         at = start[:, None] + np.arange(stretch_bars)  # G s
         rows, place = path[:, None], self._places(at)
         is_decision = at < final[:, None]
-        ends, is_known = self._ends(path, at, final, max_bars)
-        target = np.minimum(at[..., None] + n_step, ends)  # G s K
+        over, left, is_known = self._ends(path, at, final, max_bars)  # G s K
+        target = np.minimum(at[..., None] + n_step, over)
 
         def on_device(array: NDArray[Any]) -> torch.Tensor:
             return torch.from_numpy(array).to(device)
@@ -144,7 +152,8 @@ class OptionReplay(StretchReplay):
                 offset=on_device(until - start[:, None, None]),
                 state=on_device(self.state[there]),
                 mask=on_device(self.mask[there]),
-                is_due=on_device(self.due[there]),
+                # where an option is left at once, it is in force
+                is_due=on_device(self.due[there] & (until > at[..., None])),
             )
 
         return OptionBatch(
@@ -156,19 +165,29 @@ class OptionReplay(StretchReplay):
             begins=on_device(self.due[rows, place] & is_decision[..., None] & is_known),
             length=on_device(final - start),
             worker=following(target, n_step),
-            manager=following(ends, max_bars),
+            manager=following(left, max_bars),
         )
 
-    def _ends(self, path: Int64, at: Int64, final: Int64, max_bars: int) -> tuple[Int64, Bool]:
-        """(G, s, K) where the options in force at ``at`` end, or what is known of them does; and which."""
+    def _ends(self, path: Int64, at: Int64, final: Int64, max_bars: int) -> tuple[Int64, Int64, Bool]:
+        """Where the options in force at ``at`` end, where an option that begins there is left, and whether.
+
+        Returns:
+            (G, s, K) each: the end, or what is known of the option does; the end, or the first bar at which
+            the worker explored; whether the latter is known.
+        """
         rows, last = path[:, None], final[:, None]
-        ends = np.repeat(last[..., None], self.n_accounts, axis=2)
-        ends = np.broadcast_to(ends, (*at.shape, self.n_accounts)).copy()
-        is_known = np.zeros(ends.shape, np.bool_)
+        over = np.broadcast_to(last[..., None], (*at.shape, self.n_accounts)).copy()
+        is_known = np.zeros(over.shape, np.bool_)
         # from far to near, so that the nearest stays
         for ahead in range(max_bars, 0, -1):
             then = at + ahead
             is_end = (then <= last)[..., None] & self.due[rows, self._places(then)]
-            ends = np.where(is_end, then[..., None], ends)
+            over = np.where(is_end, then[..., None], over)
             is_known |= is_end
-        return ends, is_known
+        left = over.copy()
+        for ahead in range(max_bars - 1, -1, -1):
+            then = (at + ahead)[..., None]
+            is_cut = (then < over) & self.explored[rows, self._places(at + ahead)]
+            left = np.where(is_cut, then, left)
+            is_known |= is_cut
+        return over, left, is_known

@@ -154,6 +154,8 @@ def test_with_options_of_one_bar_the_managers_targets_are_those_of_qrdqn(tape: T
     single = HierarchyConfig(budgets=(1.0,), min_bars=1, max_bars=1)
     model = make_model(tape, hierarchy=single, n_step=1, learning_starts=10**9)
     model.learn(2_000)
+    # as if the worker had meant it: where it explores, its own value stands in
+    model.options_replay.explored[:] = False
     speak_clearly(model)
     flat = PerpQRDQN(
         PerpQuantilePolicy,
@@ -188,6 +190,8 @@ def test_with_options_of_one_bar_the_managers_targets_are_those_of_qrdqn(tape: T
 def test_targets_are_a_plain_calculation_decision_by_decision(tape: Tape) -> None:
     model = make_model(tape, n_step=2, alpha=0.5, learning_starts=10**9)
     model.learn(2_000)
+    explored = model.options_replay.explored
+    explored &= np.random.default_rng(1).random(explored.shape) < 0.2
     speak_clearly(model)
     batch = model.draw(128)
     of_worker, of_manager = model.objective.targets(batch)
@@ -223,7 +227,9 @@ def test_targets_are_a_plain_calculation_decision_by_decision(tape: Tape) -> Non
             assert len(places) == len(found) > 8
             expected = torch.stack([after(place, level) for place in places])
             torch.testing.assert_close(found[:, 0], expected, rtol=1e-4, atol=1e-5)
+    # both kinds of observation were among them, on both levels
     assert 0 < int(batch.worker.is_due[worker_rows(batch)].sum()) < len(of_worker)
+    assert 0 < int(batch.manager.is_due[batch.begins].sum()) < len(of_manager)
 
 
 def test_every_part_learns_and_both_levels_share_one_unit(tape: Tape) -> None:

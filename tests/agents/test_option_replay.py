@@ -123,6 +123,22 @@ def test_an_episode_that_is_cut_off_ends_its_options_after_the_bars_that_they_la
     assert rows(story.sample(), "worker", 0)[6] == (6.0, 0.5, 7.0, True)
 
 
+def test_the_managers_return_stops_where_the_worker_explores_and_goes_on_within_the_option() -> None:
+    story = Story()
+    for number in range(14):
+        # at 4 account 0 is a bar into its option, at 8 account 1 begins one
+        story.replay.explore(np.array([[number == 4, number == 8]]))
+        story.step()
+    three, four = (rows(story.sample(), "manager", account) for account in range(ACCOUNTS))
+    assert three[3] == (3.0, 0.5, 4.0, False)
+    assert three[6] == (6.0 + 3.5 + 2.0, 0.125, 9.0, True)
+    # nothing but what the worker thinks of the option at once
+    assert four[8] == (0.0, 1.0, 8.0, False)
+    assert four[4] == (8.875, 0.0625, 8.0, True)
+    # the worker's own targets are of what was done
+    assert rows(story.sample(), "worker", 0)[3] == (3.0 + 2.0, 0.25, 5.0, False)
+
+
 def test_states_hold_the_option_in_force_and_choices_stand_where_they_were_made() -> None:
     story = Story()
     for _ in range(14):
