@@ -32,6 +32,8 @@ def main(config: DictConfig) -> None:
             raise ValueError(f"period must be one of {', '.join(PERIODS)}, was {call['period']!r}")
         if not isinstance(call["abstain_above"], int | float | None):
             raise ValueError(f"abstain_above must be a number (an exposure), was {call['abstain_above']!r}")
+        if call["explain"] and (call["ensemble"] or call["baseline"]):
+            raise ValueError("explain=true explains one trained policy: leave out ensemble= and baseline=")
         folder = RunFolder(Path(call["run"]))
         plain = folder.read_config()
         settings = Settings.from_mapping(plain)

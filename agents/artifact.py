@@ -63,6 +63,28 @@ _KINDS: dict[str, type[TrainedPolicy]] = {
     "sac": StockSACPolicy,
     "tqc": StockTQCPolicy,
 }
+# what every artifact holds: its type in JSON, and how an error names that
+_MAPPING, _LIST, _TEXT = (dict, "a mapping"), (list, "a list of one or more"), (str, "a text")
+_FIELDS: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "versions": _MAPPING,
+    "weights_sha256": _TEXT,
+    "feature_names": _LIST,
+    "risk_names": (list, "a list"),
+    "market_scaler": _MAPPING,
+    "risk_scaler": _MAPPING,
+    "account_columns": _LIST,
+    "portfolio_columns": _LIST,
+    "policy_config": _MAPPING,
+    "env_config": _MAPPING,
+    "limits": _MAPPING,
+    "contracts": _LIST,
+    "bar_ms": (int, "a whole number"),
+    "data_hash": _TEXT,
+    "seed": ((int, type(None)), "a whole number or null"),
+    "commit": _TEXT,
+    "parity_error": ((int, float), "a number"),
+    "extra": _MAPPING,
+}
 # a policy that answers stretch and window differently would not do live what it did in training
 MAX_PARITY_ERROR = 1e-3
 _PARITY_PLACES, _PARITY_BARS = 3, 64
@@ -149,7 +171,7 @@ class Artifact:
             measured["on this machine"] = parity_error(self.policy, tape)
         for when, error in measured.items():
             # written so that nan is refused
-            if not error <= limit:
+            if not 0.0 <= error <= limit:
                 raise ValueError(
                     f"a window and a stretch of the same bars give the policy numbers {error:.1e} apart "
                     f"({when}), at most {limit:g} is allowed for live use: its weights have outgrown float32 "
@@ -218,7 +240,8 @@ def load_artifact(folder: Path, device: torch.device | str = "cpu") -> Artifact:
     Raises:
         FileNotFoundError: a file is missing.
         DamagedFileError: a file was altered or truncated.
-        ValueError: the artifact has another format or other account columns.
+        ValueError: it has another format, other account columns, or a kind of policy, a field or a setting
+            that this perpgym does not know.
     """
     for name in (META_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
@@ -232,25 +255,28 @@ def load_artifact(folder: Path, device: torch.device | str = "cpu") -> Artifact:
         )
     for name, now in (("account_columns", ACCOUNT_NAMES), ("portfolio_columns", PORTFOLIO_NAMES)):
         if problems := _names_differ(name, tuple(body[name]), now):
-            raise ValueError(f"{folder}: {problems[0]}; evaluate with perpgym {body['versions']['perpgym']}")
+            raise ValueError(f"{folder}: {problems[0]}; evaluate with {_writer(body)}")
     try:
         policy = _build_policy(body)
         env_config, limits = EnvConfig(**body["env_config"]), RiskLimits(**body["limits"])
-    except TypeError as error:
+        contracts = tuple(Contract.from_json(raw) for raw in body["contracts"])
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise ValueError(
-            f"{folder} was written by perpgym {body['versions']['perpgym']}, whose settings this one does "
-            f"not know ({error}): evaluate with that version, or train again"
+            f"{folder} was written by {_writer(body)}, whose settings this one does not know ({error}): "
+            "evaluate with that version, or train again"
         ) from error
+    except RuntimeError as error:
+        raise _misfit(folder, error) from error
     try:
         policy.load_state_dict(safetensors.torch.load(weights))
     except (SafetensorError, RuntimeError) as error:
-        raise DamagedFileError(f"{folder / WEIGHTS_FILE} does not fit its policy_config: {error}") from error
+        raise _misfit(folder, error) from error
     policy.set_training_mode(False)
     return Artifact(
         policy=policy.to(device),
         feature_names=tuple(body["feature_names"]),
         risk_names=tuple(body["risk_names"]),
-        contracts=tuple(Contract.from_json(raw) for raw in body["contracts"]),
+        contracts=contracts,
         bar_ms=body["bar_ms"],
         env_config=env_config,
         limits=limits,
@@ -292,24 +318,58 @@ def _parity_error_from(start: int, count: int, policy: Policy, bound: BoundTape)
 
 def _read_meta(path: Path) -> dict[str, Any]:
     try:
-        document = json.loads(path.read_text("utf-8"))
+        document: dict[str, Any] = json.loads(path.read_text("utf-8"))
         digest = document.pop("sha256")
-    except (ValueError, KeyError, AttributeError) as error:
+    # of a list, of a number, of brackets without end
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedFileError(f"{path} is truncated or no artifact: copy the folder again") from error
     if document.get("format") != FORMAT:
         raise ValueError(
-            f"{path} has format {document.get('format')}, this perpgym reads {FORMAT}: evaluate with perpgym "
-            f"{document.get('versions', {}).get('perpgym', 'of that time')}, or train again"
+            f"{path} has format {document.get('format')}, this perpgym reads {FORMAT}: evaluate with "
+            f"{_writer(document)}, or train again"
         )
     if _digest(document) != digest:
         raise DamagedFileError(f"{path} was altered (its sha256 differs): copy the folder again")
-    body: dict[str, Any] = document
-    return body
+    if problem := _problem(document):
+        raise ValueError(f"{path}: {problem}; evaluate with {_writer(document)}, or train again")
+    return document
+
+
+def _problem(body: dict[str, Any]) -> str | None:
+    """The first field that is not what :func:`save_artifact` writes."""
+    for name, (kind, words) in _FIELDS.items():
+        if name not in body:
+            return f"{name} must be {words}, was missing"
+        value = body[name]
+        if not isinstance(value, kind) or isinstance(value, bool):
+            return f"{name} must be {words}, was {value!r}"
+        if words == _LIST[1] and not value:
+            return f"{name} must be {words}, was empty"
+    if body["parity_error"] < 0.0:
+        return f"parity_error must not be negative, was {body['parity_error']}"
+    if _kind(body) not in _KINDS:
+        return f"this perpgym does not know the policy_kind {_kind(body)}, only {', '.join(_KINDS)}"
+    return None
+
+
+def _kind(body: dict[str, Any]) -> str:
+    return str(body.get("policy_kind", "actor_critic"))
+
+
+def _writer(body: dict[str, Any]) -> str:
+    """The version of perpgym that wrote an artifact, as far as that can be read."""
+    versions = body.get("versions")
+    known = versions.get("perpgym") if isinstance(versions, dict) else None
+    return f"perpgym {known or 'of that time'}"
+
+
+def _misfit(folder: Path, error: Exception) -> DamagedFileError:
+    return DamagedFileError(f"{folder / WEIGHTS_FILE} does not fit its policy_config: {error}")
 
 
 def _build_policy(body: dict[str, Any]) -> TrainedPolicy:
     config, env_config = PolicyConfig(**body["policy_config"]), EnvConfig(**body["env_config"])
-    return _KINDS[body.get("policy_kind", "actor_critic")](
+    return _KINDS[_kind(body)](
         _both_faces(body, config.receptive_field),
         action_space(env_config.action, len(body["contracts"]), env_config.choices),
         lambda _: 0.0,

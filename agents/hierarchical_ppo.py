@@ -151,8 +151,10 @@ class HierarchicalPPO(PerpPPO):
         self.logger.record("options/budget_used", float(used.mean()))
         self.logger.record("options/target", float(option[..., :-2].mean()))
         self.logger.record("options/target_size", float(option[..., :-2].abs().mean()))
-        called_back = decided[:, 1:] & (option[:, :-1, :, -1] > 1.5)
-        self.logger.record("options/called_back", float(called_back.sum()) / max(1, int(decided.sum())))
+        # after every bar, whether a decision is due though bars are left and the episode goes on
+        due, goes_on = rollout.decided[:, 1:], ~rollout.ends
+        called_back = due & goes_on & (option[..., -1] > 1.5)
+        self.logger.record("options/called_back", float(called_back.sum()) / max(1, int(due.sum())))
         self.logger.record("options/longest", config.max_bars, exclude="tensorboard")
 
     # --- update ---

@@ -63,12 +63,18 @@ class HierarchicalRollout(PathRollout):
         self.option_returns = torch.zeros(lead, device=device)
         self._manager_center, self._manager_spread = 0.0, 1.0
 
+    @property
+    def ends(self) -> torch.Tensor:
+        """(P, T, K) bool, where an episode ended with the step."""
+        ends = torch.from_numpy(self.terminated | self.truncated).to(self.device)
+        return ends.view(-1, self.n_paths, self.n_accounts).transpose(0, 1)
+
     def finish_manager(self, last_value: torch.Tensor, final_value: Float64) -> None:
         """Turn raw rewards and the manager's values into its advantages.
 
         Args:
             last_value: (P, K), after the last step: V where a decision is due, else the option's value.
-            final_value: (T, N), V of the observations at which accounts were truncated; 0 elsewhere.
+            final_value: (T, N), the same of the observations at which accounts were truncated; 0 elsewhere.
         """
         decided: Bool = self._by_step(self.decided) > 0.5
         found = smdp_gae(

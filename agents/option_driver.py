@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -15,6 +17,14 @@ from perpgym.envs.vector import PerpVecEnv
 from perpgym.policies.hierarchy import PerpHierarchicalPolicy
 
 _EXPOSURE = CONTRACT_LEDGER["exposure"]
+
+
+class _Cut(NamedTuple):
+    """Of accounts whose experience is cut off: (...,), (..., S + Z) and (...,)."""
+
+    is_due: torch.Tensor
+    state: torch.Tensor
+    manager_value: torch.Tensor
 
 
 class OptionDriver(FlatDriver):
@@ -79,24 +89,35 @@ class OptionDriver(FlatDriver):
         rollout.manager_values[:, step][is_due] = policy.manager_value(features).squeeze(-1)
 
     def booked(self, step: int, out: StepBuffers, ended: NDArray[np.bool_]) -> None:
-        """Shape the worker's reward, value what was truncated, and let a bar of every option pass."""
+        """Shape the worker's reward, let a bar of every option pass, and value what was truncated."""
         rollout = self.rollout
         rollout.raw_reward[step] = out.reward
         if self.shaping:
             rollout.reward[step] -= self.shaping * self._distance(out)
-        accounts = np.flatnonzero(out.truncated)
         by_account = self.option.flatten(0, 1)  # N Z, a view
-        if accounts.size:
-            context, state = self.final_states(step, out, accounts)
-            # in the option that was cut off, whose present bar is not over for the worker's value
-            state_in_option = torch.cat((state, by_account[accounts]), dim=1)
-            values = self.policy.state_values(context, state_in_option)
-            self.final_value[step, accounts] = values.cpu().numpy()
-            of_manager = self.policy.manager_values(context, state)
-            self._final_manager_value[step, accounts] = of_manager.cpu().numpy()
         by_account[:, -1] -= 1.0
+        accounts = np.flatnonzero(out.truncated)
+        if accounts.size:
+            context, observed = self.final_states(step, out, accounts)
+            cut = self._cut(context, observed, by_account[accounts])
+            self.final_value[step, accounts] = self.policy.state_values(context, cut.state).cpu().numpy()
+            self._final_manager_value[step, accounts] = cut.manager_value.cpu().numpy()
         if ended.any():
             by_account[torch.from_numpy(ended).to(by_account.device)] = 0.0
+
+    def _cut(self, context: torch.Tensor, observed: torch.Tensor, option: torch.Tensor) -> _Cut:
+        """Where experience is cut off: the option goes on, or the likeliest one begins where one is due.
+
+        Args:
+            context: (..., C), leading axes broadcast with those of ``observed``.
+            observed: (..., S).
+            option: (..., Z), after the last bar.
+        """
+        is_due = self.rules.is_due(option, observed)
+        coming = torch.where(is_due.unsqueeze(-1), self.policy.choose(context, observed), option)
+        state = torch.cat((observed, coming), dim=-1)
+        deciding = self.policy.manager_values(context, observed)
+        return _Cut(is_due, state, torch.where(is_due, deciding, self.policy.option_values(context, state)))
 
     def _distance(self, out: StepBuffers) -> NDArray[np.float64]:
         """(N,) mean over contracts of |exposure - target|, in units of ``max_exposure``; before a restart."""
@@ -109,14 +130,9 @@ class OptionDriver(FlatDriver):
         """Values of both levels after the last step, then everything of the rollout."""
         rollout, last = self.rollout, self._state[-1]
         context = self.context[:, -1].unsqueeze(1)  # P 1 C
-        observed = last[..., : rollout.observed_size]
-        is_due = self.rules.is_due(self.option, observed)
-        rollout.decided[:, -1] = is_due
-        # the option that is due begins with the next rollout; its mode stands in for it in the worker's value
-        coming = torch.where(is_due.unsqueeze(-1), self.policy.choose(context, observed), self.option)
-        last[..., rollout.observed_size :] = coming
-        last_value = torch.where(
-            is_due, self.policy.manager_values(context, observed), self.policy.option_values(context, last)
-        )
+        cut = self._cut(context, last[..., : rollout.observed_size], self.option)
+        # an option that is due begins with the next rollout, where the manager draws it
+        rollout.decided[:, -1] = cut.is_due
+        last.copy_(cut.state)
         super().finish()
-        rollout.finish_manager(last_value, self._final_manager_value)
+        rollout.finish_manager(cut.manager_value, self._final_manager_value)

@@ -205,8 +205,21 @@ class StretchReplay:
         )
 
     def _draw(self, count: int, stretch_bars: int, rng: np.random.Generator) -> tuple[Int64, Int64, Int64]:
-        """(G,) paths, first observations, and the last observations that targets may use."""
-        oldest = np.maximum(self.head - self.capacity, 0)
+        """(G,) paths, first observations, and the last observations that targets may use: later ones."""
+        path, start, final = self._draw_around_any(count, stretch_bars, rng)
+        # a reset may have left an episode with one observation, which is no decision
+        while (empty := start >= final).any():
+            again = self._draw_around_any(int(empty.sum()), stretch_bars, rng)
+            path[empty], start[empty], final[empty] = again
+        return path, start, final
+
+    def _draw_around_any(
+        self, count: int, stretch_bars: int, rng: np.random.Generator
+    ) -> tuple[Int64, Int64, Int64]:
+        oldest, every = np.maximum(self.head - self.capacity, 0), np.arange(self.n_paths)
+        # a final observation whose decisions have been overwritten
+        while (is_left := self.final[every, oldest % self.capacity] == oldest).any():
+            oldest += is_left
         # an observation that nothing follows yet is no decision
         known = np.maximum(self.head - 1 - oldest, 0)
         if known.sum() == 0:

@@ -53,7 +53,7 @@ def smdp_gae(
         last_value: (N,), after the last step: V where a decision is due, else the value within the option
             that goes on.
         ends: (T, N), where an episode ended with the step.
-        end_value: (T, N), V of the state in which it was cut off; 0 where it terminated.
+        end_value: (T, N), where it was cut off, as ``last_value``; 0 where it terminated.
         gamma, gae_lambda: discount a step, decay of the trace a decision.
 
     Returns:

@@ -9,8 +9,12 @@ import torch
 from sb3_contrib import TQC, MaskablePPO, RecurrentPPO
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3 import A2C, SAC
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import DictReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.type_aliases import RolloutReturn
+from stable_baselines3.common.vec_env import VecEnv
 
 from perpgym.agents.path_algorithm import EpisodeMonitor, PathAlgorithm, bind_policy
 from perpgym.agents.stock_config import (
@@ -26,6 +30,14 @@ from perpgym.envs.vector import PerpVecEnv
 from perpgym.policies.stock import StockPolicy
 
 _REPLAYED = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
+
+
+class _Begun(BaseCallback):
+    """Told of a rollout's steps before any other callback."""
+
+    def _on_step(self) -> bool:
+        cast(StockAlgorithm, self.model)._is_resumable = False
+        return True
 
 
 class StockAlgorithm(PathAlgorithm):
@@ -101,6 +113,25 @@ class StockAlgorithm(PathAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "monitor"]
+
+    # --- when it can be resumed ---
+
+    def collect_rollouts(self, env: VecEnv, callback: BaseCallback, *args: Any, **kwargs: Any) -> Any:
+        """The library's own; from its first step on, the run cannot be resumed until an update is over."""
+        self._is_resumable = True
+        both = CallbackList([_Begun(), callback])
+        # init_callback would initialise the other one a second time
+        both.model = both.callbacks[0].model = cast(BaseAlgorithm, self)
+        found = cast(Any, super()).collect_rollouts(env, both, *args, **kwargs)
+        if isinstance(found, RolloutReturn) and found.continue_training:
+            # before learning starts no update follows
+            self._is_resumable = self.num_timesteps <= cast(Any, self).learning_starts
+        return found
+
+    def train(self, *args: Any, **kwargs: Any) -> None:
+        """The library's own."""
+        cast(Any, super()).train(*args, **kwargs)
+        self._is_resumable = True
 
     # --- resuming ---
 

@@ -95,11 +95,13 @@ class TrainedAgent:
         flat = np.concatenate((account.reshape(len(account), -1), portfolio), axis=1)
         state = torch.from_numpy(flat).to(context.device)
         mask = None if masks is None else torch.from_numpy(masks).to(context.device)
-        before = self._memory_at(bar, len(state))
+        # by time: the same bar stands elsewhere on a tape of the newest bars
+        now = int(tape.epoch_bar(np.array(bar)))
+        before = self._memory_at(now, len(state))
         decided, memory = self._decide(context, state, before, mask)
         actions: NDArray[np.float32] = decided.cpu().numpy()
         if isinstance(self.policy, Remembering):
-            self.in_force, self._next_bar = memory, bar + 1
+            self.in_force, self._next_bar = memory, now + 1
             self.memory = self.policy.forget(memory)
         if self._asking is None:
             self.uncertainty = np.zeros(account.shape[:2])
@@ -128,6 +130,22 @@ class TrainedAgent:
         if bar != self._next_bar or self.memory.shape != (n_accounts, size):
             self.memory = torch.zeros(n_accounts, size, device=self.policy.device)
         return self.memory
+
+    def state_dict(self) -> dict[str, NDArray[np.generic]]:
+        """What the next decision depends on beside what it is shown, for a journal."""
+        parts = {"memory": self.memory, "in_force": self.in_force}
+        arrays: dict[str, NDArray[np.generic]] = {
+            n: t.detach().cpu().numpy().copy() for n, t in parts.items()
+        }
+        return {**arrays, "next_bar": np.array(self._next_bar, np.int64)}
+
+    def load_state(self, state: dict[str, NDArray[np.generic]]) -> None:
+        """Continue where :meth:`state_dict` was taken; a later bar than the next one wipes it out."""
+        self.memory, self.in_force = (
+            torch.from_numpy(np.array(state[name], np.float32)).to(self.policy.device)
+            for name in ("memory", "in_force")
+        )
+        self._next_bar = int(state["next_bar"])
 
     def _context_of(self, tape: Tape, bar: int) -> torch.Tensor:
         # torch counts in-place changes: an update of the weights makes the cache stale

@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,8 @@ from perpgym.data.soundness import check_clock, check_prices, check_stamps, chec
 
 # float32 counts bars exactly up to 2**24; grids of encoders must divide this period
 CLOCK_PERIOD = 2**20
+
+Index = TypeVar("Index", int, NDArray[np.int64])
 
 _ARRAYS = (
     "open_time_ms",
@@ -177,13 +180,13 @@ class Tape:
         )
         return int(np.searchsorted(self.open_time_ms, stamp, side="left"))
 
-    def epoch_bar(self, bar: NDArray[np.int64]) -> NDArray[np.int64]:
+    def epoch_bar(self, bar: Index) -> Index:
         """Bars since the epoch of the bars at these indices: what absolute grids count."""
-        return np.asarray(np.asarray(bar, np.int64) + self._first_epoch_bar)
+        return bar + self._first_epoch_bar
 
-    def clock(self, bar: NDArray[np.int64]) -> NDArray[np.int64]:
+    def clock(self, bar: Index) -> Index:
         """``epoch_bar`` modulo ``CLOCK_PERIOD``, exact in float32."""
-        return self.epoch_bar(bar) & (CLOCK_PERIOD - 1)
+        return (bar + self._first_epoch_bar) & (CLOCK_PERIOD - 1)
 
     @cached_property
     def _first_epoch_bar(self) -> int:

@@ -33,6 +33,7 @@ KERNEL_FILES = (
     "kernel.py",
     "masks.py",
     "batch.py",
+    "booking.py",
 )
 
 

@@ -102,18 +102,28 @@ def take_priced(  # type: ignore[no-untyped-def]
     account, asset, quantity, reference, touch, price, bar, mark_close, reason, contract, rules
 ):
     """A taker fill from ``reference`` over ``touch`` to ``price``, all quote."""
-    wallet = account.wallet[WALLET]
-    fee = apply_fill(
-        account.wallet, account.positions, asset, quantity, price,
-        taker_cost_rate(account, quantity, reference, contract, rules), contract, rules,
+    fee_rate = taker_cost_rate(account, quantity, reference, contract, rules)
+    take_at_fee(
+        account, asset, quantity, reference, touch, price, fee_rate, bar.root_illiquidity, mark_close, reason,
+        contract, rules,
     )  # fmt: skip
+
+
+@kernel
+def take_at_fee(  # type: ignore[no-untyped-def]
+    account, asset, quantity, reference, touch, price, fee_rate, root_illiquidity, mark_close, reason,
+    contract, rules,
+):  # fmt: skip
+    """The same at a fee that is known, a fraction of notional."""
+    wallet = account.wallet[WALLET]
+    fee = apply_fill(account.wallet, account.positions, asset, quantity, price, fee_rate, contract, rules)
     touch_worth = worth(touch, contract.is_inverse)
     spread = abs(quantity * (touch_worth - worth(reference, contract.is_inverse)))
     # the trace of earlier fills may give back
     impact = quantity * (worth(price, contract.is_inverse) - touch_worth)
     if rules.leaves_trace > 0.0:
         value = quantity * abs(worth(reference, contract.is_inverse))
-        leave_push(account.orders[asset], value, bar.root_illiquidity, rules)
+        leave_push(account.orders[asset], value, root_illiquidity, rules)
     account.ledger[_FEES] += fee
     account.ledger[_SPREAD] += spread
     account.ledger[_IMPACT] += impact
@@ -142,12 +152,17 @@ def settle_funding(account, asset, mark_price, rate, contract):  # type: ignore[
         mark_price: quote, at the settlement.
         rate: fraction of notional, the funding multiplier included.
     """
-    position = account.positions[asset]
-    received = -position[QUANTITY] * abs(worth(mark_price, contract.is_inverse)) * rate
+    quantity = account.positions[asset, QUANTITY]
+    credit_funding(account, asset, -quantity * abs(worth(mark_price, contract.is_inverse)) * rate, contract)
+
+
+@kernel
+def credit_funding(account, asset, received, contract):  # type: ignore[no-untyped-def]
+    """Book what a settlement brought: settle currency, received > 0."""
     account.wallet[WALLET] += received
     account.wallet[ACCRUED_FUNDING] += received
     if contract.is_isolated > 0.0:
-        position[ISOLATED_WALLET] += received
+        account.positions[asset, ISOLATED_WALLET] += received
     account.ledger[_FUNDING] += received
     account.holdings[asset, _PROFIT] += received
     account.holdings[asset, _RECEIVED] += received

@@ -92,6 +92,24 @@ def step_account(account, world, action, now, is_last, scratch):  # type: ignore
             world.rules.discount_factor,
         )
     account.ledger[_OVERLAY] = decide(account, world, action, now)
+    hold_through(account, world, now)
+    is_over = False
+    first = world.market.fine_first + now * world.market.fine_per_bar
+    open_ms = world.market.open_time_ms[now]
+    for number in range(world.market.fine_per_bar):
+        is_over = _fine_bar(account, world, now, first + number, open_ms, number, scratch)
+        open_ms += world.market.fine_ms
+        if is_over:
+            break
+    carry_orders(account, world)
+    if is_last and world.rules.is_sold_at_end > 0.0:
+        _sell_all(account, world, now, first + world.market.fine_per_bar - 1)
+    return close_books(account, world, equity_before, now, is_over)
+
+
+@kernel
+def hold_through(account, world, now):  # type: ignore[no-untyped-def]
+    """Begin the contracts' own ledger rows: what the positions held earn from mark close to mark close."""
     for asset in range(account.positions.shape[0]):
         row = account.holdings[asset]
         row[:] = 0.0
@@ -104,18 +122,6 @@ def step_account(account, world, action, now, is_last, scratch):  # type: ignore
             )
             account.ledger[_PRICE_PNL] += profit
             row[_PROFIT] = profit
-    is_over = False
-    first = world.market.fine_first + now * world.market.fine_per_bar
-    open_ms = world.market.open_time_ms[now]
-    for number in range(world.market.fine_per_bar):
-        is_over = _fine_bar(account, world, now, first + number, open_ms, number, scratch)
-        open_ms += world.market.fine_ms
-        if is_over:
-            break
-    carry_orders(account, world)
-    if is_last and world.rules.is_sold_at_end > 0.0:
-        _sell_all(account, world, now, first + world.market.fine_per_bar - 1)
-    return _close_books(account, world, equity_before, now, is_over)
 
 
 @kernel
@@ -295,10 +301,17 @@ def _keep_level(order, quantity):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _close_books(account, world, equity_before, now, is_over):  # type: ignore[no-untyped-def]
+def close_books(account, world, equity_before, now, is_over):  # type: ignore[no-untyped-def]
     """Mark to the mark close, fill the ledgers' closing columns, reward and end.
 
     A bar that reaches midnight (UTC) closes the day, so the next decision already sees the new day.
+
+    Args:
+        equity_before: settle currency, at the close before.
+        is_over: whether the cross positions were liquidated whole.
+
+    Returns:
+        As :func:`step_account`.
     """
     open_ms = world.market.open_time_ms[now]
     is_midnight = open_ms // DAY_MS != (open_ms + world.market.bar_ms) // DAY_MS

@@ -130,7 +130,7 @@ def send_orders(account, world, now, fine, number):  # type: ignore[no-untyped-d
 
 
 @kernel
-def _prepare_stop(account, world, asset, now, quantity):  # type: ignore[no-untyped-def]
+def prepare_stop(account, world, asset, now, quantity):  # type: ignore[no-untyped-def]
     """Before a fill that opens or adds: how far its stop will be."""
     position = account.positions[asset]
     if not is_reduce_only(position[QUANTITY], quantity):
@@ -176,19 +176,19 @@ def take_due(account, world, asset, now, fine, due, reference):  # type: ignore[
     is_refused = (cut & (MARGIN | BRACKET)) != 0
     is_market = order[ORDER_STYLE] == MARKET
     is_last_try = is_market and (rules.carries_remainder == 0.0 or (cut & TOO_SMALL) != 0)
-    _keep_left(order, quantity, reason | cut, is_refused or is_last_try, contract)
+    keep_left(order, quantity, reason | cut, is_refused or is_last_try, contract)
     if quantity != 0.0:
-        _prepare_stop(account, world, asset, now, quantity)
+        prepare_stop(account, world, asset, now, quantity)
         mark_close = market.mark[now, asset, CLOSE]
         take_priced(
             account, asset, quantity, reference, touch, price, bar, mark_close, ORDER, contract, rules
         )
-        _note_price(account, asset, quantity, price)
+        note_price(account, asset, quantity, price)
         order[ORDER_HELD] = account.positions[asset, QUANTITY]
 
 
 @kernel
-def _keep_left(order, quantity, reason, is_dropped, contract):  # type: ignore[no-untyped-def]
+def keep_left(order, quantity, reason, is_dropped, contract):  # type: ignore[no-untyped-def]
     """After a part of an order filled, or none of it: what is left of it, and why it is not whole."""
     left = on_lot_grid(order[ORDER_QUANTITY] - quantity, order[ORDER_QUANTITY], contract)
     # an order that filled whole in the end was cut by nothing
@@ -197,7 +197,7 @@ def _keep_left(order, quantity, reason, is_dropped, contract):  # type: ignore[n
 
 
 @kernel
-def _note_price(account, asset, quantity, price):  # type: ignore[no-untyped-def]
+def note_price(account, asset, quantity, price):  # type: ignore[no-untyped-def]
     """Mean price of what an order filled in this bar."""
     order, row = account.orders[asset], account.holdings[asset]
     done = order[ORDER_DONE]
@@ -247,15 +247,15 @@ def _fill_slices(account, world, asset, now, fine):  # type: ignore[no-untyped-d
     )
     if quantity != most:
         reference, touch, price = sliced_fill_price(account, asset, quantity, bar, contract, world.rules)
-    _keep_left(order, quantity, reason | cut, cut != 0, contract)
+    keep_left(order, quantity, reason | cut, cut != 0, contract)
     if quantity != 0.0:
-        _prepare_stop(account, world, asset, now, quantity)
+        prepare_stop(account, world, asset, now, quantity)
         order[ORDER_FRESH] = 1.0
         mark_close = world.market.mark[now, asset, CLOSE]
         take_priced(
             account, asset, quantity, reference, touch, price, bar, mark_close, ORDER, contract, world.rules
         )
-        _note_price(account, asset, quantity, price)
+        note_price(account, asset, quantity, price)
 
 
 @kernel
@@ -287,9 +287,9 @@ def fill_resting(account, world, asset, now, fine, number):  # type: ignore[no-u
         clips = math.floor(abs(quantity) / clip + 1e-9)
         quantity = to_lots(side * clips * clip, contract)
     # what margin, a bracket or the smallest order refused is not tried again
-    _keep_left(order, quantity, reason | cut, cut != 0, contract)
+    keep_left(order, quantity, reason | cut, cut != 0, contract)
     if quantity != 0.0:
-        _prepare_stop(account, world, asset, now, quantity)
+        prepare_stop(account, world, asset, now, quantity)
         order[ORDER_FRESH] = 1.0
         mark_close = world.market.mark[now, asset, CLOSE]
         take_at(
@@ -303,7 +303,7 @@ def fill_resting(account, world, asset, now, fine, number):  # type: ignore[no-u
             contract,
             world.rules,
         )
-        _note_price(account, asset, quantity, limit)
+        note_price(account, asset, quantity, limit)
 
 
 @kernel

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -16,11 +16,13 @@ from perpgym.data.contract import Contract
 from perpgym.data.tape import Tape
 from perpgym.envs.account import EQUITY, STOP_PRICE
 from perpgym.envs.config import EnvConfig
+from perpgym.envs.observation import single_observation
 from perpgym.envs.render import EpisodeRecord, Step, draw
 from perpgym.envs.risk.limits import RiskLimits
 from perpgym.envs.spaces import (
     LEDGER_COLUMNS,
     TOTAL_COLUMNS,
+    observation_space,
     observation_table,
 )
 from perpgym.envs.vector import PerpVecEnv
@@ -32,6 +34,15 @@ Observation = dict[str, NDArray[Any]]
 _INFO_NAMES = (*LEDGER_COLUMNS, *(f"total_{name}" for name in TOTAL_COLUMNS))
 # of a step that a picture can show: an order in slices has many
 _MOST_FILLS = 256
+
+
+class _Seen(NamedTuple):
+    """One account's rows in the buffers: (1,) bar, (A, Ca) and (Cp,) observed, (8,) sums of the episode."""
+
+    bar: NDArray[np.int64]
+    account: NDArray[np.float32]
+    portfolio: NDArray[np.float32]
+    totals: NDArray[np.float64]
 
 
 class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
@@ -114,12 +125,13 @@ class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
             start_bar=start_bar,
             end_bar=end_bar,
             finer=finer,
-            with_windows=True,
         )
         self.tape = self.batch.tape
-        self.observation_space = self.batch.single_observation_space
+        self._window = self.batch.config.window_bars
+        self.observation_space = observation_space(self.tape, self._window, with_windows=True)  # type: ignore[assignment]
         self.action_space = self.batch.single_action_space
         self._buffers = self.batch.make_buffers()
+        self._look_at_the_account()
         self._is_running = False
         self._record = None if render_mode is None else EpisodeRecord(self.tape, render_bars)
         self._fills = self.batch.keep_fills(0 if render_mode is None else _MOST_FILLS)
@@ -165,7 +177,8 @@ class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
         if self._record is not None:
             equity = float(self.batch.state_dict()["wallets"][0, EQUITY])
             self._record.restart(int(self._buffers.bar[0]), equity)
-        return self.batch.observation(self._buffers, 0), {"time_ms": self._time_ms(self._buffers.bar)}
+        bar = self._now.bar.item(0)
+        return self._observe(bar, self._now), {"time_ms": self._time_ms(bar)}
 
     def step(self, action: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Book one bar. Raises ResetNeeded after an episode has ended."""
@@ -176,24 +189,19 @@ class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
         if self._record is not None:
             stop = float(self.batch.state_dict()["positions"][0, 0, STOP_PRICE])
         self.batch.step_into(np.asarray(action, np.float32)[None], out)
-        booked = out.ledger[0].tolist() + self.batch.totals(out, 0).tolist()
-        info: dict[str, Any] = dict(zip(_INFO_NAMES, booked, strict=True))
-        info["contracts"] = out.holdings[0].copy()
-        is_over = bool(out.terminated[0] or out.truncated[0])
-        self._is_running = not is_over
-        bar = out.final_bar if is_over else out.bar
+        is_terminated, is_truncated = out.terminated.item(0), out.truncated.item(0)
+        self._is_running = not (is_terminated or is_truncated)
+        seen = self._now if self._is_running else self._final
+        # both have one length for ever, and checking it takes a thirtieth of the step
+        booked = zip(_INFO_NAMES, self._ledger.tolist() + seen.totals.tolist(), strict=False)
+        info: dict[str, Any] = dict(booked)
+        info["contracts"] = self._holdings.copy()
+        bar = seen.bar.item(0)
         info["time_ms"] = self._time_ms(bar)
         if self._record is not None:
             fills = self._fills[: int(info["fills"])].copy()
-            self._record.add(Step(int(bar[0]), out.ledger[0].copy(), out.holdings[0].copy(), stop, fills))
-        observation = self.batch.final_observation if is_over else self.batch.observation
-        return (
-            observation(out, 0),
-            float(out.reward[0]),
-            bool(out.terminated[0]),
-            bool(out.truncated[0]),
-            info,
-        )
+            self._record.add(Step(bar, self._ledger.copy(), self._holdings.copy(), stop, fills))
+        return self._observe(bar, seen), out.reward.item(0), is_terminated, is_truncated, info
 
     def render(self) -> NDArray[np.uint8] | None:
         """The last ``render_bars`` bars: price with fills, stops and liquidations, exposure, equity, costs.
@@ -218,8 +226,23 @@ class PerpEnv(gym.Env[Observation, NDArray[np.float32]]):
         masks: NDArray[np.bool_] = self.batch.action_masks()[0]
         return masks
 
-    def _time_ms(self, bar: NDArray[np.int64]) -> int:
-        return int(self.tape.open_time_ms[bar[0]]) + self.tape.bar_ms
+    def _look_at_the_account(self) -> None:
+        """Views of the only account's rows: taking them at every step costs a twelfth of it."""
+        out = self._buffers
+        self._now = _Seen(out.bar, out.account[0], out.portfolio[0], self.batch.running_totals[0])
+        self._final = _Seen(out.final_bar, out.final_account[0], out.final_portfolio[0], out.final_totals[0])
+        self._ledger, self._holdings = out.ledger[0], out.holdings[0]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        # copies of views are no views
+        self._look_at_the_account()
+
+    def _observe(self, bar: int, seen: _Seen) -> Observation:
+        return single_observation(self.tape, self._window, bar, seen.account, seen.portfolio)
+
+    def _time_ms(self, bar: int) -> int:
+        return self.tape.open_time_ms.item(bar) + self.tape.bar_ms
 
 
 PerpEnv.__doc__ = f"{PerpEnv.__doc__}\n    Account and portfolio columns::\n\n        " + (

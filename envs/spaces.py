@@ -129,19 +129,27 @@ def observation_space(tape: Tape, window: int, with_windows: bool) -> gym.spaces
         with_windows: windows and ``clock`` instead of ``bar``.
     """
     assets = len(tape.contracts)
-    spaces: dict[str, gym.spaces.Space[Any]] = {
+    if with_windows:
+        return window_space(assets, tape.features.shape[2], tape.risk.shape[2], window)
+    return gym.spaces.Dict({**_account_spaces(assets), "bar": gym.spaces.Box(0, MAX_BAR, (1,), np.int64)})
+
+
+def window_space(assets: int, n_features: int, n_risk: int, window: int) -> gym.spaces.Dict:
+    """One account's observation with windows of R = ``window`` bars."""
+    spaces = _account_spaces(assets)
+    for name, width in (("market", n_features), ("risk", n_risk)):
+        spaces[name] = gym.spaces.Box(-FEATURE_BOUND, FEATURE_BOUND, (window, assets, width), np.float32)
+    spaces["clock"] = gym.spaces.Box(0, CLOCK_PERIOD - 1, (1,), np.int64)
+    if assets > 1:
+        spaces["valid"] = gym.spaces.Box(0.0, 1.0, (window, assets), np.float32)
+    return gym.spaces.Dict(spaces)
+
+
+def _account_spaces(assets: int) -> dict[str, gym.spaces.Space[Any]]:
+    return {
         "account": _columns_box(ACCOUNT_COLUMNS, (assets,)),
         "portfolio": _columns_box(PORTFOLIO_COLUMNS, ()),
     }
-    if with_windows:
-        for name, width in (("market", tape.features.shape[2]), ("risk", tape.risk.shape[2])):
-            spaces[name] = gym.spaces.Box(-FEATURE_BOUND, FEATURE_BOUND, (window, assets, width), np.float32)
-        spaces["clock"] = gym.spaces.Box(0, CLOCK_PERIOD - 1, (1,), np.int64)
-        if assets > 1:
-            spaces["valid"] = gym.spaces.Box(0.0, 1.0, (window, assets), np.float32)
-    else:
-        spaces["bar"] = gym.spaces.Box(0, MAX_BAR, (1,), np.int64)
-    return gym.spaces.Dict(spaces)
 
 
 def _columns_box(columns: tuple[Column, ...], leading: tuple[int, ...]) -> gym.spaces.Box:

@@ -169,8 +169,10 @@ class Options:
 
         Args:
             allowed: (..., A * sum of choices) bool, of the env.
-            option: (..., Z).
+            option: (..., Z); to its leading axes those of ``allowed`` are broadcast.
         """
+        # in dropout's many decisions of an account the options differ and what the env allows does not
+        allowed = allowed.expand(*option.shape[:-1], -1)
         targets, budget = option[..., : self.n_assets, None], option[..., -2, None, None]  # ... A 1
         by_contract = allowed.unflatten(-1, (self.n_assets, -1)).clone()  # type: ignore[no-untyped-call]
         fits = option.new_tensor(self.levels).abs() <= budget + _SLACK  # ... 1 L

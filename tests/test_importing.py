@@ -10,8 +10,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # what other packages change when they are imported is theirs, and not looked at
 SCRIPT = """
 import logging, os, signal, sys, warnings
-import aiohttp.web, arch.bootstrap, gymnasium, hydra, matplotlib, numba, numpy as np, pandas, scipy.stats
-import stable_baselines3, torch
+import aiohttp.web, arch.bootstrap, ccxt.pro, gymnasium, hydra, matplotlib, numba, numpy as np, pandas
+import scipy.stats, stable_baselines3, torch
 
 def state():
     root = logging.getLogger()

@@ -27,10 +27,14 @@ def test_every_data_file_is_packaged() -> None:
         *(ROOT / "configs").rglob("*.yaml"),
         *(ROOT / "data").rglob("*.json"),
         *(ROOT / "evaluation").glob("*.html"),
+        *(ROOT / "envs").rglob("*.html"),
     ]:
-        package = path.relative_to(ROOT).parts[0]
-        relative = path.relative_to(ROOT / package)
-        assert any(relative.match(pattern) for pattern in packaged[f"perpgym.{package}"]), path
+        folder = (
+            path.parent if (path.parent / "__init__.py").exists() else ROOT / path.relative_to(ROOT).parts[0]
+        )
+        package = ".".join(("perpgym", *folder.relative_to(ROOT).parts))
+        relative = path.relative_to(folder)
+        assert any(relative.match(pattern) for pattern in packaged[package]), path
 
 
 def test_only_the_scripts_lie_at_the_root() -> None:

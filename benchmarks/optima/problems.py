@@ -63,9 +63,9 @@ class Problem:
         name: on the command line.
         tape: from a run's seed to the tape on which it trains.
         env: the account; an agent chooses its own kind of action.
-        judge: on another tape.
+        judge: on another tape, but where no chance is in a tape: then it is the same.
         value_name: what the judge's value is.
-        conditions: problems that the same settings must solve whole, else the fraction counts as 0.
+        conditions: problems that every seed must solve whole, else the fraction counts as 0.
     """
 
     name: str

@@ -5,9 +5,9 @@
     python benchmarks/optima/run.py --quick                          # two seeds, a tenth of the steps
 
 The last line is JSON: the share by problem, each with the action chosen for it beforehand
-(``settings.OWN_ACTION``), and ``chaouki_linear_score``, the mean of the paper's ten test episodes. Seconds
-are processor time of one thread, less what judging on the way took. ``docs/algorithms/known_optima.md``
-explains.
+(``settings.OWN_ACTION``) and any other agent by its name too (``gp_h hppo``), and ``chaouki_linear_score``,
+the mean of the paper's ten test episodes. Seconds are processor time of one thread, less what judging on the
+way took. ``docs/algorithms/known_optima.md`` explains.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import json
 from collections.abc import Sequence
 
 import numpy as np
-from contenders import AGENTS, train_agent
+from contenders import AGENTS, count_failures, train_agent
 from judges import Score
 from problems import PROBLEMS, Problem
 from rich.console import Console
@@ -36,8 +36,9 @@ def main() -> None:
     seeds = _QUICK_SEEDS if arguments.quick else arguments.seeds
     share = _QUICK_SHARE if arguments.quick else arguments.share
     names: Sequence[str] = arguments.problem or tuple(PROBLEMS)
-    own: dict[str, list[Run]] = {}
+    played: dict[str, list[Run]] = {}
     lines: list[str] = []
+    notes: list[str] = []
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[score]}"))
     with Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal) as bar:
@@ -46,12 +47,13 @@ def main() -> None:
             agents: Sequence[str] = arguments.agents or (OWN_ACTION[name],)
             for agent in agents:
                 runs = [_seed(bar, agent, problem, seed, share) for seed in range(seeds)]
+                if failures := count_failures(runs):
+                    notes.append(f"{name} {agent} counts as 0: it fails {failures}")
                 lines.append(row(name, agent, runs))
                 console.print(lines[-1], soft_wrap=True, markup=False)
-                if agent == OWN_ACTION[name]:
-                    own[name] = runs
-    print(HEADER, *lines, sep="\n")
-    print(json.dumps(_results(own)))
+                played[name if agent == OWN_ACTION[name] else f"{name} {agent}"] = runs
+    print(HEADER, *lines, *notes, sep="\n")
+    print(json.dumps(_results(played)))
 
 
 def _seed(bar: Progress, agent: str, problem: Problem, seed: int, share: float) -> Run:
@@ -65,13 +67,15 @@ def _seed(bar: Progress, agent: str, problem: Problem, seed: int, share: float) 
     return run
 
 
-def _results(own: dict[str, list[Run]]) -> dict[str, float]:
+def _results(played: dict[str, list[Run]]) -> dict[str, float]:
     """The share of the optimum by problem, and the linear problem's score."""
     results = {
-        name: interquartile_mean([run.score.fraction for run in runs]).mean for name, runs in own.items()
+        name: interquartile_mean([run.score.fraction for run in runs]).mean for name, runs in played.items()
     }
-    if "chaouki_linear" in own:
-        results["chaouki_linear_score"] = float(np.mean([run.score.value for run in own["chaouki_linear"]]))
+    if "chaouki_linear" in played:
+        results["chaouki_linear_score"] = float(
+            np.mean([run.score.value for run in played["chaouki_linear"]])
+        )
     return {name: round(value, 6) for name, value in results.items()}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
@@ -21,10 +21,22 @@ from perpgym.envs.buffers import StepBuffers
 STOCK_STEPS = 300_000
 
 
-class PlainColumns(gym.ObservationWrapper[NDArray[np.float32], NDArray[np.float32], dict[str, Any]]):
+Observed = dict[str, Any]
+Action = NDArray[np.float32]
+
+
+class EndsForGood(gym.Wrapper[Observed, Action, Observed, Action]):
+    """What ``training.FiniteHorizon`` is to a batch: what is sold at the end has no value after."""
+
+    def step(self, action: Action) -> tuple[Observed, SupportsFloat, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        return observation, reward, terminated or truncated, False, info
+
+
+class PlainColumns(gym.ObservationWrapper[NDArray[np.float32], Action, Observed]):
     """Features of the newest bar, columns of account and portfolio side by side, as an MLP reads them."""
 
-    def __init__(self, env: PerpEnv) -> None:
+    def __init__(self, env: gym.Env[Observed, Action]) -> None:
         super().__init__(env)
         first, _ = env.reset(seed=0)
         size = self.observation(first).size
@@ -54,12 +66,18 @@ def follow_stock(model: PPO) -> Agent:
     return agent
 
 
+def single_env(tape: Tape, config: EnvConfig) -> PlainColumns:
+    """The single env of a problem, with the end that ours gets there."""
+    env = PerpEnv(tape, config=config)
+    return PlainColumns(EndsForGood(env) if config.terminal == "liquidate" else env)
+
+
 def train_stock(
     tape: Tape, env: EnvConfig, judge: Judge, *, steps: int, seed: int, progress: Progress
 ) -> Run:
     """Train to the end of ``steps``; the last weights count. Arguments as of ``training.train``."""
     torch.set_num_threads(1)
-    model = PPO("MlpPolicy", PlainColumns(PerpEnv(tape, config=env)), seed=seed, device="cpu")
+    model = PPO("MlpPolicy", single_env(tape, env), seed=seed, device="cpu")
     agent = follow_stock(model)
     watch = Watch(lambda: judge(agent, Eyes("target", with_windows=True)), steps, 20, progress)
     model.learn(steps, callback=watch)

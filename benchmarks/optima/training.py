@@ -72,12 +72,14 @@ class Run:
         steps: of all accounts together.
         seconds: processor time of the one thread, without the time spent on judging.
         reached: by threshold, (steps, seconds) when the mean action first scored so much.
+        failed: names of the problem's conditions that it did not meet.
     """
 
     score: Score = field(default=Score(float("nan"), float("nan")))
     steps: int = 0
     seconds: float = 0.0
     reached: dict[float, tuple[int, float]] = field(default_factory=dict)
+    failed: tuple[str, ...] = ()
 
     def note(self, score: Score, steps: int, seconds: float) -> None:
         """Keep a score on the way, or the last."""
@@ -145,7 +147,7 @@ def train(
     """Train to the end of the steps; the last weights count.
 
     Args:
-        tape: to train on, not the judge's.
+        tape: to train on; the judge's only where no chance is in it.
         env: of this action.
         judge: scores the mean action.
         settings: of the training.

@@ -19,6 +19,7 @@ from perpgym.data.features.registry import (
     feature,
     feature_table,
     get_feature,
+    newest_features,
 )
 from perpgym.data.features.scaler import Scaler, fit_scaler
 from perpgym.data.features.volatility import sigma_per_bar
@@ -32,5 +33,6 @@ __all__ = [
     "feature_table",
     "fit_scaler",
     "get_feature",
+    "newest_features",
     "sigma_per_bar",
 ]

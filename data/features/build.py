@@ -60,7 +60,7 @@ def build_tape(
     listings = [listing_bar(b, clock) for b in contracts]
     valid_from = [listing + lookback - 1 for listing in listings]
     contracts = tuple(until(b, clock) for b in contracts)
-    stamp_start, stamp_time_ms, stamp_rate = _owned_stamps(contracts, listings, len(clock))
+    stamp_start, stamp_time_ms, stamp_rate = owned_stamps(contracts, listings, len(clock))
     by_contract = list(zip(contracts, listings, valid_from, strict=True))
     return Tape(
         contracts=tuple(b.contract for b in contracts),
@@ -112,7 +112,7 @@ def longest_lookback(names: Sequence[str], bar_ms: int) -> int:
     return max([SIGMA_LOOKBACK, *(get_feature(name).lookback_bars(bar_ms) for name in names)])
 
 
-def _owned_stamps(
+def owned_stamps(
     contracts: Sequence[Bars], listings: Sequence[int], bars: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
     """Stamps that a bar owns, contract after contract, and (A, T + 1) where each bar's begin.

@@ -205,3 +205,24 @@ def compute_features(bars: Bars, names: Sequence[str]) -> NDArray[np.float32]:
     for column, name in enumerate(names):
         table[:, column] = get_feature(name).compute(bars)
     return table
+
+
+def newest_features(bars: Bars, names: Sequence[str]) -> NDArray[np.float32]:
+    """The named columns at the newest bar, each from no more bars than it looks back.
+
+    Args:
+        bars: T bars of one contract; at least the longest look-back.
+        names: F feature names.
+
+    Returns:
+        (F,) float32: the last row of :func:`compute_features` on all the bars there are.
+    """
+    row = np.empty(len(names), dtype=np.float32)
+    cuts: dict[int, Bars] = {}
+    for column, name in enumerate(names):
+        known = get_feature(name)
+        lookback = known.lookback_bars(bars.bar_ms)
+        if lookback not in cuts:
+            cuts[lookback] = bars.slice(max(len(bars) - lookback, 0), len(bars))
+        row[column] = known.compute(cuts[lookback])[-1]
+    return row

@@ -147,6 +147,12 @@ def asset_mode(venue: Venue, params: Params) -> Any:
     return {"multiAssetsMargin": False}
 
 
+@endpoint("GET", "/fapi/v1/feeBurn", weight=30)
+def fee_burn(venue: Venue, params: Params) -> Any:
+    """Fees are paid in the currency of margin."""
+    return {"feeBurn": False}
+
+
 @endpoint("POST", "/fapi/v1/multiAssetsMargin")
 def set_asset_mode(venue: Venue, params: Params) -> Any:
     """Several currencies of margin are refused."""

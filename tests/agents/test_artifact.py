@@ -195,6 +195,75 @@ def test_artifact_of_another_format_is_refused(folder: Path) -> None:
         load_artifact(folder)
 
 
+@pytest.mark.parametrize("content", ["[1]", "1", "null", "[" * 100_000 + "]" * 100_000, "\x00", "{}"])
+def test_what_is_no_artifact_at_all_is_refused(folder: Path, content: str) -> None:
+    (folder / META_FILE).write_text(content)
+    with pytest.raises(DamagedFileError, match="truncated or no artifact: copy the folder again"):
+        load_artifact(folder)
+
+
+@pytest.mark.parametrize("kind", ["clairvoyant", []])
+def test_a_kind_of_policy_of_another_version_says_which_version_to_use(folder: Path, kind: object) -> None:
+    rewrite(folder, policy_kind=kind, versions={"perpgym": "9.1"})
+    with pytest.raises(ValueError, match=r"does not know.*actor_critic.*evaluate with perpgym 9\.1"):
+        load_artifact(folder)
+
+
+@pytest.mark.parametrize("name", ["parity_error", "market_scaler", "weights_sha256", "contracts", "extra"])
+def test_an_artifact_without_a_field_is_refused_by_name(folder: Path, name: str) -> None:
+    rewrite(folder, **{name: None})
+    with pytest.raises(ValueError, match=rf"{name} must be .*, was None.*evaluate with perpgym 0"):
+        load_artifact(folder)
+    body = json.loads((folder / META_FILE).read_text())
+    del body["sha256"], body[name]
+    (folder / META_FILE).write_text(json.dumps({"sha256": _digest(body), **body}))
+    with pytest.raises(ValueError, match=f"{name} must be .*, was missing"):
+        load_artifact(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"contracts": []}, "contracts must be a list of one or more, was empty"),
+        ({"contracts": [{"symbol": 1, "evil": 2}]}, "whose settings this one does not know"),
+        ({"contracts": ["BTC"]}, "whose settings this one does not know"),
+        ({"feature_names": []}, "feature_names must be a list of one or more"),
+        (
+            {"market_scaler": {"center": "x"}},
+            "settings this one does not know.*a scaler has the fields",
+        ),
+        ({"policy_config": {"layers": 3}}, "whose settings this one does not know"),
+        ({"policy_settings": {"evil": 1}}, "whose settings this one does not know"),
+        ({"policy_settings": {"optimizer_kwargs": {"lr": "x"}}}, "whose settings this one does not know"),
+        ({"versions": None}, "versions must be a mapping, was None.*evaluate with perpgym of that time"),
+        ({"format": 2, "versions": None}, "has format 2.*evaluate with perpgym of that time"),
+        ({"bar_ms": "1h"}, "bar_ms must be a whole number, was '1h'"),
+        ({"parity_error": "x"}, "parity_error must be a number, was 'x'"),
+        ({"parity_error": float("-inf")}, "parity_error must not be negative, was -inf"),
+    ],
+)
+def test_an_artifact_whose_fields_make_no_sense_is_refused_in_words(
+    folder: Path, changes: dict[str, Any], message: str
+) -> None:
+    rewrite(folder, **changes)
+    with pytest.raises(ValueError, match=message):
+        load_artifact(folder)
+
+
+def test_a_network_that_is_too_large_to_be_the_weights_is_refused(folder: Path) -> None:
+    body = json.loads((folder / META_FILE).read_text())
+    # some petabytes
+    rewrite(folder, policy_config={**body["policy_config"], "value_hidden": [10**8, 10**8]})
+    with pytest.raises(DamagedFileError, match="does not fit its policy_config"):
+        load_artifact(folder)
+
+
+def test_an_error_below_none_admits_nothing_to_live(folder: Path) -> None:
+    artifact = replace(load_artifact(folder), parity_error=float("-inf"))
+    with pytest.raises(ValueError, match=r"at most 0\.001 is allowed"):
+        artifact.check_parity()
+
+
 def test_artifact_with_other_account_columns_is_refused(folder: Path) -> None:
     rewrite(folder, account_columns=["exposure"])
     with pytest.raises(ValueError, match="account_columns differ"):

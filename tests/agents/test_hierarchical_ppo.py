@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 
 from perpgym.agents.artifact import load_artifact, save_artifact
@@ -19,6 +20,7 @@ from perpgym.agents.trained import TrainedAgent
 from perpgym.data.features.scaler import fit_scaler
 from perpgym.data.tape import Tape
 from perpgym.envs import EnvConfig, PerpVecEnv, RiskLimits
+from perpgym.envs.buffers import StepBuffers
 from perpgym.policies import PolicyConfig
 from perpgym.policies.hierarchy import PerpHierarchicalPolicy
 from perpgym.policies.options import HierarchyConfig
@@ -196,6 +198,66 @@ def test_a_rollout_that_ends_within_an_option_goes_on_from_the_options_value(tap
     assert (within - at).abs().max() > 1e-4
 
 
+class Cuts(BaseCallback):
+    """Where accounts were truncated in a rollout: step, account, the bar and state that they saw last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[int, int, int, torch.Tensor]] = []
+
+    def _on_rollout_start(self) -> None:
+        self.found.clear()
+        self._step, self._bar = 0, self._out().bar.copy()
+
+    def _on_step(self) -> bool:
+        out = self._out()
+        for account in np.flatnonzero(out.truncated):
+            seen = np.concatenate((out.final_account[account].ravel(), out.final_portfolio[account]))
+            self.found.append((self._step, account, self._bar[account] + 1, torch.from_numpy(seen)))
+        self._step, self._bar = self._step + 1, out.bar.copy()
+        return True
+
+    def _out(self) -> StepBuffers:
+        return self.model.env.buffers  # type: ignore[union-attr]
+
+
+def test_both_levels_go_on_from_a_truncation_as_from_the_end_of_a_rollout(tape: Tape) -> None:
+    """In the option that was cut off, a bar later; where it is over, in the likeliest next one."""
+    model = build(tape, replace(SETTINGS, worker_shaping=0.5), replace(HEADS, episode_bars=7))
+    with torch.no_grad():
+        # a manager that prefers something
+        model.policy.manager_policy[-1].bias.copy_(torch.arange(8.0))  # type: ignore[union-attr]
+    cuts = Cuts()
+    cuts.init_callback(model)
+    model._setup_learn(10**9)
+    model.collect_rollouts(model.env, cuts, model.rollout_buffer, model.n_steps)  # type: ignore[arg-type]
+    rollout, policy = model.rollout_buffer, model.policy
+    options, gamma = policy.options, rollout.gamma
+    steps, accounts, bars = (torch.tensor(row) for row in list(zip(*cuts.found, strict=True))[:3])
+    place = (accounts // ACCOUNTS, steps, accounts % ACCOUNTS)
+    observed = torch.stack([cut[3] for cut in cuts.found])  # n S
+    before = rollout.state[:, :-1, :, rollout.observed_size :][place]  # n Z
+    is_over = before[:, -1] == 1.0
+    assert 0 < is_over.sum() < len(is_over)
+    with torch.no_grad():
+        context = policy.stretch_context(bars, 1)[:, 0]  # n C
+        assert not options.is_due(before, observed).any()
+        left = before - torch.tensor([0.0, 0.0, 1.0])
+        option = torch.where(is_over.unsqueeze(-1), policy.choose(context, observed), left)
+        state = torch.cat((observed, option), dim=-1)
+        worker, stale = policy.state_values(context, state), torch.cat((observed, before), dim=-1)
+        within = policy.option_values(context, state)
+        manager = torch.where(is_over, policy.manager_values(context, observed), within)
+        # the controls: an option that is a bar older than the state, and no value at all
+        assert (policy.state_values(context, stale) - worker)[~is_over].abs().max() > 1e-2
+        assert min(worker.abs().max(), manager.abs().max()) > 1e-1
+    rewards = (torch.from_numpy(found[steps, accounts]) for found in (rollout.reward, rollout.raw_reward))
+    for found, reward, ahead in zip(
+        (rollout.returns, rollout.option_returns), rewards, (worker, manager), strict=True
+    ):
+        torch.testing.assert_close(found[place], reward + gamma * ahead, atol=1e-5, rtol=0)
+
+
 def test_the_value_within_an_option_learns_raw_returns(tape: Tape) -> None:
     """Under a shaping that dwarfs the reward, it still explains what the manager earns."""
     model = build(tape, replace(SETTINGS, worker_shaping=5.0, n_epochs=8, learning_rate=3e-3, gamma=0.5))
@@ -273,6 +335,28 @@ def test_a_saved_model_predicts_the_same(tape: Tape, tmp_path: Path) -> None:
     mine, theirs = (m.predict(observation, deterministic=True) for m in (model, loaded))
     np.testing.assert_array_equal(mine[0], theirs[0])
     np.testing.assert_array_equal(mine[1][0], theirs[1][0])
+
+
+@pytest.mark.parametrize(("alert", "is_called_back"), [(1.0, False), (1e-9, True)])
+def test_an_end_of_episode_is_no_risk_event(tape: Tape, alert: float, is_called_back: bool) -> None:
+    """Options of five bars in episodes of seven: every episode cuts one off."""
+    hierarchy = HierarchyConfig(budgets=(1.0,), min_bars=5, max_bars=5, margin_alert=alert)
+    env = EnvConfig(action="target", window_bars=SMALL.receptive_field, episode_bars=7, limits="off")
+    model = build(tape, replace(SETTINGS, hierarchy=hierarchy), env)
+    model.set_logger(configure(None, []))
+    roll(model)
+    rollout = model.rollout_buffer
+    assert rollout.truncated.any()
+    share = model.logger.name_to_value["options/called_back"]
+    assert (share > 0.0) == is_called_back
+    # by hand, account by account
+    decided, left = (part.numpy() for part in (rollout.decided, rollout.state[:, :-1, :, -1]))
+    ends = (rollout.terminated | rollout.truncated).reshape(-1, N_PATHS, ACCOUNTS)
+    forced = due = 0
+    for path, step, account in zip(*np.nonzero(decided[:, 1:]), strict=True):
+        due += 1
+        forced += left[path, step, account] > 1.0 and not ends[step, path, account]
+    assert share == pytest.approx(forced / due)
 
 
 @pytest.mark.parametrize("action", ["heads", "band"])

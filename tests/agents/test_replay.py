@@ -145,6 +145,37 @@ def test_single_decisions_are_those_of_their_rows() -> None:
     assert counts.min() > 0.8 * counts.mean()
 
 
+@pytest.mark.parametrize("capacity", [3, 4, 9])
+def test_every_stretch_has_a_decision_even_where_an_episodes_last_has_been_overwritten(capacity: int) -> None:
+    story = Story(capacity=capacity)
+    for step in range(60):
+        story.step(ends=(step % 2,) if step % 4 > 1 else ())
+        for stretch in (1, 2, 4):
+            batch = story.sample(batch_size=60 * stretch, stretch=stretch)
+            assert batch.is_decision.any(dim=1).all()
+            assert (batch.length > 0).all()
+
+
+def test_an_observation_after_which_the_env_was_reset_is_no_decision() -> None:
+    story = Story()
+    for _ in range(3):
+        story.step(ends=(0, 1))
+        # the first observations of the next episodes are all there will be of them
+        story.replay.cut()
+        story.observe()
+    story.step()
+    batch = story.sample(stretch=1)
+    assert batch.is_decision.all()
+    np.testing.assert_array_equal(np.unique(batch.first_bar.numpy()), [1_000, 2_000, 3_000, 4_000])
+
+
+def test_a_replay_of_nothing_but_final_observations_says_so() -> None:
+    story = Story(capacity=2)
+    story.step(ends=(0, 1))
+    with pytest.raises(ValueError, match="nothing to draw yet"):
+        story.sample()
+
+
 def test_an_empty_replay_says_so() -> None:
     with pytest.raises(ValueError, match="nothing to draw yet"):
         Story().sample()

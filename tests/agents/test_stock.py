@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -197,6 +198,56 @@ def test_a_run_that_goes_on_from_a_checkpoint_is_the_run_that_was_never_stopped(
     assert_same(weights(whole), weights(resumed))
     assert resumed.num_timesteps == whole.num_timesteps
     assert list(resumed.ep_info_buffer or ()) == list(whole.ep_info_buffer or ())
+
+
+class SaveAlways(BaseCallback):
+    """Tries to write a checkpoint at every moment that a callback has, and keeps when it could."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path, self.written = path, dict[tuple[str, int], bool]()
+
+    def _try(self, moment: str) -> None:
+        with suppress(RuntimeError):
+            cast(StockAlgorithm, self.model).save_checkpoint(self.path / f"{moment}_{self.num_timesteps}")
+        self.written[moment, self.num_timesteps] = (self.path / f"{moment}_{self.num_timesteps}").exists()
+
+    def _on_rollout_start(self) -> None:
+        self._try("rollout_start")
+
+    def _on_step(self) -> bool:
+        self._try("step")
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self._try("rollout_end")
+
+
+@each
+def test_a_checkpoint_within_a_rollout_is_refused(tape: Tape, name: str, tmp_path: Path) -> None:
+    model = make_model(tape, name)
+    tries = SaveAlways(tmp_path)
+    model.learn(STEPS, callback=tries)
+    assert {moment for moment, _ in tries.written} == {"rollout_start", "step", "rollout_end"}
+    for (moment, steps), is_written in tries.written.items():
+        assert is_written == (moment == "rollout_start"), (moment, steps)
+    model.save_checkpoint(tmp_path / "end.ckpt")
+    # stopped by a callback, in the middle of a rollout
+    if model.steps_per_rollout > model.n_envs:
+        model.learn(10 * STEPS, callback=lambda *_: False)
+        with pytest.raises(RuntimeError, match="call save_checkpoint in a callback's _on_rollout_start"):
+            model.save_checkpoint(tmp_path / "stopped.ckpt")
+        model.learn(STEPS)
+        model.save_checkpoint(tmp_path / "again.ckpt")
+
+
+def test_a_replay_that_has_not_begun_to_learn_can_be_kept_at_the_end_of_learn(
+    tape: Tape, tmp_path: Path
+) -> None:
+    model = make_model(tape, "sac")
+    model.learn(8)
+    assert model.num_timesteps < cast(Any, model).learning_starts
+    model.save_checkpoint(tmp_path / "resume.ckpt")
 
 
 @each

@@ -31,6 +31,7 @@ KINDS: dict[str, tuple[AgentConfig, str]] = {
     "ppo": (PPOConfig(n_steps=8, batch_size=32), "band"),
     "ppo_target": (PPOConfig(n_steps=8, batch_size=32), "target"),
     "hppo": (HierarchicalPPOConfig(n_steps=8, batch_size=32), "heads"),
+    "hppo_ladder": (HierarchicalPPOConfig(n_steps=8, batch_size=32), "ladder"),
     "qrdqn": (
         QRDQNConfig(learning_starts=16, batch_size=32, stretch_bars=4, buffer_size=500, n_quantiles=4),
         "ladder",
@@ -113,6 +114,35 @@ def test_encoders_never_drop_anything(tape: Tape) -> None:
     assert dropped.shape == (16, 3, extractor.features_dim)
     assert float((dropped == 0.0).float().mean()) == pytest.approx(0.9, abs=0.1)
     torch.testing.assert_close(dropped[:, 0], dropped[:, 1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["hppo", "hppo_ladder"])
+def test_what_masks_leave_no_choice_about_is_certain_on_two_levels_too(tape: Tape, kind: str) -> None:
+    model = trained(tape, kind, 0.5)
+    layer = cast(Any, model.trained).action_net
+    torch.nn.init.normal_(layer.weight, generator=torch.Generator().manual_seed(0))
+    agent, choices = agent_of(model), model.native.config.choices
+    anything = np.ones((2, sum(choices)), np.bool_)
+    # hold, with the first of everything else; or the ladder's middle, no exposure
+    only = [0, *np.cumsum(choices)[:-1]] if len(choices) > 1 else [choices[0] // 2]
+    nothing = np.zeros_like(anything)
+    nothing[:, only] = True
+    account, portfolio = state()
+    # limits that cut no budget: the smallest one leaves the worker no level but none
+    portfolio[:, PORTFOLIO_NAMES.index("risk_budget")] = 1.0
+    free, bound = [], []
+    for bar in range(60, 80):
+        agent.act(tape, bar, account, portfolio, anything)
+        free.append(agent.uncertainty)
+        agent.act(tape, bar, account, portfolio, nothing)
+        bound.append(agent.uncertainty)
+    assert np.max(free) > 0.0
+    assert np.max(bound) == 0.0
+    # as a backtest asks it
+    [backtest] = run_backtest(
+        [agent], tape, start_bar=20, end_bar=60, config=model.native.config, limits=RiskLimits()
+    )
+    assert len(backtest.actions) > 0
 
 
 def test_a_policy_that_is_never_sure_enough_trades_nothing(tape: Tape) -> None:

@@ -94,6 +94,17 @@ def test_the_env_books_the_schedule_of_almgren_and_chriss() -> None:
     assert slices.value == pytest.approx(block.utility_cost(block.equal_slices()), rel=2e-3)
 
 
+def test_only_tapes_without_chance_serve_for_training_and_for_judging() -> None:
+    with_chance = [PROBLEMS[name]() for name in ("gp_h", "chaouki_quadratic", "kelly", "carry")]
+    without = [PROBLEMS["almgren_chriss"](), *with_chance[-1].conditions]
+    for problem in (*with_chance, *without):
+        stretches = getattr(problem.judge, "stretches")  # noqa: B009 - the union has no common attribute
+        is_same = stretches.tape is problem.tape(0)
+        assert is_same == (problem in without), problem.name
+        # a countdown, the same in every stretch
+        assert is_same == (len(stretches.tape) <= 10), problem.name
+
+
 def test_ppo_learns_to_trade_towards_the_aim() -> None:
     problem = gp_h()
     settings = replace(settings_of("gp_h", "target"), steps=300_000)

@@ -290,6 +290,16 @@ def test_an_action_of_the_wrong_length_is_told_the_right_one(make_tape: MakeTape
         env.step(np.zeros(3, np.float32))
 
 
+@pytest.mark.parametrize(
+    "counts", [{"n_paths": 0}, {"n_paths": 2.5}, {"n_paths": 1, "accounts_per_path": -1}]
+)
+def test_a_batch_needs_a_whole_number_of_paths_and_accounts(
+    make_tape: MakeTape, counts: dict[str, Any]
+) -> None:
+    with pytest.raises(ValueError, match="must be a whole number"):
+        PerpVecEnv(make_tape(bars=60), **counts)
+
+
 # --- beyond the last bracket ---
 
 

@@ -80,6 +80,23 @@ def test_a_ladder_is_masked_by_the_budget() -> None:
     assert mask.tolist() == [False, True, True, True, False]
 
 
+@pytest.mark.parametrize("action", ["heads", "ladder"])
+def test_one_mask_of_the_env_meets_many_options_one_by_one(action: str) -> None:
+    """As where dropout asks for several decisions of each account, and the managers of each differ."""
+    rules = make(action)
+    rng = torch.Generator().manual_seed(0)
+    allowed = torch.rand(3, sum(rules.choices), generator=rng) > 0.3
+    target, budget, left = torch.rand(3, 5, 3, generator=rng)
+    options = torch.stack((2.0 * target - 1.0, budget, left), dim=-1)
+    one_by_one = [
+        [rules.worker_mask(row, option) for row, option in zip(allowed, sample, strict=True)]
+        for sample in options
+    ]
+    expected = torch.stack([torch.stack(sample) for sample in one_by_one])
+    assert not torch.equal(expected[0], expected[1])
+    assert torch.equal(rules.worker_mask(allowed, options), expected)
+
+
 def test_contracts_are_masked_by_their_own_targets() -> None:
     mask = make(n_assets=2).worker_mask(torch.ones(22, dtype=torch.bool), torch.tensor([1.0, -1.0, 1.0, 3.0]))
     assert mask[1:3].tolist() == [True, False]

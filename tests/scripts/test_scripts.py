@@ -197,6 +197,13 @@ def test_an_unknown_period_is_one_message(run: Path) -> None:
     assert "Traceback" not in done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("other", ["ensemble=mean", "baseline=oracle"])
+def test_an_explanation_of_what_is_no_single_policy_is_refused(run: Path, other: str) -> None:
+    done = call("evaluate.py", f"run={run}", "explain=true", other)
+    assert done.returncode != 0
+    assert "explain=true explains one trained policy" in done.stdout + done.stderr
+
+
 def test_somebody_else_s_folder_is_never_emptied(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("site: mine\n")
     (tmp_path / "thesis.tex").write_text("all of it\n")

@@ -1,0 +1,194 @@
+"""Books what the exchange says it has done, once each, and compares the books with the account."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+
+from perpgym.envs.live.broker import AccountTruth, Fill, Income
+from perpgym.envs.live.context import Context
+from perpgym.envs.live.crash_points import reach
+from perpgym.envs.live.journal import JournalBroken
+
+# trades and income are asked for again from so long before the newest known: late rows have earlier times
+OVERLAP_MS = 60_000
+# of orders that the exchange sends for us: liquidation, auto-deleveraging, settlement of what is delisted
+FORCED_PREFIXES = ("autoclose-", "adl_autoclose", "settlement_autoclose-")
+_TRIES = 4
+
+
+class Bookkeeper:
+    """Trades and income, into journal and books.
+
+    Attributes:
+        fills, income: what was booked since the last settlement.
+        unheard: when a trade was learned that the user stream has not told, by trade.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._x = context
+        self.fills: list[Fill] = []
+        self.income: list[Income] = []
+        self.unheard: dict[tuple[str, str], float] = {}
+        self._seen_fills: set[tuple[str, str]] = set()
+        self._seen_income: set[str] = set()
+        self._since_ms = 0
+
+    def begin(self, since_ms: int) -> None:
+        """Know what the journal knows; what happened before ``since_ms`` is no business of this account."""
+        journal = self._x.journal
+        known = journal.fills()
+        self._seen_fills = {(fill.contract, fill.trade_id) for fill in known}
+        self._seen_income = {row.income_id for row in journal.incomes()}
+        self._since_ms = max([since_ms, *(fill.time_ms - OVERLAP_MS for fill in known[-1:])])
+
+    def book_fill(self, fill: Fill, *, is_heard: bool, is_counted: bool = True) -> bool:
+        """A trade; whether it is new.
+
+        Args:
+            is_heard: the user stream told it.
+            is_counted: into the books too; not while they are opened anew.
+        """
+        x, key = self._x, (fill.contract, fill.trade_id)
+        if is_heard:
+            self.unheard.pop(key, None)
+        if key in self._seen_fills:
+            return False
+        self._seen_fills.add(key)
+        self._write(lambda: x.journal.fill(fill))
+        if not is_heard:
+            self.unheard[key] = asyncio.get_running_loop().time()
+        x.counts["fills"] += 1
+        self.fills.append(fill)
+        reach("after_fill")
+        if is_counted and fill.contract in x.contracts:
+            x.books.book_fill(fill)
+        if fill.client_id is None or fill.client_id not in x.table:
+            self._meet_stranger(fill)
+        return True
+
+    def _meet_stranger(self, fill: Fill) -> None:
+        """A trade that is not ours is adopted; one that was forced on us ends trading."""
+        x = self._x
+        name = fill.client_id or ""
+        if name.startswith(FORCED_PREFIXES):
+            x.hold("forced", "halted", f"the exchange closed {fill.quantity:g} of {fill.contract} ({name})")
+        elif not x.is_ours(name):
+            x.note("warning", "external", client_id=name, contract=fill.contract, quantity=fill.quantity)
+
+    def book_income(self, income: Income, *, is_counted: bool = True) -> bool:
+        """A change of the wallet; whether it is new."""
+        if income.income_id in self._seen_income:
+            return False
+        self._seen_income.add(income.income_id)
+        self._write(lambda: self._x.journal.income(income))
+        self.income.append(income)
+        if is_counted:
+            self._tell_books(income)
+        if income.kind == "clearance":
+            self._x.hold("forced", "halted", f"a clearance fee of {income.amount:g} {income.currency}")
+        return True
+
+    def _tell_books(self, income: Income) -> None:
+        """Of a contract that is not traded here every income is but a change of the wallet."""
+        x = self._x
+        if income.contract is not None and income.contract not in x.contracts:
+            income = replace(income, kind="other", contract=None)
+        x.books.book_income(income)
+
+    def _write(self, write: Callable[[], object]) -> None:
+        try:
+            write()
+        except JournalBroken as error:
+            self._x.break_journal(error)
+
+    async def collect(self, *, is_counted: bool = True) -> int:
+        """Ask for trades and income; returns how many were new."""
+        x = self._x
+        new = 0
+        for name in x.contracts:
+            for fill in await x.broker.fills(name, self._since_ms):
+                new += self.book_fill(fill, is_heard=False, is_counted=is_counted)
+        for income in await x.broker.income(self._since_ms):
+            new += self.book_income(income, is_counted=is_counted)
+        newest = [*(fill.time_ms for fill in self.fills), *(row.time_ms for row in self.income)]
+        self._since_ms = max([self._since_ms, *(time_ms - OVERLAP_MS for time_ms in newest)])
+        return new
+
+    async def open(self) -> AccountTruth:
+        """Write down what was missed, then take the exchange's word for what is.
+
+        Books that go on from a snapshot are told what came after it, and keep their memory if they agree.
+        """
+        books, journal = self._x.books, self._x.journal
+        while True:
+            await self.collect(is_counted=False)
+            truth = await self._look()
+            if not await self.collect(is_counted=False):
+                break
+        snapshot = journal.last_snapshot()
+        if snapshot is not None:
+            for fill in journal.fills(snapshot.at_ms - OVERLAP_MS):
+                if fill.contract in self._x.contracts:
+                    books.book_fill(fill)
+            for income in journal.incomes(snapshot.at_ms - OVERLAP_MS):
+                self._tell_books(income)
+        if snapshot is None or books.compare(truth):
+            books.open(truth)
+        return truth
+
+    async def _look(self) -> AccountTruth:
+        """The account, and what it says of our orders."""
+        x = self._x
+        truth = await x.broker.account()
+        x.truth = truth
+        for order in (*truth.orders, *truth.stops):
+            if order.client_id in x.table:
+                x.report(order, "account")
+        shown = {order.client_id for order in (*truth.orders, *truth.stops)}
+        for order in (*x.table.open(), *x.table.open(stops=True)):
+            if order.client_id not in shown and order not in x.table.unsure():
+                await self._ask(order.client_id)
+        return truth
+
+    async def _ask(self, client_id: str) -> None:
+        """What became of an order that does not rest any more."""
+        x, order = self._x, self._x.table[client_id]
+        if order.state == "prepared":
+            return
+        found = await x.broker.find(client_id, order.contract, order.is_stop)
+        if found is not None:
+            x.report(found, "found")
+
+    async def reconcile(self) -> tuple[AccountTruth, list[str]]:
+        """(the account, what it and the books differ in, once late rows had time to come)."""
+        wait_s = self._x.timings.first_wait_s
+        for attempt in range(_TRIES):
+            await self.collect()
+            truth = await self._look()
+            differences = self._x.books.compare(truth)
+            if not differences or attempt == _TRIES - 1:
+                break
+            await asyncio.sleep(wait_s)
+        return truth, differences
+
+    def adopt(self, truth: AccountTruth, differences: list[str]) -> None:
+        """The exchange is right, and somebody must look why."""
+        x = self._x
+        x.hold("drift", "halted", "; ".join(differences))
+        x.books.open(truth)
+
+    def take(self) -> tuple[tuple[Fill, ...], tuple[Income, ...]]:
+        """What was booked since the last call."""
+        out = tuple(self.fills), tuple(self.income)
+        self.fills, self.income = [], []
+        return out
+
+    def unheard_for(self, seconds: float) -> bool:
+        """Whether the user stream has kept a trade to itself for so long."""
+        now = asyncio.get_running_loop().time()
+        is_deaf = any(now - at > seconds for at in self.unheard.values())
+        if is_deaf:
+            self.unheard.clear()
+        return is_deaf

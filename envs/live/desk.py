@@ -1,0 +1,426 @@
+"""Keeps account and exchange the same, trades what is wished for, and stops when it does not know.
+
+Crash-only: a start and every recovery are the same way. Nothing is sent that was not written down, nothing is
+sent twice, and while an outcome, the stream or the account is in doubt nothing makes a position larger.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+from platformdirs import user_state_path
+
+from perpgym.envs.live.bookkeeping import Bookkeeper
+from perpgym.envs.live.broker import (
+    AccessDenied,
+    AccountTruth,
+    Broker,
+    BrokerError,
+    Order,
+    Rejected,
+    Settings,
+)
+from perpgym.envs.live.context import Context, DeskTimings
+from perpgym.envs.live.instance_lock import InstanceLock
+from perpgym.envs.live.journal import Journal, JournalBroken
+from perpgym.envs.live.limits import (
+    DeskLimits,
+    check_style,
+    reserved_notional,
+)
+from perpgym.envs.live.order_table import OrderTable
+from perpgym.envs.live.protection import Protection
+from perpgym.envs.live.recovery import Recovery, StartRefused
+from perpgym.envs.live.sender import Sender
+from perpgym.envs.live.trader import Trader
+from perpgym.envs.live.watch import Watch
+from perpgym.envs.live.wishes import Books, Decision, DeskStatus, Settled, Wish
+
+__all__ = ["Decision", "Desk", "DeskLimits", "DeskStatus", "DeskTimings", "Settled", "StartRefused", "Wish"]
+
+
+class Desk:
+    """One account. Every method runs in the loop of ``start``; only ``status`` may be called from elsewhere.
+
+    Args:
+        broker: the exchange.
+        journal: open.
+        books: the account as we book it.
+        settings: what the account must be set up as.
+        limits, timings: see there.
+        lock_folder: of the files that keep a second program away; one for all programs of a machine.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        journal: Journal,
+        books: Books,
+        settings: Settings,
+        limits: DeskLimits | None = None,
+        timings: DeskTimings | None = None,
+        lock_folder: Path | None = None,
+    ) -> None:
+        self._x = x = Context(broker=broker, journal=journal, books=books, timings=timings or DeskTimings())
+        self.settings = settings
+        self._sender = Sender(x)
+        self._keeper = Bookkeeper(x)
+        self._trader = Trader(x, self._sender, self._keeper, limits or DeskLimits())
+        self._protection = Protection(x, self._sender)
+        self._recovery = Recovery(x, self._sender, self._keeper, self._protection)
+        self._watch = Watch(self, x, self._keeper, self._recovery)
+        self._lock = InstanceLock(lock_folder or user_state_path("perpgym") / "locks", broker.account_id)
+        # one at a time: decisions, settlements, comparisons
+        self._turn = asyncio.Lock()
+        # somebody wants to stop: what waits gives way
+        self._is_urgent = False
+        self._is_running = False
+        self._settings_at = -float("inf")
+        self._status = DeskStatus(state="stopped")
+
+    # --- starting and recovering ---
+
+    async def start(self) -> AccountTruth:
+        """Take the account, find out everything, make it what it must be; returns what it is.
+
+        Raises:
+            StartRefused: it cannot be what it must be.
+            AccountTaken: somebody else trades on it.
+            BrokerError: the exchange would not say within ``start_s``.
+        """
+        x = self._x
+        self._lock.acquire()
+        self._is_urgent = False
+        try:
+            x.hold("start", "starting", "not started yet")
+            x.epoch = x.journal.begin_epoch()
+            x.table = OrderTable(x.journal.orders())
+            truth = await self._until(x.timings.start_s)
+            self._watch.start()
+            self._is_running = True
+            await self._watch.wait_heard(x.timings.start_s)
+            x.lift("start")
+            return await self._again(truth)
+        except BaseException:
+            await self._let_go()
+            raise
+        finally:
+            self.tell()
+
+    async def _again(self, truth: AccountTruth) -> AccountTruth:
+        """What happened before the stream could be heard."""
+        async with self._turn:
+            try:
+                truth, differences = await self._keeper.reconcile()
+            except BrokerError as error:
+                # the next look tries again
+                self._x.blame(error)
+                return truth
+            if differences:
+                self._keeper.adopt(truth, differences)
+            self._keeper.take()
+        return truth
+
+    async def _until(self, seconds: float) -> AccountTruth:
+        """Try again what the exchange did not answer."""
+        loop = asyncio.get_running_loop()
+        until, wait_s = loop.time() + seconds, self._x.timings.first_wait_s
+        while True:
+            try:
+                return await self._recovery.open(self.settings)
+            except (Rejected, AccessDenied) as error:
+                raise StartRefused(str(error)) from error
+            except BrokerError as error:
+                if loop.time() + wait_s > until:
+                    raise
+                self._x.note("warning", "start_waits", why=str(error))
+                await asyncio.sleep(wait_s)
+                wait_s = min(2.0 * wait_s, self._x.timings.longest_wait_s)
+
+    async def _let_go(self) -> None:
+        self._is_running = False
+        await self._watch.stop()
+        await self._sender.stop()
+        await self._x.broker.close()
+        self._lock.release()
+
+    async def stop(self) -> None:
+        """Cancel what rests, leave positions to their stops, and let go of the account."""
+        x = self._x
+        x.hold("stop", "halted", "stopped")
+        self._is_urgent = True
+        async with self._turn:
+            try:
+                # while something rests, the exchange is to cancel it in time
+                is_clear = await self._sender.cancel_all(x.table.open(), x.timings.settle_s)
+                for name in x.contracts if is_clear else ():
+                    await x.broker.arm_dead_man(name, 0)
+            except BrokerError as error:
+                x.note("alarm", "stop_incomplete", why=str(error))
+        await self._let_go()
+        self.tell()
+
+    # --- trading ---
+
+    async def trade(
+        self,
+        decision: Decision,
+        wishes: Sequence[Wish],
+        observation: Mapping[str, NDArray[Any]] | None = None,
+        *,
+        is_settled: bool = False,
+    ) -> list[Order]:
+        """Carry wishes out as far as holds and limits admit; exits first.
+
+        The decision and every order are on the disk before the first is sent. An order whose outcome is not
+        known within ``settle_s`` comes back as it is then and is looked for until it is known.
+
+        Args:
+            decision: what was decided.
+            wishes: because of it.
+            observation: what was seen, for the journal.
+            is_settled: a settlement has just said what account, settings and marks are; they are not asked
+                for again, unless something rests or has filled since.
+
+        Returns:
+            The orders, as far as they are known.
+        """
+        for wish in wishes:
+            check_style(wish.style)
+        async with self._turn:
+            try:
+                return await self._trade(decision, wishes, observation, is_settled=is_settled)
+            finally:
+                self.tell()
+
+    async def _trade(
+        self,
+        decision: Decision,
+        wishes: Sequence[Wish],
+        observation: Mapping[str, NDArray[Any]] | None,
+        *,
+        is_settled: bool,
+    ) -> list[Order]:
+        x = self._x
+        try:
+            x.journal.decision(decision, wishes, x.broker.now_ms(), observation)
+        except JournalBroken as error:
+            x.break_journal(error)
+        # what rests or has filled since would be news
+        is_settled = is_settled and not x.table.open() and not self._keeper.fills
+        if not is_settled:
+            await self._check_settings()
+        if "access" in x.holds:
+            # each further request would be one more with a bad key
+            return []
+        await self._trader.clear_the_book()
+        if not is_settled:
+            try:
+                await self._keeper.collect()
+                x.truth = await x.broker.account()
+                x.marks = await x.broker.mark_prices()
+            except BrokerError as error:
+                self._x.blame(error)
+        orders = await self._trader.carry_out(wishes, decision.id)
+        await self._after_sending(orders)
+        return [x.table[order.client_id] for order in orders]
+
+    async def _after_sending(self, orders: Sequence[Order]) -> None:
+        """Book what filled, protect it, and wait for what is not known."""
+        if any(order.filled for order in orders):
+            await self.protect()
+        is_known = await self._wait(self._sender.wait_resolved)
+        if is_known and any(self._x.table[order.client_id].filled for order in orders):
+            await self.protect()
+
+    async def _wait(self, until: Any) -> bool:
+        """Wait in short steps, for at most ``settle_s``, unless somebody wants to stop."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._x.timings.settle_s
+        while not await until(self._x.timings.first_wait_s):
+            if self._is_urgent or loop.time() >= deadline:
+                return False
+        return True
+
+    async def protect(self) -> None:
+        """Book new trades and make the exchange hold the stops that follow from them."""
+        try:
+            await self._keeper.collect()
+            await self._protection.hold()
+        except BrokerError as error:
+            self._x.blame(error)
+
+    # --- settling ---
+
+    async def settle(self, bar_close_ms: int) -> Settled:
+        """Everything booked since the last settlement, once the books are the account's.
+
+        What is still missing after ``settle_s`` is said in ``why``.
+        """
+        async with self._turn:
+            x = self._x
+            truth, why = x.truth, "the account could not be read"
+            loop = asyncio.get_running_loop()
+            until = loop.time() + x.timings.settle_s
+            while True:
+                why = await self._compare()
+                truth = x.truth or truth
+                if not why or "access" in x.holds or self._is_urgent or loop.time() >= until:
+                    break
+                await asyncio.sleep(x.timings.first_wait_s)
+            assert truth is not None
+            fills, income = self._keeper.take()
+            self._keep_snapshot(truth, bar_close_ms)
+            self.tell()
+            return Settled(fills=fills, income=income, truth=truth, is_whole=not why, why=why)
+
+    async def _compare(self) -> str:
+        """Reconcile once; what is missing, in words."""
+        x = self._x
+        if "access" in x.holds:
+            return "; ".join(x.holds.reasons)
+        if not await self._sender.wait_resolved(x.timings.first_wait_s):
+            return f"not known: {', '.join(o.client_id for o in x.table.unsure())}"
+        try:
+            why = await self.reconcile()
+            x.marks = await x.broker.mark_prices()
+            await self._check_settings()
+            return why
+        except BrokerError as error:
+            self._x.blame(error)
+            return str(error)
+
+    async def reconcile(self) -> str:
+        """Books, orders and stops against the account; a difference that stays is the exchange's word."""
+        truth, differences = await self._keeper.reconcile()
+        if differences and not self._x.table.unsure():
+            self._keeper.adopt(truth, differences)
+        await self._protection.check()
+        is_protected = await self._protection.hold()
+        if not differences:
+            self._x.lift("exchange")
+        missing = "" if is_protected else "a stop could not be placed"
+        return "; ".join([*differences, missing]) if missing else "; ".join(differences)
+
+    def _keep_snapshot(self, truth: AccountTruth, bar_close_ms: int) -> None:
+        try:
+            self._x.journal.snapshot(truth, bar_close_ms, self._x.books.state_dict())
+        except JournalBroken as error:
+            self._x.break_journal(error)
+
+    # --- settings, failures, state ---
+
+    async def _check_settings(self) -> None:
+        """Leverage and modes must read back as they were set, or nothing is opened."""
+        x = self._x
+        try:
+            found = await x.broker.settings()
+        except BrokerError as error:
+            self._x.blame(error)
+            return
+        self._settings_at = asyncio.get_running_loop().time()
+        if found != self.settings:
+            x.hold("settings", "halted", f"must be {self.settings}, reads {found}: set it back and resume")
+
+    async def check_settings_if_due(self) -> None:
+        """Once every ``settings_s``."""
+        if asyncio.get_running_loop().time() - self._settings_at >= self._x.timings.settings_s:
+            await self._check_settings()
+
+    @property
+    def turn(self) -> asyncio.Lock:
+        """Held by whoever acts."""
+        return self._turn
+
+    def tell(self) -> None:
+        """Let ``status`` show what is so now."""
+        x = self._x
+        truth = x.truth
+        self._status = DeskStatus(
+            state=x.holds.state if self._is_running else "stopped",
+            reasons=x.holds.reasons,
+            unknown=tuple(order.client_id for order in x.table.unsure()),
+            reserved=0.0 if truth is None else reserved_notional(truth, x.table, x.marks),
+            wallet=0.0 if truth is None else truth.wallet,
+            equity=0.0 if truth is None else truth.equity,
+            time_ms=x.broker.now_ms(),
+            counts=dict(x.counts),
+        )
+
+    def status(self) -> DeskStatus:
+        """Where the desk stands; may be called from any thread."""
+        return replace(
+            self._status,
+            state=self._x.holds.state if self._is_running else "stopped",
+            reasons=self._x.holds.reasons,
+        )
+
+    # --- stopping ---
+
+    async def freeze(self, reason: str) -> bool:
+        """Open nothing, cancel what rests; positions keep their stops. Whether all is cancelled."""
+        x = self._x
+        x.hold("operator", "halted", reason)
+        self._is_urgent = True
+        async with self._turn:
+            self._is_urgent = False
+            is_clear = await self._sender.cancel_all(x.table.open(), x.timings.settle_s)
+            if not is_clear:
+                left = [o.client_id for o in x.table.open()]
+                x.note("alarm", "freeze_incomplete", orders=left)
+            self.tell()
+            return is_clear
+
+    async def flatten(self, reason: str) -> bool:
+        """Freeze, and close every position; whether the account is flat."""
+        await self.freeze(reason)
+        x = self._x
+        loop = asyncio.get_running_loop()
+        until = loop.time() + x.timings.settle_s
+        async with self._turn:
+            while True:
+                try:
+                    if await self._close_everything():
+                        return True
+                except BrokerError as error:
+                    x.note("warning", "flatten_waits", why=str(error))
+                if loop.time() >= until:
+                    x.note("alarm", "flatten_incomplete", why="positions remain")
+                    return False
+                await asyncio.sleep(x.timings.first_wait_s)
+
+    async def _close_everything(self) -> bool:
+        """One round; whether nothing was left to close."""
+        x = self._x
+        await self._sender.wait_resolved(x.timings.first_wait_s)
+        # an exit that may have been executed is not sent again
+        unsure = {order.contract for order in x.table.unsure()}
+        truth, _differences = await self._keeper.reconcile()
+        held = [p for name, p in truth.positions.items() if name in x.contracts]
+        for position in held:
+            if position.contract not in unsure:
+                await self._trader.close(position)
+        if not held:
+            await self._protection.hold()
+        self.tell()
+        return not held
+
+    async def resume(self) -> AccountTruth:
+        """Lift what only somebody can lift, and recover; returns what the account is."""
+        x = self._x
+        async with self._turn:
+            self._is_urgent = False
+            x.holds.clear_halts()
+            x.note("info", "resume")
+            await x.broker.server_time_ms()
+            truth = await self._recovery.recover()
+            await self._check_settings()
+            self._x.lift("exchange")
+            self._watch.start()
+            self.tell()
+            return truth

@@ -1,0 +1,165 @@
+"""The loop of a live account: see, decide, trade, settle; and how it stops."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perpgym.agents.trained import TrainedAgent
+from perpgym.envs.live.env import LiveEnv, Observation
+from perpgym.envs.live.thread import DeskThread, Interrupted
+
+_LOG = logging.getLogger(__name__)
+# how often somebody looks for the kill file
+_LOOK_S = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decided:
+    """One decision and what came of it.
+
+    Attributes:
+        number: counts from 1.
+        action: what the agent asked for.
+        reward, info: of the step.
+        seconds: that the agent took to decide.
+    """
+
+    number: int
+    action: NDArray[np.float32]
+    reward: float
+    info: dict[str, Any]
+    seconds: float
+
+
+class Stop:
+    """Somebody wants the program to end: a signal, a file, or another thread.
+
+    Attributes:
+        reason: why; empty while nobody does.
+    """
+
+    def __init__(self, thread: DeskThread, kill_file: Path) -> None:
+        self._thread, self._kill_file = thread, kill_file
+        self.reason = ""
+        self._is_over = threading.Event()
+
+    def want(self, reason: str) -> None:
+        """End as soon as nothing is half done."""
+        self.reason = self.reason or reason
+        self._thread.stop_wanted.set()
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        self.want(signal.Signals(number).name)
+
+    def _watch(self) -> None:
+        while not self._is_over.wait(_LOOK_S):
+            if self._kill_file.exists():
+                self.want(f"the kill file {self._kill_file}")
+                return
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Hear signals and look for the kill file.
+
+        Raises:
+            ValueError: the kill file is there already.
+        """
+        if self._kill_file.exists():
+            raise ValueError(f"the kill file {self._kill_file} is there: remove it to trade again")
+        before = {name: signal.signal(name, self._on_signal) for name in (signal.SIGINT, signal.SIGTERM)}
+        watcher = threading.Thread(target=self._watch, name="perpgym-kill-file", daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            self._is_over.set()
+            watcher.join()
+            for name, handler in before.items():
+                signal.signal(name, handler)
+
+
+def run_live(
+    env: LiveEnv,
+    agent: TrainedAgent,
+    stop: Stop,
+    *,
+    on_stop: str,
+    decisions: int | None = None,
+    on_start: Callable[[dict[str, Any]], None] = lambda _info: None,
+    on_decision: Callable[[Decided], None] = lambda _decided: None,
+    seconds: Callable[[], float],
+) -> str:
+    """Trade until somebody wants to stop, the episode ends, or ``decisions`` are made; then stop as asked.
+
+    Args:
+        env: not started yet.
+        agent: what decides.
+        stop: listening.
+        on_stop: ``freeze`` or ``flatten``.
+        decisions: at most so many.
+        on_start, on_decision: told what happens.
+        seconds: a clock, for how long a decision takes.
+
+    Returns:
+        Why it stopped, in words.
+    """
+    reason = "all decisions are made"
+    try:
+        seen, info = env.reset()
+        on_start(info)
+        _restore(env, agent)
+        number = 0
+        while decisions is None or number < decisions:
+            number += 1
+            begun = seconds()
+            action = decide(env, agent, seen)
+            env.journal.agent_state(env.journal.last_decision_id() + 1, agent.state_dict())
+            took = seconds() - begun
+            seen, reward, is_over, _cut, info = env.step(action)
+            on_decision(Decided(number=number, action=action, reward=reward, info=info, seconds=took))
+            if is_over:
+                reason = "the episode is over: liquidation or ruin"
+                break
+            if stop.reason:
+                raise Interrupted(stop.reason)
+    except Interrupted:
+        reason = stop.reason or "a stop was asked for"
+    finally:
+        _wind_down(env, on_stop, stop.reason or reason)
+    return reason
+
+
+def decide(env: LiveEnv, agent: TrainedAgent, seen: Observation) -> NDArray[np.float32]:
+    """The agent's action at the newest close."""
+    masks = env.action_masks()[None] if env.config.choices else None
+    action: NDArray[np.float32] = agent.act(
+        env.tape, env.bar, seen["account"][None], seen["portfolio"][None], masks
+    )[0]
+    return action
+
+
+def _restore(env: LiveEnv, agent: TrainedAgent) -> None:
+    """What the agent remembered when the program ended; a gap in the bars wipes it out."""
+    kept = env.journal.last_agent_state()
+    if kept is not None:
+        agent.load_state(kept[1])
+
+
+def _wind_down(env: LiveEnv, on_stop: str, reason: str) -> None:
+    """Freeze or flatten, then let go."""
+    if env.is_started:
+        work = env.desk.flatten(reason) if on_stop == "flatten" else env.desk.freeze(reason)
+        if not env.thread.call(work):
+            _LOG.critical("%s is not complete: look at the account yourself, now", on_stop)
+    env.close()

@@ -1,0 +1,110 @@
+"""A live env on the simulated exchange, watched: what the page shows is what the exchange has."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from perpgym.envs import RiskLimits
+from perpgym.envs.exchange.connect import point_at
+from perpgym.envs.exchange.market import Replay
+from perpgym.envs.exchange.warm import warm_up
+from perpgym.envs.live.binance import Binance, BinanceConfig
+from perpgym.envs.live.monitor.attach import EnvControls, EnvWatch
+from perpgym.envs.live.monitor.facts import RunFacts
+from perpgym.envs.live.monitor.monitor import Monitor, MonitorConfig
+from perpgym.envs.live.monitor.replay import compare
+from perpgym.envs.live.monitor.serve import PageConfig
+from perpgym.envs.live.monitor.story import rebuild
+
+pytest.importorskip("perpgym.envs.live.env", reason="there is no live env yet")
+BENCHMARKS = Path(__file__).resolve().parents[4] / "benchmarks"
+TOKEN = "a-token-of-more-than-twenty-characters"
+BEARER = {"authorization": f"Bearer {TOKEN}"}
+LONG, SHORT = np.array([0.4, -1.0], np.float32), np.array([-0.3, -1.0], np.float32)
+HOLD = np.array([0.0, 1.0], np.float32)
+
+
+@pytest.fixture(scope="module")
+def parity() -> Iterator[ModuleType]:
+    """What builds a live env on a simulated exchange."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        yield importlib.import_module("live_parity")
+
+
+@pytest.fixture
+def exchange(parity: ModuleType) -> Iterator[Any]:
+    """On 100 bars of a simulated market."""
+    tape = parity.simulated_tape(100)
+    # a server that compiles does not answer
+    warm_up(Replay(tape), parity.settings())
+    with parity.exchange(tape, parity._HISTORY + 1, parity.settings()) as server:
+        yield server
+
+
+def test_page_metrics_and_replay_agree_with_the_exchange(
+    parity: ModuleType, exchange: Any, tmp_path: Path
+) -> None:
+    tape, books = exchange.venue.market.tape, exchange.venue.books
+    name = tape.contracts[0].symbol
+    columns = parity.columns_of(tape)
+    with parity.live_env(exchange, parity.settings(), RiskLimits(), tmp_path, columns) as env:
+        RunFacts(
+            name="tested", exchange="simulated", contracts=(name,), bar_ms=tape.bar_ms,
+            limits={"max_exposure": 3.0},
+        ).write(env.journal)  # fmt: skip
+        watch = EnvWatch(env)
+        config = MonitorConfig(page=PageConfig(port=0, controls=True), every_s=0.02)
+        with (
+            Monitor(
+                env.journal.path, config, environment={"PERPGYM_PAGE_TOKEN": TOKEN}, health=watch.health,
+                controls=EnvControls(env),
+            ) as monitor,
+            httpx.Client(trust_env=False, headers=BEARER, timeout=30.0) as client,
+        ):  # fmt: skip
+            env.reset()
+            watch.note()
+            for action in (LONG, HOLD, HOLD, SHORT, HOLD, LONG, HOLD, HOLD, HOLD, HOLD):
+                env.step(action)
+                watch.note()
+            monitor.follower.look()
+            shown = client.get(f"{monitor.url}/view").json()
+            account = shown["account"]
+            assert account["wallet"] == pytest.approx(books.wallet, abs=1e-8)
+            assert account["positions"][0]["quantity"] == pytest.approx(books.position(0), abs=1e-9)
+            mark = float(tape.mark[env.bar + tape_offset(env, tape), 0, 3])
+            assert account["positions"][0]["mark_price"] == pytest.approx(mark, rel=1e-12)
+            assert account["positions"][0]["entry_price"] > 0.0
+            assert shown["health"]["is_live"]
+            assert shown["health"]["state"] == "ready"
+            assert len(shown["decisions"]) == 10
+            text = client.get(f"{monitor.url}/metrics").text
+            assert 'perpgym_desk_state{state="ready"} 1.0' in text
+            assert "perpgym_feed_delay_seconds" in text
+            pressed = client.post(f"{monitor.url}/controls/flatten", json={"confirm": "flatten"})
+            assert pressed.json() == {"done": True}
+            assert books.position(0) == 0.0
+            assert env.desk.status().state == "halted"
+        path = env.journal.path
+    story = rebuild(path)
+    assert story.differences == []
+    assert len(story.decisions) == 10
+    broker = Binance(
+        BinanceConfig(contracts=(name,), bar="1h", api_key="key", secret="secret", is_paced=False),
+        point=lambda ccxt: point_at(ccxt, exchange.url), local_ms=exchange.venue.clock.now_ms,
+    )  # fmt: skip
+    assert asyncio.run(compare(story, broker)) == []
+
+
+def tape_offset(env: Any, tape: Any) -> int:
+    """Bars of the exchange's tape before the live env's ring."""
+    return int((env.tape.open_time_ms[0] - tape.open_time_ms[0]) // tape.bar_ms)

@@ -1,0 +1,175 @@
+"""The live env beside the exchange: what it does not send, and how it goes on after a stop."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from perpgym.data.tape import Tape
+from perpgym.envs import EnvConfig, RiskLimits
+from perpgym.envs.live.env import LiveConfig, check_live
+
+BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
+LONG = np.array([0.4, -1.0], np.float32)
+HOLD = np.array([0.0, 1.0], np.float32)
+
+
+@pytest.fixture(scope="module")
+def parity() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        yield importlib.import_module("live_parity")
+
+
+@pytest.fixture(scope="module")
+def tape(parity: ModuleType) -> Tape:
+    found: Tape = parity.simulated_tape(100)
+    return found
+
+
+class Place:
+    """An exchange, and live envs on it, one after the other."""
+
+    def __init__(self, parity: ModuleType, tape: Tape, server: Any, folder: Path) -> None:
+        self.parity, self.tape, self.server, self.folder = parity, tape, server, folder
+        self.config = parity.settings()
+
+    def live(self, **changes: Any) -> Any:
+        live = replace(self.parity.LIVE, **changes)
+        columns = self.parity.columns_of(self.tape)
+        return self.parity.live_env(self.server, self.config, RiskLimits(), self.folder, columns, live=live)
+
+    @property
+    def orders(self) -> int:
+        return len(self.server.venue.books.registry.orders)
+
+    @property
+    def position(self) -> float:
+        return float(self.server.venue.books.position(0))
+
+    def pass_bars(self, bars: int) -> None:
+        for _bar in range(bars):
+            self.server.venue.clock.move_to(self.server.venue.engine.next_ms)
+            self.server.pass_time()
+
+
+@pytest.fixture
+def place(parity: ModuleType, tape: Tape, tmp_path: Path) -> Iterator[Place]:
+    with parity.exchange(tape, parity._HISTORY + 1, parity.settings()) as server:
+        yield Place(parity, tape, server, tmp_path)
+
+
+def test_spaces_and_observations_are_the_envs(place: Place) -> None:
+    env = place.parity.env_at(place.tape, place.config, RiskLimits(), place.parity._HISTORY, 5)
+    with place.live() as live:
+        seen, info = live.reset()
+        assert live.observation_space == env.observation_space
+        assert live.action_space == env.action_space
+        assert live.observation_space.contains(seen)
+        assert info["desk"] == "ready"
+        _seen, _reward, is_over, is_cut, info = live.step(LONG)
+    assert (is_over, is_cut) == (False, False)
+    assert info["bars"] == 1
+    assert info["contracts"].shape == (1, 8)
+
+
+@pytest.mark.parametrize(
+    "action", [np.array([np.nan, 0.0]), np.array([0.5, np.inf]), np.array([0.5]), np.zeros((2, 2))]
+)
+def test_an_action_that_is_none_is_never_sent(place: Place, action: np.ndarray) -> None:
+    with place.live() as live:
+        live.reset()
+        live.step(LONG)
+        orders, held = place.orders, place.position
+        _seen, _reward, _over, _cut, info = live.step(action.astype(np.float32))
+        assert "not finite or not in" in info["skipped"]
+        assert (place.orders, place.position) == (orders, held)
+        _seen, _reward, _over, _cut, info = live.step(np.zeros(2, np.float32) - 1.0)
+        assert info["skipped"] == ""
+        assert place.position < 0.0
+
+
+def test_a_decision_that_comes_too_late_is_not_carried_out(place: Place) -> None:
+    with place.live(live=LiveConfig(late_ms=60_000)) as live:
+        live.reset()
+        place.server.venue.clock.move_to(live.close_ms + 120_000)
+        _seen, _reward, _over, _cut, info = live.step(LONG)
+        assert "too late" in info["skipped"]
+        assert place.orders == 0
+
+
+def test_a_start_in_the_middle_of_a_bar_waits_for_its_close(place: Place) -> None:
+    opened = place.server.venue.market.open_ms
+    place.server.venue.clock.move_to(opened + 1_200_000)
+    with place.live() as live:
+        live.reset()
+        assert live.close_ms == opened + place.tape.bar_ms
+
+
+def test_after_a_restart_the_account_remembers_and_books_what_it_missed(place: Place) -> None:
+    start, bars = place.parity._HISTORY, 12
+    env = place.parity.env_at(place.tape, place.config, RiskLimits(), start, bars)
+    env.reset(seed=0)
+    with place.live() as live:
+        live.reset()
+        for action in (LONG, HOLD, -LONG, HOLD):
+            live.step(action)
+            env.step(action)
+    # the program is gone; the market is not, and the position is left to its stop
+    place.pass_bars(4)
+    for _bar in range(4):
+        expected = env.step(HOLD)[0]
+    with place.live() as live:
+        seen, _ = live.reset()
+        for name, values in expected.items():
+            np.testing.assert_allclose(seen[name], values, rtol=0.0, atol=1e-8, err_msg=name)
+        expected, reward, _over, _cut, booked = env.step(LONG)
+        seen, live_reward, _over, _cut, info = live.step(LONG)
+        assert live_reward == pytest.approx(reward, abs=1e-12)
+        assert info["equity"] == pytest.approx(booked["equity"], abs=1e-8)
+        np.testing.assert_allclose(seen["portfolio"], expected["portfolio"], rtol=0.0, atol=1e-8)
+        assert float(seen["account"][0, 5]) > 0.0
+
+
+def test_after_too_long_a_gap_the_exchanges_word_is_taken(place: Place) -> None:
+    with place.live() as live:
+        live.reset()
+        live.step(LONG)
+    place.pass_bars(5)
+    with place.live(live=LiveConfig(longest_gap_bars=3)) as live:
+        seen, info = live.reset()
+        assert info["desk"] == "ready"
+        assert place.position > 0.0
+        assert float(seen["account"][0, 0]) > 0.1
+        assert float(seen["portfolio"][2]) == 0.0
+
+
+def test_a_live_env_that_has_not_started_says_so(place: Place) -> None:
+    with place.live() as live:
+        with pytest.raises(gym.error.ResetNeeded):
+            live.step(LONG)
+        with pytest.raises(gym.error.ResetNeeded):
+            _ = live.tape
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"limits": "off"}, "limits=on"),
+        ({"latency_bars": 1}, "latency"),
+        ({"execution": "twap"}, "execution must be one of"),
+        ({"action": "heads", "head_styles": ("market", "iceberg")}, "execution must be one of"),
+        ({"terminal": "liquidate"}, "terminal=hold"),
+    ],
+)
+def test_settings_that_no_exchange_has_are_refused(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        check_live(EnvConfig(**changes))
