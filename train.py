@@ -90,7 +90,9 @@ def train(market: Market, settings: Settings, folder: RunFolder, digest: str) ->
         if folder.selection(seed).exists():
             _LOG.info("seed %d is done already", seed)
             continue
-        with training_bar(f"{settings.name} seed {seed}", total) as on_step:
+        # processor time does not pass as a clock's does, so nobody knows how many steps it allows
+        shown = total if settings.training.max_seconds is None else None
+        with training_bar(f"{settings.name} seed {seed}", shown) as on_step:
             progress = Progress(seed=seed, total_steps=total, on_step=on_step)
             train_seed(market, settings, seed, folder, digest, progress=progress)
 
@@ -109,13 +111,7 @@ def _facts(settings: Settings, market: Market) -> dict[str, Any]:
     return {
         "name": settings.name,
         "seeds": list(settings.seeds),
-        "symbol": ", ".join(contract.symbol for contract in market.tape.contracts),
-        "data": market.tape.source,
-        "data_hash": market.tape.data_hash,
-        "mark_rules": list(market.tape.mark_rules),
-        "fallback_reason": market.fallback_reason,
-        "notes": list(market.notes),
-        "periods": market.split.describe(market.tape),
+        **market.facts(),
     }
 
 

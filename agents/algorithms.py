@@ -8,6 +8,7 @@ import torch
 from stable_baselines3.common.policies import BasePolicy
 
 from perpgym.agents.hierarchical_ppo import HierarchicalPPO, HierarchicalPPOConfig
+from perpgym.agents.hierarchical_qrdqn import HierarchicalQRDQN, HierarchicalQRDQNConfig
 from perpgym.agents.path_algorithm import AgentConfig, PathAlgorithm
 from perpgym.agents.ppo import PerpPPO, PPOConfig
 from perpgym.agents.qrdqn import PerpQRDQN, QRDQNConfig
@@ -23,6 +24,7 @@ from perpgym.data.features.scaler import Scaler
 from perpgym.envs.vector import PerpVecEnv
 from perpgym.policies.actor_critic import PerpActorCriticPolicy
 from perpgym.policies.config import PolicyConfig
+from perpgym.policies.hierarchical_quantile import HierarchicalQuantilePolicy
 from perpgym.policies.hierarchy import PerpHierarchicalPolicy
 from perpgym.policies.quantile import PerpQuantilePolicy
 from perpgym.policies.stock import (
@@ -45,6 +47,7 @@ ALGORITHMS: dict[type[AgentConfig], Algorithm] = {
     PPOConfig: Algorithm(PerpPPO, PerpActorCriticPolicy),
     HierarchicalPPOConfig: Algorithm(HierarchicalPPO, PerpHierarchicalPolicy),
     QRDQNConfig: Algorithm(PerpQRDQN, PerpQuantilePolicy),
+    HierarchicalQRDQNConfig: Algorithm(HierarchicalQRDQN, HierarchicalQuantilePolicy),
     A2CConfig: Algorithm(StockA2C, StockA2CPolicy),
     MaskablePPOConfig: Algorithm(StockMaskablePPO, StockMaskablePolicy),
     RecurrentPPOConfig: Algorithm(StockRecurrentPPO, StockRecurrentPolicy),

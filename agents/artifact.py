@@ -35,6 +35,7 @@ from perpgym.policies.actor_critic import PerpActorCriticPolicy
 from perpgym.policies.bound_tape import BoundTape
 from perpgym.policies.config import PolicyConfig
 from perpgym.policies.deciding import Policy
+from perpgym.policies.hierarchical_quantile import HierarchicalQuantilePolicy
 from perpgym.policies.hierarchy import PerpHierarchicalPolicy
 from perpgym.policies.quantile import PerpQuantilePolicy
 from perpgym.policies.stock import (
@@ -55,6 +56,7 @@ _KINDS: dict[str, type[TrainedPolicy]] = {
     "actor_critic": PerpActorCriticPolicy,
     "hierarchical": PerpHierarchicalPolicy,
     "quantile": PerpQuantilePolicy,
+    "hierarchical_quantile": HierarchicalQuantilePolicy,
     "a2c": StockA2CPolicy,
     "maskable_ppo": StockMaskablePolicy,
     "recurrent_ppo": StockRecurrentPolicy,

@@ -84,11 +84,16 @@ class Explorer:
         return np.where(is_random[..., None], levels, best.cpu().numpy())
 
     def _observe(self, env: SB3PerpVecEnv) -> None:
+        state, mask = self._seen(env)
+        self.replay.observe(env.buffers.bar[:: mask.shape[1]], state, mask)
+
+    def _seen(self, env: SB3PerpVecEnv) -> tuple[NDArray[np.float32], Bool]:
+        """(P, K, S) states and (P, K, A, L) masks of the present observation."""
         out, native = env.buffers, env.native
         lead = (native.n_paths, native.accounts_per_path)
         flat = np.concatenate((out.account.reshape(native.num_envs, -1), out.portfolio), axis=1)
         mask = native.action_masks().reshape(*lead, self.policy.n_branches, self.policy.n_levels)
-        self.replay.observe(out.bar[:: lead[1]], flat.reshape(*lead, -1), mask)
+        return flat.reshape(*lead, -1), mask
 
     def _end(self, env: SB3PerpVecEnv, paths: Int64) -> None:
         """Keep the final observations of paths that moved on; what they would have allowed is not known."""

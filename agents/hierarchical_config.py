@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 from perpgym.agents.ppo_config import PPOConfig
 from perpgym.policies.options import HierarchyConfig
@@ -36,12 +37,7 @@ class HierarchicalPPOConfig(PPOConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        # a config that comes from YAML or JSON brings a mapping
-        if isinstance(self.hierarchy, dict):
-            known = {f.name for f in fields(HierarchyConfig)}
-            if unknown := sorted(set(self.hierarchy) - known):
-                raise ValueError(f"hierarchy has no setting {', '.join(unknown)}; known are {sorted(known)}")
-            object.__setattr__(self, "hierarchy", HierarchyConfig(**self.hierarchy))
+        object.__setattr__(self, "hierarchy", hierarchy_of(self.hierarchy))
         for name, low, high in (
             ("manager_gae_lambda", 0.0, 1.0),
             ("manager_clip_range", 1e-6, 10.0),
@@ -58,3 +54,17 @@ class HierarchicalPPOConfig(PPOConfig):
             )
         if self.cuda_graphs:
             raise ValueError("cuda_graphs needs fixed shapes, decisions come when they come: set it false")
+
+
+def hierarchy_of(given: HierarchyConfig | dict[str, Any]) -> HierarchyConfig:
+    """Settings of the hierarchy; a config that comes from YAML or JSON brings a mapping.
+
+    Raises:
+        ValueError: a key is unknown, or a value impossible.
+    """
+    if not isinstance(given, dict):
+        return given
+    known = {f.name for f in fields(HierarchyConfig)}
+    if unknown := sorted(set(given) - known):
+        raise ValueError(f"hierarchy has no setting {', '.join(unknown)}; known are {sorted(known)}")
+    return HierarchyConfig(**given)

@@ -13,6 +13,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from perpgym.agents.artifact import TrainedPolicy
+from perpgym.agents.budget import Budget
 from perpgym.agents.checkpoint import read_checkpoint, write_checkpoint
 from perpgym.agents.training_state import restore_training_state, training_state
 from perpgym.data.tape import Tape
@@ -115,12 +116,14 @@ class PathAlgorithm(BaseAlgorithm):
         config: settings.
         shuffle: draws minibatches.
         monitor: counts episodes.
+        budget: processor time that it may take; None, as everywhere but in a comparison, for no limit.
     """
 
     stock: ClassVar[str]
     config: AgentConfig
     shuffle: np.random.Generator
     monitor: EpisodeMonitor
+    budget: Budget | None = None
     # between an update and the next rollout
     _is_resumable = True
 
@@ -152,6 +155,13 @@ class PathAlgorithm(BaseAlgorithm):
         if self._last_obs is not before:
             self._after_reset()
         return result
+
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        super()._update_current_progress_remaining(num_timesteps, total_timesteps)
+        if self.budget is not None:
+            # whichever ends the run first
+            left = max(0.0, 1.0 - self.budget.share)
+            self._current_progress_remaining = min(self._current_progress_remaining, left)
 
     def _after_reset(self) -> None:
         """SB3 has reset the env."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -62,6 +62,9 @@ class PerpQRDQN(PathAlgorithm, QRDQN):
     quantile_net: PerpQuantileNet  # type: ignore[assignment]
     quantile_net_target: PerpQuantileNet  # type: ignore[assignment]
     replay_buffer: StretchReplay | None  # type: ignore[assignment]
+    config_class: ClassVar[type[QRDQNConfig]] = QRDQNConfig
+    # names in TensorBoard of what an objective reports beside its total
+    reported: ClassVar[tuple[str, ...]] = ("train/loss", "train/forecast_loss", "train/target")
 
     def __init__(
         self,
@@ -77,7 +80,7 @@ class PerpQRDQN(PathAlgorithm, QRDQN):
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
-        self.config = config = config or QRDQNConfig()
+        self.config = config = config or self.config_class()
         # QR-DQN's own constructor takes one ladder; several contracts have one each
         super(QRDQN, self).__init__(
             policy,
@@ -138,24 +141,33 @@ class PerpQRDQN(PathAlgorithm, QRDQN):
             self._take_env()
 
     def _make_replay(self) -> StretchReplay:
+        return StretchReplay(**self._replay_sizes())
+
+    def _replay_sizes(self) -> dict[str, int]:
         native = self.native
         branches, levels = ladder_shape(self.action_space)
         observed = cast(spaces.Dict, native.single_observation_space)
         account, portfolio = (int(np.prod(observed[name].shape or ())) for name in ("account", "portfolio"))
-        return StretchReplay(
-            n_paths=native.n_paths,
-            n_accounts=native.accounts_per_path,
-            capacity=max(2, self.buffer_size // native.num_envs),
-            state_size=account + portfolio,
-            n_branches=branches,
-            n_levels=levels,
-        )
+        return {
+            "n_paths": native.n_paths,
+            "n_accounts": native.accounts_per_path,
+            "capacity": max(2, self.buffer_size // native.num_envs),
+            "state_size": account + portfolio,
+            "n_branches": branches,
+            "n_levels": levels,
+        }
 
     def _take_env(self) -> None:
         bind_policy(self.policy, self.native)
         self.monitor = EpisodeMonitor(self.native.num_envs)
-        self.explorer = Explorer(self.policy, self.replay, self.noise, self._chance)
-        self.objective = QuantileObjective(self.policy, self.config, self._make_forecast_task())
+        self.explorer = self._make_explorer()
+        self.objective = self._make_objective(self._make_forecast_task())
+
+    def _make_explorer(self) -> Explorer:
+        return Explorer(self.policy, self.replay, self.noise, self._chance)
+
+    def _make_objective(self, forecasts: ForecastTask | None) -> Any:
+        return QuantileObjective(self.policy, self.config, forecasts)
 
     def _make_forecast_task(self) -> ForecastTask | None:
         """What the forecasts are trained on; None without them.
@@ -271,10 +283,8 @@ class PerpQRDQN(PathAlgorithm, QRDQN):
         self._record_tokens()
         self._is_resumable = True
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        for name, value in zip(
-            ("loss", "forecast_loss", "target"), torch.stack(losses).mean(0).tolist(), strict=True
-        ):
-            self.logger.record(f"train/{name}", value)
+        for name, value in zip(self.reported, torch.stack(losses).mean(0).tolist(), strict=True):
+            self.logger.record(name, value)
 
     def _record_tokens(self) -> None:
         """What a decision cost in all, acting and learning."""

@@ -10,7 +10,7 @@ from perpgym.agents.forecast import ForecastTask
 from perpgym.agents.qrdqn_config import QRDQNConfig
 from perpgym.agents.quantile_huber import quantile_huber_loss
 from perpgym.agents.replay import StretchBatch
-from perpgym.policies.quantile import PerpQuantilePolicy, best_allowed
+from perpgym.policies.quantile import PerpQuantilePolicy, best_allowed, of_levels
 
 
 class QuantileLoss(NamedTuple):
@@ -55,8 +55,7 @@ class QuantileObjective:
         self.tokens += len(batch.first_bar) * policy.tokens(n_bars)
         context = policy.stretch_context(batch.first_bar, n_bars)  # G s C
         quantiles = net.quantiles(context.unsqueeze(2), batch.state)  # G s K A L N
-        index = batch.action[..., None, None].expand(*batch.action.shape, 1, policy.n_quantiles)
-        chosen = quantiles.gather(-2, index).squeeze(-2)[is_decision].flatten(0, 1)  # n N
+        chosen = of_levels(quantiles, batch.action)[is_decision].flatten(0, 1)  # n N
         quantile: torch.Tensor = quantile_huber_loss(chosen / net.deviation, wanted / net.deviation)
         forecast = self._forecast(batch, context)
         total = quantile + self.config.forecast_coef * forecast
@@ -72,8 +71,7 @@ class QuantileObjective:
         context = encoded.take_along_dim(batch.next_offset[..., None], dim=1).unsqueeze(2)  # G s 1 C
         quantiles = net.quantiles(context, batch.next_state)  # G s K A L N
         best = best_allowed(policy.cvar(quantiles, alpha), batch.next_mask)  # G s K A
-        index = best[..., None, None].expand(*best.shape, 1, policy.n_quantiles)
-        after = quantiles.gather(-2, index).squeeze(-2)  # G s K A N
+        after = of_levels(quantiles, best)  # G s K A N
         target: torch.Tensor = batch.reward[..., None, None] + batch.discount[..., None, None] * after
         return target
 

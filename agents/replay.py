@@ -184,7 +184,7 @@ class StretchReplay:
         offset = np.arange(stretch_bars)
         at = start[:, None] + offset  # G s
         target = np.minimum(at + n_step, final[:, None])  # G s
-        reward, discount = self._returns(path, at, target, n_step, gamma)
+        reward, discount = self._returns(path, at, target[..., None], n_step, gamma)
         now, then = self._places(at), self._places(np.maximum(target, at))
         rows = path[:, None]
 
@@ -240,13 +240,16 @@ class StretchReplay:
     def _returns(
         self, path: Int64, at: Int64, target: Int64, n_step: int, gamma: float
     ) -> tuple[Float32, Float32]:
-        """(G, s, K) discounted sums of reward up to the targets, and the discounts of what comes after."""
+        """(G, s, K) discounted sums of reward up to the targets, and the discounts of what comes after.
+
+        ``target`` (G, s, 1) where all accounts have the same, else (G, s, K).
+        """
         rows = path[:, None]
         total = np.zeros((*at.shape, self.n_accounts), np.float32)
         discount = np.ones_like(total)
         for step in range(n_step):
             place = self._places(at + step)
-            is_before = (at + step < target)[..., None]
+            is_before = (at + step)[..., None] < target
             total += np.where(is_before, discount * self.reward[rows, place], 0.0)
             lives = gamma * ~self.terminated[rows, place]
             discount *= np.where(is_before, lives, 1.0).astype(np.float32)

@@ -29,6 +29,7 @@ def training_state(model: PathAlgorithm) -> dict[str, Any]:
         "episode_return": model.monitor.returns,
         "episode_length": model.monitor.lengths,
         "episodes": [dict(episode) for episode in model.ep_info_buffer or ()],
+        "seconds": None if model.budget is None else model.budget.spent,
         **{name: getattr(model, name) for name in _COUNTERS},
     }
 
@@ -55,6 +56,8 @@ def restore_training_state(model: PathAlgorithm, state: dict[str, Any]) -> None:
     model.monitor.lengths[:] = state["episode_length"]
     model.ep_info_buffer = deque(state["episodes"], maxlen=model._stats_window_size)
     model.ep_success_buffer = deque(maxlen=model._stats_window_size)
+    if model.budget is not None:
+        model.budget.go_on_from(state["seconds"] or 0.0)
     for name in _COUNTERS:
         setattr(model, name, state[name])
 

@@ -84,8 +84,13 @@ class StepsPerSecond(ProgressColumn):
 
 
 @contextmanager
-def training_bar(title: str, total: int, done: int = 0) -> Iterator[Callable[[int, float | None], None]]:
-    """A bar with steps/s, time left and the newest net return on validation; yields its update."""
+def training_bar(
+    title: str, total: int | None, done: int = 0
+) -> Iterator[Callable[[int, float | None], None]]:
+    """A bar with steps/s, time left and the newest net return on validation; yields its update.
+
+    Without a ``total`` it shows that something happens, not how much is left.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -99,6 +104,6 @@ def training_bar(title: str, total: int, done: int = 0) -> Iterator[Callable[[in
 
         def update(steps: int, validation_return: float | None) -> None:
             text = "" if validation_return is None else f"validation return {100 * validation_return:+.1f} %"
-            bar.update(task, completed=min(steps, total), validation=text)
+            bar.update(task, completed=steps if total is None else min(steps, total), validation=text)
 
         yield update

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,6 +45,18 @@ class Market:
     risk_scaler: Scaler
     notes: tuple[str, ...]
     fallback_reason: str | None
+
+    def facts(self) -> dict[str, Any]:
+        """Where the numbers come from, for a run's provenance."""
+        return {
+            "symbol": ", ".join(contract.symbol for contract in self.tape.contracts),
+            "data": self.tape.source,
+            "data_hash": self.tape.data_hash,
+            "mark_rules": list(self.tape.mark_rules),
+            "fallback_reason": self.fallback_reason,
+            "notes": list(self.notes),
+            "periods": self.split.describe(self.tape),
+        }
 
 
 def open_market(settings: Settings) -> Market:

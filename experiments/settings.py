@@ -49,6 +49,8 @@ class Training:
 
     Attributes:
         total_steps: account steps; a started rollout is finished.
+        max_seconds: processor seconds of training a seed, validation not counted, at which it ends if its
+            steps have not ended it before; None for no limit. No two such runs are equal bit for bit.
         n_paths, accounts_per_path: of the training env.
         checkpoints: how often validation looks, a checkpoint each, evenly spread.
         device: torch's name; ``auto`` takes the accelerator if there is one.
@@ -56,6 +58,7 @@ class Training:
     """
 
     total_steps: int = 1_000_000
+    max_seconds: float | None = None
     n_paths: int = 16
     accounts_per_path: int = 8
     checkpoints: int = 20
@@ -66,6 +69,11 @@ class Training:
         for name in ("total_steps", "n_paths", "accounts_per_path", "checkpoints", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, was {getattr(self, name)}")
+        if self.max_seconds is not None and not 0 < self.max_seconds < math.inf:
+            raise ValueError(
+                f"max_seconds must be positive and finite (processor seconds a seed), was "
+                f"{self.max_seconds}; null for no limit"
+            )
         if self.device != "auto":
             try:
                 torch.device(self.device)

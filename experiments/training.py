@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -22,6 +23,7 @@ from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat, con
 
 from perpgym.agents.algorithms import make_algorithm
 from perpgym.agents.artifact import save_artifact
+from perpgym.agents.budget import Budget
 from perpgym.agents.checkpoint import write_atomically
 from perpgym.agents.path_algorithm import PathAlgorithm
 from perpgym.agents.trained import TrainedAgent
@@ -42,6 +44,10 @@ _CURVE_POINTS = 500
 
 class StopRequestedError(Exception):
     """The user asked to stop; everything is on disk."""
+
+
+class _TimeIsUpError(Exception):
+    """The processor time of the seed is spent."""
 
 
 @dataclass(kw_only=True)
@@ -99,19 +105,22 @@ def train_seed(
         seed=seed,
         device=device,
     )
+    if settings.training.max_seconds is not None:
+        model.budget = Budget(settings.training.max_seconds)
     watcher = CheckpointCallback(market, settings, seed, folder, config_hash, progress or Progress())
     if folder.resume(seed).exists():
         model.load_checkpoint(folder.resume(seed))
-        watcher.resume_at(model.num_timesteps)
+        watcher.resume_at(model)
         _LOG.info("seed %d resumes at %s steps", seed, f"{model.num_timesteps:,}")
     model.set_logger(configure(str(folder.tensorboard / f"seed_{seed}"), ["tensorboard"]))
     _describe(model.logger, market)
     left = settings.training.total_steps - model.num_timesteps
     with stop_on_interrupt(watcher):
         if left > 0:
-            model.learn(left, callback=watcher, reset_num_timesteps=False)
+            with suppress(_TimeIsUpError):
+                model.learn(left, callback=watcher, reset_num_timesteps=False)
         watcher.finish(model)
-        _choose(market, seed, folder, config_hash)
+        _choose(market, seed, folder, config_hash, model.budget)
     # asked for after the last rollout began: this seed is whole, and no other may start
     if watcher.is_stop_requested:
         raise StopRequestedError
@@ -150,10 +159,17 @@ class CheckpointCallback(BaseCallback):
         self.is_stop_requested = False
         self._return: float | None = None
         self._looked_at: int | None = None
+        # of the run's checkpoints, as its time counts them
+        self._looks = 0
 
-    def resume_at(self, steps: int) -> None:
-        """Take from the trial log what was seen up to ``steps``, so that it is not looked at again."""
+    def resume_at(self, model: PathAlgorithm) -> None:
+        """Take from the trial log what was seen up to here, so that it is not looked at again."""
+        steps, self._looks = model.num_timesteps, self._looks_until_now(model)
         run = curves(TrialLog(self.folder.trials).read()).get((self.config_hash, self.seed), [])
+        if model.budget is not None:
+            # a crash may have come between the artifact and the log, and time never leads here again
+            for step in self.folder.policy_steps(self.seed) - {int(trial["step"]) for trial in run}:
+                shutil.rmtree(self.folder.policy(self.seed, step))
         for trial in run:
             # a crash may have come between the artifact and the log
             if trial["step"] <= steps and self.folder.policy(self.seed, trial["step"]).exists():
@@ -165,25 +181,50 @@ class CheckpointCallback(BaseCallback):
         assert isinstance(model, PathAlgorithm)
         steps = model.num_timesteps
         self.progress.on_step(steps, self._return)
-        previous = max(0, steps - model.steps_per_rollout)
-        is_due = steps // self.interval > previous // self.interval
-        if steps and is_due and steps != self._looked_at:
+        is_up = model.budget is not None and model.budget.is_spent
+        if steps and self._is_due(model) and not is_up and steps != self._looked_at:
             self.checkpoint(model)
         if self.is_stop_requested:
             model.save_checkpoint(self.folder.resume(self.seed))
             raise StopRequestedError
+        if is_up:
+            raise _TimeIsUpError
+        if model.budget is not None:
+            model.budget.start()
+
+    def _is_due(self, model: PathAlgorithm) -> bool:
+        """Whether the next of the evenly spread moments, in steps or in time, has passed."""
+        steps = model.num_timesteps
+        previous = max(0, steps - model.steps_per_rollout)
+        looks, before = self._looks_until_now(model), self._looks
+        self._looks = looks
+        return looks > before or steps // self.interval > previous // self.interval
+
+    def _looks_until_now(self, model: PathAlgorithm) -> int:
+        share = 0.0 if model.budget is None else model.budget.share
+        return int(share * self.settings.training.checkpoints)
 
     def _on_step(self) -> bool:
         return True
 
     def finish(self, model: PathAlgorithm) -> None:
         """The last checkpoint, once."""
+        if model.budget is not None:
+            model.budget.stop()
+            _LOG.info(
+                "seed %d took %.1f s of processor time for %s steps",
+                self.seed, model.budget.spent, f"{model.num_timesteps:,}",
+            )  # fmt: skip
         if model.num_timesteps != self._looked_at:
             self.checkpoint(model)
         self.progress.on_step(model.num_timesteps, self._return)
 
     def checkpoint(self, model: PathAlgorithm) -> None:
         """Validate, record the trial, keep the policy, make the run resumable from here."""
+        with nullcontext() if model.budget is None else model.budget.paused():
+            self._checkpoint(model)
+
+    def _checkpoint(self, model: PathAlgorithm) -> None:
         started = time.perf_counter()
         steps = model.num_timesteps
         result = validate(model.trained, self.market)
@@ -273,7 +314,7 @@ def choose_step(trials: list[Mapping[str, Any]]) -> int:
     return int(trials[int(np.nanargmax(growth))]["step"])
 
 
-def _choose(market: Market, seed: int, folder: RunFolder, config_hash: str) -> None:
+def _choose(market: Market, seed: int, folder: RunFolder, config_hash: str, budget: Budget | None) -> None:
     """Write which checkpoint is used, and its validation curve for TensorBoard."""
     from perpgym.agents.artifact import load_artifact
 
@@ -288,11 +329,13 @@ def _choose(market: Market, seed: int, folder: RunFolder, config_hash: str) -> N
     best, last = choose_step(trials), int(trials[-1]["step"])
     result = validate(load_artifact(folder.policy(seed, best)).policy, market)
     _write_curves(folder.tensorboard / f"seed_{seed}_best_on_validation", result)
-    selection = {
+    selection: dict[str, Any] = {
         "best": best,
         "last": last,
         "rule": "best three-checkpoint mean of net log growth on validation",
     }
+    if budget is not None:
+        selection["seconds"] = round(budget.spent, 1)
     write_atomically({folder.selection(seed): (json.dumps(selection, indent=1) + "\n").encode()})
 
 

@@ -251,6 +251,12 @@ def cvar_weights(alpha: float | torch.Tensor, n_quantiles: int) -> torch.Tensor:
     return (share - torch.arange(n_quantiles, device=share.device)).clamp(0.0, 1.0) / share
 
 
+def of_levels(quantiles: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+    """(..., A, L, N) quantiles and (..., A) int64 levels -> (..., A, N), those of the levels."""
+    index = levels[..., None, None].expand(*levels.shape, 1, quantiles.shape[-1])
+    return quantiles.gather(-2, index).squeeze(-2)
+
+
 def best_allowed(worth: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """(..., L) worth and (..., L) bool, whether a level is allowed -> (...,) int64, the best of those."""
     if mask is not None:

@@ -56,9 +56,10 @@ class PerpQuantileNet(nn.Module):
         self.n_branches, self.n_levels, self.n_quantiles = n_branches, n_levels, n_quantiles
         self.features_extractor = PerpFeatures(observation_space, config, market_scaler, risk_scaler)
         width = self.features_extractor.features_dim
-        self.value = _head(width, config.value_hidden, n_quantiles)
-        self.advantage = _head(width, config.policy_hidden, n_branches * n_levels * n_quantiles)
-        self.apply(_orthogonal)
+        self.value, self.advantage = dueling_heads(
+            width, config, n_quantiles, n_branches * n_levels * n_quantiles
+        )
+        self.apply(orthogonal)
         self.features_extractor.reset_parameters()
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("deviation", torch.ones(()))
@@ -78,9 +79,12 @@ class PerpQuantileNet(nn.Module):
         return self._from_features(features.fuse(features.split(context), state))
 
     def _from_features(self, features: torch.Tensor) -> torch.Tensor:
-        shape = (self.n_branches, self.n_levels, self.n_quantiles)
-        advantage = self.advantage(features).unflatten(-1, shape)  # ... A L N
-        value = self.value(features)[..., None, None, :]  # ... 1 1 N
+        return self._duel(self.value, self.advantage, features)
+
+    def _duel(self, value_head: nn.Sequential, heads: nn.Sequential, features: torch.Tensor) -> torch.Tensor:
+        """(..., A, L, N) of one pair of heads."""
+        advantage = heads(features).unflatten(-1, (self.n_branches, -1, self.n_quantiles))  # ... A L N
+        value = value_head(features)[..., None, None, :]  # ... 1 1 N
         normalised = value + advantage - advantage.mean(dim=-2, keepdim=True)
         return torch.addcmul(self.mean, normalised, self.deviation)
 
@@ -90,22 +94,35 @@ class PerpQuantileNet(nn.Module):
         self.count += 1
         mean, deviation = moved_moments(self.mean, self.deviation, targets, self.count, _RATE)
         shrink = (self.deviation / deviation).float()
-        for head in (self.value, self.advantage):
-            last = head[-1]
+        for value, advantage in self._pairs():
+            for head in (value, advantage):
+                last = head[-1]
+                assert isinstance(last, nn.Linear)
+                last.weight.mul_(shrink)
+                last.bias.mul_(shrink)
+            # advantages are differences: the mean is the value's alone
+            last = value[-1]
             assert isinstance(last, nn.Linear)
-            last.weight.mul_(shrink)
-            last.bias.mul_(shrink)
-        # advantages are differences: the mean is the value's alone
-        last = self.value[-1]
-        assert isinstance(last, nn.Linear)
-        last.bias.add_((self.mean - mean) / deviation)
+            last.bias.add_((self.mean - mean) / deviation)
         self.mean.copy_(mean)
         self.deviation.copy_(deviation)
+
+    def _pairs(self) -> list[tuple[nn.Sequential, nn.Sequential]]:
+        """The heads that answer in these moments: of values, and of the advantages beside them."""
+        return [(self.value, self.advantage)]
 
     def forward(self, observation: PyTorchObs) -> torch.Tensor:
         """(B, N, A * L), as sb3-contrib's quantile networks return them."""
         quantiles = self._from_features(self.features_extractor(observation))  # B A L N
         return quantiles.flatten(1, 2).transpose(1, 2)
+
+
+def dueling_heads(
+    width: int, config: PolicyConfig, n_values: int, n_advantages: int
+) -> tuple[nn.Sequential, nn.Sequential]:
+    """Heads of a value and of advantages on ``width`` features."""
+    value = _head(width, config.value_hidden, n_values)
+    return value, _head(width, config.policy_hidden, n_advantages)
 
 
 def _head(width: int, hidden: tuple[int, ...], out: int) -> nn.Sequential:
@@ -116,7 +133,8 @@ def _head(width: int, hidden: tuple[int, ...], out: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(width, out))
 
 
-def _orthogonal(module: nn.Module) -> None:
+def orthogonal(module: nn.Module) -> None:
+    """What heads begin with, for ``nn.Module.apply``."""
     if isinstance(module, nn.Linear):
         nn.init.orthogonal_(module.weight, gain=math.sqrt(2.0))
         nn.init.zeros_(module.bias)

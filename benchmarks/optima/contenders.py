@@ -80,6 +80,9 @@ AGENTS: dict[str, Trainer] = {
     # QR-DQN, and the same from independent minibatches; judged by the best on their ladder
     "ladder": partial(train_on_ladder, minibatch="stretches"),
     "ladder_decisions": partial(train_on_ladder, minibatch="decisions"),
+    "ladder_hierarchical": partial(
+        train_on_ladder, hierarchy=HierarchyConfig(budgets=(1.0,), min_bars=2, max_bars=6)
+    ),
     **{name: _ablated(change) for name, change in ABLATIONS.items()},
 }
 

@@ -7,18 +7,17 @@ from dataclasses import dataclass, replace
 import torch
 from judges import Eyes
 from ladder import on_ladder
-from play import Act, Actions, Agent, Stretches
+from play import follow_policy
 from problems import Problem
 from settings import NET
 from training import Progress, Run, Watch, unit_scaler
 
-from perpgym.agents.qrdqn import PerpQRDQN, QRDQNConfig
-from perpgym.agents.qrdqn_config import Minibatch
+from perpgym.agents.algorithms import make_algorithm
+from perpgym.agents.hierarchical_qrdqn import HierarchicalQRDQNConfig
+from perpgym.agents.qrdqn_config import Minibatch, QRDQNConfig
 from perpgym.envs import PerpVecEnv
-from perpgym.envs.buffers import StepBuffers
 from perpgym.policies import PolicyConfig
-from perpgym.policies.bound_tape import BoundTape
-from perpgym.policies.quantile import PerpQuantilePolicy
+from perpgym.policies.options import HierarchyConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,30 +70,14 @@ SETTINGS: dict[str, LadderSettings] = {
 }
 
 
-def follow_levels(policy: PerpQuantilePolicy) -> Agent:
-    """Act with the level worth most; every bar is encoded once."""
-
-    @torch.no_grad()
-    def agent(stretches: Stretches) -> Act:
-        bound = BoundTape.of(stretches.tape, policy.device)
-        starts = torch.from_numpy(stretches.starts)
-        context = policy.features_extractor.stretch_context(starts, stretches.bars, bound)  # N T C
-
-        @torch.no_grad()
-        def act(step: int, out: StepBuffers) -> Actions:
-            state = torch.cat(
-                (torch.from_numpy(out.account).flatten(1), torch.from_numpy(out.portfolio)), dim=1
-            )
-            levels: Actions = policy.decide(context[:, step], state).numpy()
-            return levels
-
-        return act
-
-    return agent
-
-
 def train_on_ladder(
-    problem: Problem, *, seed: int, share: float, progress: Progress, minibatch: Minibatch = "stretches"
+    problem: Problem,
+    *,
+    seed: int,
+    share: float,
+    progress: Progress,
+    minibatch: Minibatch = "stretches",
+    hierarchy: HierarchyConfig | None = None,
 ) -> Run:
     """Train to the end of the steps, judged by the best there is on the ladder; the last weights count.
 
@@ -104,6 +87,7 @@ def train_on_ladder(
         share: of the usual steps.
         progress: told of every score.
         minibatch: what is drawn.
+        hierarchy: of a manager over the worker; None for one level.
 
     Raises:
         ValueError: the problem has no ladder.
@@ -113,19 +97,21 @@ def train_on_ladder(
     torch.set_num_threads(1)
     problem, settings, tape = on_ladder(problem), SETTINGS[problem.name], problem.tape(seed)
     n_paths, accounts, steps = settings.n_paths, settings.accounts_per_path, int(share * settings.steps)
-    model = PerpQRDQN(
-        PerpQuantilePolicy,
+    config = replace(settings.qrdqn, minibatch=minibatch)
+    if hierarchy is not None:
+        config = HierarchicalQRDQNConfig(
+            **vars(config), hierarchy=replace(hierarchy, targets=problem.env.ladder)
+        )
+    model = make_algorithm(
+        config,
         PerpVecEnv(tape, n_paths=n_paths, accounts_per_path=accounts, config=problem.env, seed=seed),
-        config=replace(settings.qrdqn, minibatch=minibatch),
-        policy_kwargs={
-            "config": settings.policy,
-            "market_scaler": unit_scaler(tape.features.shape[2]),
-            "risk_scaler": unit_scaler(tape.risk.shape[2]),
-        },
+        policy=settings.policy,
+        market_scaler=unit_scaler(tape.features.shape[2]),
+        risk_scaler=unit_scaler(tape.risk.shape[2]),
         seed=seed,
         device="cpu",
     )
-    agent = follow_levels(model.policy)
+    agent = follow_policy(model.trained)
     watch = Watch(lambda: problem.judge(agent, Eyes("ladder")), steps, 20, progress)
     model.learn(steps, callback=watch)
     watch.look()

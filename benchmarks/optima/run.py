@@ -23,8 +23,10 @@ from problems import PROBLEMS, Problem
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from settings import OWN_ACTION
-from summary import HEADER, interquartile_mean, row
+from summary import HEADER, row
 from training import Run
+
+from perpgym.evaluation.seeds import interquartile_mean
 
 _QUICK_SHARE, _QUICK_SEEDS = 0.1, 2
 

@@ -1,10 +1,11 @@
-"""The modules of ``benchmarks/optima`` import each other by bare name, as its script does."""
+"""The modules of ``benchmarks`` import each other by bare name, as its scripts do."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-_FOLDER = str(Path(__file__).resolve().parents[2] / "benchmarks" / "optima")
-if _FOLDER not in sys.path:
-    sys.path.insert(0, _FOLDER)
+_BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+for _folder in (_BENCHMARKS, _BENCHMARKS / "optima"):
+    if str(_folder) not in sys.path:
+        sys.path.insert(0, str(_folder))

@@ -11,7 +11,7 @@ from play import Floats, Rule, follow, play
 from problems import PROBLEMS, Problem, carry, chaouki_linear, gp_h, kelly
 from references import GP_H, Liquidation
 from settings import OWN_ACTION, settings_of
-from summary import interquartile_mean, reached
+from summary import reached
 from training import Run, Score, train
 
 TARGET = Eyes("target")
@@ -119,12 +119,6 @@ def test_every_problem_has_settings_for_its_own_action() -> None:
     assert set(OWN_ACTION) == set(PROBLEMS)
     for name, action in OWN_ACTION.items():
         assert settings_of(name, action).action == action
-
-
-def test_interquartile_mean_ignores_the_best_and_the_worst_of_five() -> None:
-    spread = interquartile_mean([0.0, 0.97, 0.98, 0.99, 5.0])
-    assert spread.mean == pytest.approx(0.98)
-    assert spread.low < spread.mean < spread.high
 
 
 def test_a_threshold_is_reached_when_half_of_the_seeds_have() -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from perpgym.agents.checkpoint import read_checkpoint
 from perpgym.agents.ppo import PPOConfig
 from perpgym.data.load import DataConfig
 from perpgym.data.splits import Splits
@@ -93,3 +96,31 @@ def test_the_choice_is_the_last_of_the_best_three_neighbours() -> None:
     growth = [0.0, 0.9, -0.9, 0.2, 0.3, 0.2, -0.5]
     trials = [{"step": 10 * i, "validation_log_growth": g} for i, g in enumerate(growth)]
     assert choose_step(trials) == 50
+
+
+def test_training_ends_when_its_processor_time_is_spent_and_a_resumed_one_has_no_more_of_it(
+    market: Market, tmp_path: Path
+) -> None:
+    limit = 0.3
+    endless = replace(SETTINGS.training, total_steps=10**9, max_seconds=limit, checkpoints=4)
+    settings, folder = replace(SETTINGS, training=endless), RunFolder(tmp_path)
+
+    def press(steps: int, validation_return: float | None) -> None:
+        # seen once validation has looked, in the middle of the time
+        if validation_return is not None:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(StopRequestedError):
+        train_seed(market, settings, 0, folder, "hash", progress=Progress(on_step=press))
+    spent = read_checkpoint(folder.resume(0))["seconds"]
+    assert 0.0 < spent < limit
+    # as a crash between the artifact and the log leaves it
+    step = max(folder.policy_steps(0))
+    shutil.copytree(folder.policy(0, step), folder.policy(0, step + 1))
+    train_seed(market, settings, 0, folder, "hash")
+    selection = folder.read_selection(0)
+    assert selection["seconds"] >= limit
+    # validation took longer than training did, and is not counted; a rollout and its update take a fraction
+    assert selection["seconds"] < 3 * limit
+    assert 2 <= len(folder.policy_steps(0)) <= endless.checkpoints
+    assert max(folder.policy_steps(0)) == selection["last"] < endless.total_steps

@@ -1,0 +1,391 @@
+"""QR-DQN on two levels: what acts, what is learnt from it, and that with options of one bar it is QR-DQN."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3.common.logger import configure
+
+from perpgym.agents.artifact import load_artifact, save_artifact
+from perpgym.agents.hierarchical_qrdqn import HierarchicalQRDQN, HierarchicalQRDQNConfig
+from perpgym.agents.hierarchical_quantile_loss import worker_rows
+from perpgym.agents.qrdqn import PerpQRDQN, QRDQNConfig
+from perpgym.agents.trained import TrainedAgent
+from perpgym.data.features.scaler import fit_scaler
+from perpgym.data.tape import Tape
+from perpgym.envs import EnvConfig, PerpVecEnv, RiskLimits
+from perpgym.envs.buffers import StepBuffers
+from perpgym.policies import PolicyConfig
+from perpgym.policies.hierarchical_quantile import HierarchicalQuantilePolicy
+from perpgym.policies.options import HierarchyConfig
+from perpgym.policies.quantile import PerpQuantilePolicy
+
+SMALL = PolicyConfig(
+    d_model=8, n_layers=1, n_heads=2, band=4, risk_hidden=0, policy_hidden=(16,), value_hidden=(16,)
+)
+LAST_BAR = PolicyConfig(
+    encoder="mlp", d_model=16, n_layers=1, risk_hidden=0, policy_hidden=(32,), value_hidden=(32,)
+)
+FREE = {
+    "action": "ladder", "max_exposure": 1.0, "half_spread_bps": 0.0, "impact_coefficient": 0.0,
+    "taker_rate": 0.0, "max_drawdown": 1.0, "episode_bars": 60,
+}  # fmt: skip
+SETTINGS = {
+    "learning_starts": 64, "buffer_size": 8_000, "batch_size": 64, "stretch_bars": 8, "n_quantiles": 8,
+    "target_update_interval": 256, "popart": True, "exploration_fraction": 0.5,
+}  # fmt: skip
+HIERARCHY = HierarchyConfig(budgets=(0.25, 1.0), min_bars=2, max_bars=5)
+
+
+def make_env(tape: Tape, policy: PolicyConfig = SMALL, **env: Any) -> PerpVecEnv:
+    config = EnvConfig(**FREE | {"window_bars": policy.receptive_field} | env)
+    return PerpVecEnv(tape, n_paths=4, accounts_per_path=2, config=config)
+
+
+def make_model(
+    tape: Tape, policy: PolicyConfig = SMALL, env: dict[str, Any] | None = None, **config: Any
+) -> HierarchicalQRDQN:
+    return HierarchicalQRDQN(
+        HierarchicalQuantilePolicy,
+        make_env(tape, policy, **(env or {})),
+        config=HierarchicalQRDQNConfig(**{"hierarchy": HIERARCHY} | SETTINGS | config),
+        policy_kwargs=network(tape, policy),
+        seed=0,
+        device="cpu",
+    )
+
+
+def network(tape: Tape, policy: PolicyConfig) -> dict[str, Any]:
+    return {
+        "config": policy,
+        "market_scaler": fit_scaler(tape.features, 0, len(tape)),
+        "risk_scaler": fit_scaler(tape.risk, 0, len(tape)),
+    }
+
+
+def speak_clearly(model: PerpQRDQN) -> None:
+    """A fresh network says nearly the same of every level."""
+    for net in (model.quantile_net, model.quantile_net_target):
+        for number, (_value, advantage) in enumerate(net._pairs()):
+            rng = torch.Generator().manual_seed(number)
+            torch.nn.init.normal_(advantage[-1].weight, generator=rng)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def tape(make_tape: Callable[..., Tape]) -> Tape:
+    return make_tape(bars=600)
+
+
+def held(model: HierarchicalQRDQN) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(n, Z) options, (n,) due and (n,) levels of every decision in the replay, one path after the other."""
+    replay = model.options_replay
+    number = np.arange(replay.capacity)[None]
+    is_decision = (number < replay.head[:, None] - 1) & (number != replay.final)
+    options = replay.state[..., replay.observed_size :]
+    return options[is_decision], replay.due[is_decision], replay.action[is_decision]
+
+
+# --- acting ---
+
+
+def test_options_last_as_long_as_they_were_drawn_unless_something_ends_them(tape: Tape) -> None:
+    model = make_model(tape, learning_starts=10**9)
+    model.learn(2_000)
+    replay = model.options_replay
+    options, due, _levels = held(model)
+    left = options[..., -1]
+    assert set(np.unique(left[due])) == {2.0, 3.0, 4.0, 5.0}
+    # on one path between two ends, one less at every bar
+    for path in range(4):
+        for at in range(int(replay.head[path]) - 1):
+            if replay.final[path, at] == at:
+                continue
+            now, then = replay.state[path, at], replay.state[path, at + 1]
+            goes_on = ~replay.due[path, at + 1]
+            size = replay.observed_size
+            np.testing.assert_array_equal(then[goes_on, size:-1], now[goes_on, size:-1])
+            np.testing.assert_array_equal(then[goes_on, -1], now[goes_on, -1] - 1.0)
+            # nothing but an option's last bar, or an end, makes one due here
+            over = now[:, -1] == 1.0
+            is_final = replay.final[path, at + 1] == at + 1
+            np.testing.assert_array_equal(replay.due[path, at + 1], over | is_final)
+
+
+def test_no_level_is_taken_beyond_the_target_or_against_it(tape: Tape) -> None:
+    model = make_model(tape, exploration_final_eps=0.3)
+    model.learn(4_000)
+    options, _due, levels = held(model)
+    exposure = np.array(model.native.config.ladder)[levels[..., 0]]
+    target = options[..., 0]
+    assert (exposure * target >= 0.0).all()
+    assert (np.abs(exposure) <= np.abs(target)).all()
+    # and the worker does not merely copy its target
+    assert 0.1 < np.mean(exposure == target) < 0.9
+
+
+def test_limits_that_admit_less_call_the_manager_back(make_tape: Callable[..., Tape]) -> None:
+    model = make_model(
+        make_tape(bars=600, sigma=0.05),
+        env={"max_drawdown": 0.5, "max_exposure": 2.0},
+        learning_starts=10**9,
+        hierarchy=HierarchyConfig(budgets=(1.0,), min_bars=50, max_bars=50),
+    )
+    limits = RiskLimits(max_leverage=2.0, drawdown_start=0.05)
+    env = PerpVecEnv(
+        model.native.tape, n_paths=4, accounts_per_path=2, config=model.native.config, limits=limits
+    )
+    model.set_env(env)
+    model.learn(2_000)
+    assert model.explorer.called_back > 20
+
+
+# --- learning ---
+
+
+def test_with_options_of_one_bar_the_managers_targets_are_those_of_qrdqn(tape: Tape) -> None:
+    """Same data, same weights: k = 1 and one budget, alpha = 1, leave QR-DQN's one-step targets."""
+    single = HierarchyConfig(budgets=(1.0,), min_bars=1, max_bars=1)
+    model = make_model(tape, hierarchy=single, n_step=1, learning_starts=10**9)
+    model.learn(2_000)
+    # as if the worker had meant it: where it explores, its own value stands in
+    model.options_replay.explored[:] = False
+    speak_clearly(model)
+    flat = PerpQRDQN(
+        PerpQuantilePolicy,
+        model.native,
+        config=QRDQNConfig(**SETTINGS | {"n_step": 1}),
+        policy_kwargs=network(tape, SMALL),
+        seed=1,
+        device="cpu",
+    )
+    for mine, theirs in (
+        (flat.quantile_net, model.quantile_net),
+        (flat.quantile_net_target, model.quantile_net_target),
+    ):
+        assert not mine.load_state_dict(theirs.state_dict(), strict=False).missing_keys
+    how: dict[str, Any] = {"n_step": 1, "gamma": 0.99}
+    of_options = model.options_replay.sample_options(256, 8, max_bars=1, rng=np.random.default_rng(5), **how)
+    # the flat agent's batch of the same draws; its levels are the manager's choices
+    batch = model.replay.sample(256, 8, rng=np.random.default_rng(5), **how)
+    batch = replace(
+        batch,
+        next_state=batch.next_state[..., : -model.policy.options.size],
+        next_mask=torch.ones_like(batch.next_mask),
+    )
+    rows = worker_rows(of_options)
+    assert (of_options.begins == rows).all()
+    assert (of_options.manager.discount[rows] < 0.991).all()
+    _of_worker, of_manager = model.objective.targets(of_options)
+    expected = flat.objective.targets(batch)[rows]
+    torch.testing.assert_close(of_manager, expected)
+
+
+def test_targets_are_a_plain_calculation_decision_by_decision(tape: Tape) -> None:
+    model = make_model(tape, n_step=2, alpha=0.5, learning_starts=10**9)
+    model.learn(2_000)
+    explored = model.options_replay.explored
+    explored &= np.random.default_rng(1).random(explored.shape) < 0.2
+    speak_clearly(model)
+    batch = model.draw(128)
+    of_worker, of_manager = model.objective.targets(batch)
+    policy, net = model.policy, model.quantile_net_target
+    size, ladder = policy.options.size, model.native.config.ladder
+
+    def worst(quantiles: torch.Tensor, share: float) -> torch.Tensor:
+        count = round(share * 8)
+        return quantiles[..., :count].mean(-1)
+
+    def after(at: tuple[int, ...], level: str) -> torch.Tensor:
+        what = getattr(batch, level)
+        bar = batch.first_bar[at[0]] + what.offset[at]
+        context = net.features_extractor.stretch_context(bar[None], 1)[0, 0]
+        state = what.state[at]
+        if what.is_due[at]:
+            quantiles = net.quantiles(context, state[:-size])[0]  # choices N
+            best = int(worst(quantiles, 0.5).argmax())
+        else:
+            quantiles = net.worker_quantiles(context, state)[0]  # L N
+            target, alpha = float(state[-size]), float(state[-size + 1])
+            within = [i for i, x in enumerate(ladder) if x * target >= 0 and abs(x) <= abs(target)]
+            allowed = [i for i in within if what.mask[at][0, i]] or [ladder.index(0.0)]
+            best = max(allowed, key=lambda i: float(worst(quantiles[i], alpha)))
+        return what.reward[at] + what.discount[at] * quantiles[best]
+
+    with torch.no_grad():
+        for level, rows, found in (
+            ("worker", worker_rows(batch), of_worker),
+            ("manager", batch.begins, of_manager),
+        ):
+            places = [tuple(place) for place in rows.nonzero().tolist()]
+            assert len(places) == len(found) > 8
+            expected = torch.stack([after(place, level) for place in places])
+            torch.testing.assert_close(found[:, 0], expected, rtol=1e-4, atol=1e-5)
+    # both kinds of observation were among them, on both levels
+    assert 0 < int(batch.worker.is_due[worker_rows(batch)].sum()) < len(of_worker)
+    assert 0 < int(batch.manager.is_due[batch.begins].sum()) < len(of_manager)
+
+
+def test_every_part_learns_and_both_levels_share_one_unit(tape: Tape) -> None:
+    model = make_model(tape)
+    before = {name: value.clone() for name, value in model.quantile_net.state_dict().items()}
+    model.learn(1_500)
+    after = model.quantile_net.state_dict()
+    for part in ("value.", "advantage.", "worker_value.", "worker_advantage.", "market_encoder."):
+        assert any(not torch.equal(before[name], after[name]) for name in after if part in name), part
+    assert all(torch.isfinite(value).all() for value in after.values())
+    batch = model.draw(64)
+    expected = model.objective.targets(batch)
+    for net in (model.quantile_net, model.quantile_net_target):
+        net.rescale(torch.tensor([-30.0, 10.0, 70.0]))
+    for found, wanted in zip(model.objective.targets(batch), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_it_earns_what_slow_moods_pay(make_tape: Callable[..., Tape]) -> None:
+    """The first feature is the drift of the coming bars, which lasts for twenty; the best follows it."""
+    sign = np.repeat(np.random.default_rng(3).choice([-1.0, 1.0], 75), 20)
+    closes = 100.0 * np.exp(np.concatenate([[0.0], np.cumsum(0.01 * sign[:-1])]))
+    tape = make_tape(closes, wick=0.0, funding_rate=0.0, volume=1e9)
+    features = tape.features.copy()
+    features[:, 0, 0] = sign
+    tape = replace(tape, features=features, _cache={})
+    model = make_model(
+        tape, LAST_BAR, gamma=0.5, learning_rate=2e-3, train_freq=8, gradient_steps=8,
+        env={"reward_scale": 100.0}, hierarchy=HierarchyConfig(budgets=(1.0,), min_bars=1, max_bars=3),
+    )  # fmt: skip
+    model.learn(5_000)
+    agent = TrainedAgent(model.policy)
+
+    def earned(act: Callable[[StepBuffers], np.ndarray]) -> float:
+        env = PerpVecEnv(tape, n_paths=1, config=replace(model.native.config, episode_bars=400))
+        out, total = env.make_buffers(), 0.0
+        env.reset_into(out, 5)
+        for _ in range(300):
+            env.step_into(act(out), out)
+            total += float(out.reward[0])
+        return total
+
+    best = earned(lambda out: np.array([[4.0 if sign[out.bar[0]] > 0 else 0.0]], np.float32))
+    found = earned(lambda out: agent.act(tape, int(out.bar[0]), out.account, out.portfolio))
+    # an option of two bars that a turn catches costs a bar of twenty, in one of two of them
+    assert found >= 0.93 * best
+
+
+# --- going on, and on disk ---
+
+
+def test_a_resumed_run_equals_one_that_never_stopped(tape: Tape, tmp_path: Path) -> None:
+    per_round = 16 * 8
+    whole, stopped = make_model(tape), make_model(tape)
+    whole.learn(12 * per_round)
+    stopped.learn(12 * per_round, callback=SaveAt(6 * per_round, tmp_path / "state"))
+    resumed = make_model(tape)
+    resumed.load_checkpoint(tmp_path / "state")
+    assert resumed.num_timesteps == 6 * per_round
+    # in the middle of options
+    assert (resumed.replay.newest()[0][..., -1] > 0.0).any()
+    resumed.learn(6 * per_round, reset_num_timesteps=False)
+    for name, value in whole.policy.state_dict().items():
+        torch.testing.assert_close(resumed.policy.state_dict()[name], value, atol=0, rtol=0)
+    np.testing.assert_array_equal(resumed.replay.newest()[0], whole.replay.newest()[0])
+
+
+@pytest.mark.parametrize("contracts", [1, 3])
+def test_predict_with_its_state_is_what_backtests_and_artifacts_do(
+    make_portfolio: Callable[..., Tape], tmp_path: Path, contracts: int
+) -> None:
+    """Window observations and ``predict``'s state, against the stretch and the agent's own memory."""
+    tape = make_portfolio((0,) * contracts)
+    model = make_model(tape)
+    model.learn(600)
+    config = model.native.config
+    save_artifact(
+        tmp_path, model.policy, tape=tape, env_config=config, limits=RiskLimits(), seed=0, commit="none"
+    )
+    artifact = load_artifact(tmp_path)
+    agent, policy = TrainedAgent(artifact), artifact.policy
+    assert isinstance(policy, HierarchicalQuantilePolicy)
+    assert policy.options.config == HIERARCHY
+    env = PerpVecEnv(tape, n_paths=1, accounts_per_path=2, config=config, with_windows=True, seed=3)
+    out = env.make_buffers()
+    env.reset_into(out, 3)
+    state, left = None, []
+    for _ in range(40):
+        masks = env.action_masks()
+        mine = agent.act(tape, int(out.bar[0]), out.account, out.portfolio, masks)
+        theirs, state = policy.predict(env.observation(out), state, action_masks=masks)
+        np.testing.assert_array_equal(mine, theirs.reshape(mine.shape))
+        assert state is not None
+        np.testing.assert_allclose(agent.memory.numpy(), state[0], atol=1e-6)
+        left.append(state[0][0, -1])
+        env.step_into(mine, out)
+    # options of the midpoint's three bars
+    assert left[:6] == [2.0, 1.0, 0.0, 2.0, 1.0, 0.0]
+
+
+def test_a_saved_model_predicts_the_same(tape: Tape, tmp_path: Path) -> None:
+    model = make_model(tape)
+    model.learn(600)
+    model.save(tmp_path / "model.zip")
+    loaded = HierarchicalQRDQN.load(tmp_path / "model.zip", env=model.native, device="cpu")
+    observation = model.native.observation(model.env.buffers)  # type: ignore[union-attr]
+    mine, theirs = (m.predict(observation) for m in (model, loaded))
+    np.testing.assert_array_equal(mine[0], theirs[0])
+    assert mine[1] is not None
+    assert theirs[1] is not None
+    np.testing.assert_array_equal(mine[1][0], theirs[1][0])
+
+
+def test_a_prediction_without_an_option_is_refused(tape: Tape) -> None:
+    model = make_model(tape)
+    tensors, _ = model.policy.obs_to_tensor(model.native.observation(model.env.buffers))  # type: ignore[union-attr]
+    with pytest.raises(RuntimeError, match="acts in an option"):
+        model.policy(tensors)
+
+
+def test_both_levels_have_curves(tape: Tape, tmp_path: Path) -> None:
+    model = make_model(tape)
+    model.set_logger(configure(str(tmp_path), ["csv"]))
+    model.learn(2_000, log_interval=1)
+    model.logger.close()
+    with (tmp_path / "progress.csv").open() as file:
+        curves = [row for row in csv.DictReader(file) if row.get("train/loss")]
+    last = curves[-1]
+    for name in ("train/loss", "train/target", "manager/loss", "manager/target", "options/alpha"):
+        assert np.isfinite(float(last[name])), name
+    # two to five bars, shorter where an episode ends
+    assert 2.0 < float(last["options/bars_per_decision"]) < 4.5
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"manager_coef": -1.0}, "manager_coef must lie"),
+        ({"minibatch": "decisions"}, "minibatch must be stretches"),
+        ({"hierarchy": {"bars": 3}}, "hierarchy has no setting bars"),
+    ],
+)
+def test_impossible_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        HierarchicalQRDQNConfig(**settings)
+
+
+def SaveAt(steps: int, path: Path) -> Any:  # noqa: N802 - a callback
+    from stable_baselines3.common.callbacks import BaseCallback
+
+    class Save(BaseCallback):
+        def _on_rollout_start(self) -> None:
+            if self.model.num_timesteps == steps:
+                self.model.save_checkpoint(path)
+
+        def _on_step(self) -> bool:
+            return True
+
+    return Save()
