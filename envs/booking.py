@@ -10,6 +10,7 @@ import math
 
 from perpgym.data.bars import CLOSE
 from perpgym.envs.account import (
+    CROSS,
     DAY_EQUITY,
     DAY_LOW_EQUITY,
     EQUITY,
@@ -36,6 +37,7 @@ from perpgym.envs.compile import cold_kernel, kernel
 from perpgym.envs.execution import quote
 from perpgym.envs.fills import LIQUIDATION, ORDER, STOP, TARGET, credit_funding, take_at, take_at_fee
 from perpgym.envs.impact import decay_push
+from perpgym.envs.inside import withdraw
 from perpgym.envs.kernel import close_books, hold_through
 from perpgym.envs.liquidation import side_of
 from perpgym.envs.margin import worth
@@ -222,6 +224,7 @@ def _fill(account, world, now, event, is_closed):  # type: ignore[no-untyped-def
         order[ORDER_HELD] = account.positions[asset, QUANTITY]
     elif kind == BY_FORCE:
         account.ledger[_LIQUIDATED] = 1.0
+        withdraw(account, world, asset if contract.is_isolated > 0.0 else CROSS)
     elif kind in (BY_STOP, BY_TARGET):
         account.ledger[_STOPPED] = 1.0
 
@@ -248,8 +251,9 @@ def _stop_reference(position, bar, rules):  # type: ignore[no-untyped-def]
 def _note_unfilled(order, position):  # type: ignore[no-untyped-def]
     """An order of which nothing filled says so, and its ladder level does not stand.
 
-    Where a stop or a liquidation changed the position, the order went with it.
+    Where a stop changed the position, slices that closed some of it went with it.
     """
-    is_standing = position[QUANTITY] == order[ORDER_HELD]
+    is_resting, held = order[ORDER_STYLE] >= LIMIT, order[ORDER_HELD]
+    is_standing = is_resting or position[QUANTITY] == held or held * order[ORDER_QUANTITY] >= 0.0
     if is_standing and order[ORDER_QUANTITY] != 0.0 and order[ORDER_REASON] == 0.0:
-        order[ORDER_REASON] = NOT_REACHED if order[ORDER_STYLE] >= LIMIT else PARTICIPATION
+        order[ORDER_REASON] = NOT_REACHED if is_resting else PARTICIPATION

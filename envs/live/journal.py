@@ -141,6 +141,10 @@ class Journal:
     def _write_soon(self, sql: str, values: Sequence[Any]) -> None:
         """Write what the next flushed row takes to the disk with it; a killed program loses nothing."""
         with self._lock:
+            if self._db.in_transaction:
+                # its end is what reaches the disk
+                self._write(sql, values)
+                return
             self._write("PRAGMA synchronous=NORMAL", ())
             try:
                 self._write(sql, values)
