@@ -22,6 +22,7 @@ import shutil
 import signal
 import statistics
 import sys
+import tempfile
 import time
 import traceback
 from collections import Counter
@@ -41,20 +42,22 @@ from soak_life import CAP, Death, Life, Told, account, post
 from perpgym.data.features.build import build_tape
 from perpgym.data.synthetic import SimulatedMarketConfig, simulate_market
 from perpgym.data.tape import Tape
-from perpgym.envs import RiskLimits
 from perpgym.envs.exchange.market import Replay
-from perpgym.envs.exchange.warm import warm_up as warm_up_exchange
-from perpgym.envs.live.books import warm_up as warm_up_books
+from perpgym.envs.exchange.warm import warm_up
 from perpgym.envs.live.crash_points import POINTS
+from perpgym.envs.live.recovery import StartRefused
 
 # bars before the first decision
 _HISTORY = 800
+_REHEARSED = 8
 # no life may hang for so long
 _PATIENCE_S = 90.0
 _LOOK_S = 0.005
 _MOST_LIVES = 10
 # of the kills, at a random moment; before the first decision of a life
 _AT_MOMENTS, _IN_RECOVERY = 0.35, 0.2
+# exit status of a program that would not start on the account as it was
+REFUSED = 3
 # how often a dead program stays away for bars
 _AWAY, _MOST_AWAY = 0.25, 8
 
@@ -83,13 +86,6 @@ def make_tape(seed: int, bars: int) -> Tape:
     return build_tape(simulate_market(config).bars, features=(), risk=(), source=f"simulated (seed {seed})")
 
 
-def warm_up(tape: Tape) -> None:
-    """Compile, or load, every kernel of exchange and program once: forks have them."""
-    warm_up_exchange(Replay(tape, start_bar=_HISTORY), account(0))
-    for seed in (0, 1):
-        warm_up_books(account(seed), RiskLimits(), tape)
-
-
 def fork(work: Callable[[], None], log: Path) -> int:
     """Run ``work`` in a process of its own, its words in ``log``; returns its id."""
     child = os.fork()
@@ -104,12 +100,61 @@ def fork(work: Callable[[], None], log: Path) -> int:
             try:
                 work()
                 status = 0
+            except StartRefused as error:
+                status = REFUSED
+                print(f"refused: {error}", flush=True)
             except Exception:
                 traceback.print_exc(file=words)
                 words.flush()
     finally:
         # no handlers of the driver's
         os._exit(status)
+
+
+def open_exchange(tape: Tape, folder: Path, seed: int, count: Callable[[int], None]) -> tuple[int, str]:
+    """An exchange in a process of its own: (its id, its address)."""
+    ear, mouth = os.pipe()
+
+    def tell(url: str) -> None:
+        os.write(mouth, url.encode())
+        os.close(mouth)
+
+    def work() -> None:
+        venue = make_venue(tape, _HISTORY, account(seed))
+        asyncio.run(exchange(venue, folder / "journal.sqlite", seed, CAP, count, tell))
+
+    server = fork(work, folder / "exchange.log")
+    os.close(mouth)
+    with os.fdopen(ear) as hearing:
+        url = hearing.read()
+    if not url:
+        raise SystemExit(f"the exchange did not start: see {folder / 'exchange.log'}")
+    return server, url
+
+
+def close_exchange(server: int) -> None:
+    """End its process."""
+    os.kill(server, signal.SIGKILL)
+    os.waitpid(server, 0)
+
+
+def rehearse() -> None:
+    """A few quiet bars in this process, one after the other: every fork has what it has compiled and loaded."""
+    for seed in (0, 1):
+        tape = make_tape(seed, 24)
+        warm_up(Replay(tape, start_bar=_HISTORY), account(seed))
+        with tempfile.TemporaryDirectory() as folder:
+            server, url = open_exchange(tape, Path(folder), seed, lambda _bars: None)
+            try:
+                post(url, "calm")
+                post(url, "begin", life=1)
+                end_ms = int(tape.open_time_ms[_HISTORY]) + _REHEARSED * tape.bar_ms
+                told = Told(
+                    url=url, folder=Path(folder), seed=seed, begun_s=time.monotonic(), end_ms=end_ms, death=None
+                )
+                Life(told, tape).run()
+            finally:
+                close_exchange(server)
 
 
 def plan_deaths(seed: int, asked: Asked, begin_ms: int, bar_ms: int) -> list[Death]:
@@ -155,41 +200,20 @@ class Soak:
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir(parents=True)
         tape = make_tape(self.seed, self.asked.bars)
-        server, url = self._open_exchange(tape)
+        server, url = open_exchange(
+            tape, self._folder, self.seed, lambda bars: setattr(self._bars, "value", bars)
+        )
         try:
             self._live(tape, url)
             found = post(url, "verdict")
         finally:
-            os.kill(server, signal.SIGKILL)
-            os.waitpid(server, 0)
+            close_exchange(server)
         self._tell_new(found)
         return {
             "seed": self.seed, "days": self.asked.days, "kills_asked": self.asked.kills,
             "kills": self._exits["killed"], "exits": dict(self._exits), "seconds": time.monotonic() - begun_s,
             **found,
         }  # fmt: skip
-
-    def _open_exchange(self, tape: Tape) -> tuple[int, str]:
-        """(process, address)."""
-        ear, mouth = os.pipe()
-
-        def work() -> None:
-            venue = make_venue(tape, _HISTORY, account(self.seed))
-            asyncio.run(
-                exchange(
-                    venue, self._folder / "journal.sqlite", self.seed, CAP,
-                    lambda bars: setattr(self._bars, "value", bars),
-                    lambda url: os.close(mouth) if os.write(mouth, url.encode()) else None,
-                )
-            )  # fmt: skip
-
-        server = fork(work, self._folder / "exchange.log")
-        os.close(mouth)
-        with os.fdopen(ear) as hearing:
-            url = hearing.read()
-        if not url:
-            raise SystemExit(f"the exchange did not start: see {self._folder / 'exchange.log'}")
-        return server, url
 
     def _live(self, tape: Tape, url: str) -> None:
         """Life after life, until one lives to the end."""
@@ -209,6 +233,8 @@ class Soak:
                 return
             if how == "killed" and deaths:
                 deaths.pop(0)
+            if how == "crashed":
+                post(url, "blame", rule="crash", text=f"see the end of {self._folder / 'program.log'}")
             if how == "stuck":
                 post(url, "blame", rule="stuck", text=f"nothing happened for {_PATIENCE_S:g} s")
             if self._rng.random() < _AWAY:
@@ -222,7 +248,7 @@ class Soak:
             ended, status = os.waitpid(life, os.WNOHANG)
             if ended:
                 code = os.waitstatus_to_exitcode(status)
-                return {0: "done", -signal.SIGKILL: "killed"}.get(code, "gave up")
+                return {0: "done", -signal.SIGKILL: "killed", REFUSED: "refused"}.get(code, "crashed")
             if self._bars.value != seen:
                 seen, until_s = self._bars.value, time.monotonic() + _PATIENCE_S
                 self._show(seen)
@@ -303,7 +329,7 @@ def main() -> int:
     with Progress(*columns, console=console, auto_refresh=False) as progress:
         bar = progress.add_task("compiling", total=asked.seeds * asked.bars)
         progress.refresh()
-        warm_up(make_tape(0, asked.bars))
+        rehearse()
 
         def tell(violation: dict[str, Any]) -> None:
             progress.console.print(

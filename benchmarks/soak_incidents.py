@@ -69,11 +69,13 @@ class Incidents:
     @property
     def total(self) -> Counter[str]:
         """How often which row has struck."""
-        return self.thrown + Counter(name for _ms, name, _hit in self.server.hub.faults.log)
+        log = self.server.hub.faults.log
+        # maintenance counts once, not once a request
+        return self.thrown + Counter(name for _ms, name, _hit in log if name not in self.thrown)
 
     def begin_bar(self) -> None:
         """A bar opens: perhaps something happens in it, at once or a moment later."""
-        if self.rng.random() >= _PER_BAR:
+        if self.rng.random() >= _PER_BAR or not self._table:
             return
         name = self.rng.choice(sorted(self._table))
         self._later(self.rng.choice((0, 20, 60, 150)), lambda: self._throw(name))

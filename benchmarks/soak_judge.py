@@ -45,7 +45,11 @@ class Found:
 
     def to_json(self) -> dict[str, Any]:
         """As JSON has it."""
-        return asdict(self)
+        return {
+            "violations": [asdict(violation) for violation in self.violations],
+            "counts": dict(self.counts),
+            "worst_bare_ms": self.worst_bare_ms,
+        }
 
 
 class Judge:
