@@ -51,7 +51,7 @@ class Stage:
         self.judge = Judge(server, journal, seed, cap)
         self.incidents = Incidents(server, self.judge, seed)
         self._count, self._closed = count, 0
-        self._dwell_until_ms, self._put_off_ms = 0, 0
+        self._dwell_until_ms = 0
         self._recovery_s: list[float] = []
         self.venue.on_bar.append(self._close)
 
@@ -68,19 +68,13 @@ class Stage:
         now_ms = self.venue.clock.now_ms()
         if to_ms <= now_ms:
             return self._now()
-        if self.judge.is_bare and self.judge.is_shut_out:
-            self.venue.clock.move_to(min(self.judge.shut_until_ms, to_ms))
-            self.server.pass_time()
-            self.judge.skip()
-            return {**self._now(), "is_moved": False}
-        self._put_off_ms = self._put_off_ms or now_ms
-        if (self.judge.is_bare and now_ms < self._put_off_ms + _PATIENCE_MS) or now_ms < self._dwell_until_ms:
+        is_busy = self.judge.is_bare and self.judge.bare_ms < _PATIENCE_MS
+        if is_busy or now_ms < self._dwell_until_ms:
             return {**self._now(), "is_moved": False}
         self._move(to_ms)
         return self._now()
 
     def _move(self, to_ms: int) -> None:
-        self._put_off_ms = 0
         self.incidents.end_bar()
         # in the hour that is jumped over the program would have told the dead man's switch that it lives
         over_ms = to_ms - self.venue.clock.now_ms()

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from soak_judge import Judge
+from soak_life import FIREWALL_MS
 
 from perpgym.envs.exchange.admin import call
 from perpgym.envs.exchange.faults import make_book, make_fault
@@ -23,7 +24,7 @@ WIRE = (
     "F09", "F11", "F12", "F14", "F15", "F18", "F20", "F29", "F29b", "F35", "F35b", "F38", "F39",
 )  # fmt: skip
 # of any request
-_PAUSES = {"F23": 30_000, "F25": 120_000}
+_PAUSES = {"F23": 1_000, "F25": FIREWALL_MS}
 # an incident a bar, so often
 _PER_BAR = 0.35
 _BRIEF_MS = 300
@@ -134,6 +135,7 @@ class Incidents:
 
     def _somebody_trades(self) -> None:
         order = self._resting()
+        self.judge.booked_ms = self.venue.now_ms
         if order is not None:
             left = self.venue.books.registry.orders[order].left
             self._call("fill", orderId=order, quantity=round(left * self.rng.choice((0.3, 1.0)), 5))
@@ -177,6 +179,7 @@ class Incidents:
         price = self.venue.market.last_price(0)
         quantity = round(_STRANGERS_SHARE * self.venue.books.wallet / price, 3)
         side = self.rng.choice(("BUY", "SELL"))
+        self.judge.booked_ms = self.venue.now_ms
         self._call("order", symbol=self._symbol, side=side, type="MARKET", quantity=quantity)
 
     def _unknown_event(self) -> None:

@@ -22,6 +22,8 @@ _QUANTITY = 1e-9
 # between the account that the desk read and the order that it sent, a fee and a spread are paid
 _CAP_SLACK = 1e-3
 _OURS = "pg"
+# after which a program has heard of a trade, or settles anew
+_HEARD_MS = 1_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +77,10 @@ class Judge:
         self._seed, self._cap, self._path = seed, cap, journal
         self._db: sqlite3.Connection | None = None
         self._names: set[str] = set()
-        self._bare_ms, self._looked_ms, self._is_told = 0, self.venue.now_ms, False
+        self.bare_ms, self._looked_ms, self._is_told = 0, self.venue.now_ms, False
         self._foreign: list[tuple[int, float]] = []
+        # when something was booked that no program can have heard of at once
+        self.booked_ms = 0
         self.books.listeners.append(self._hear)
 
     def blame(self, rule: str, text: str) -> None:
@@ -158,13 +162,13 @@ class Judge:
         now_ms = self.venue.clock.now_ms()
         passed_ms, self._looked_ms = now_ms - self._looked_ms, now_ms
         if not self.is_bare:
-            self._bare_ms, self._is_told = 0, False
+            self.bare_ms, self._is_told = 0, False
         elif self.is_up and not self.is_shut_out:
-            self._bare_ms += passed_ms
-            self.found.worst_bare_ms = max(self.found.worst_bare_ms, self._bare_ms)
-            if self._bare_ms > BARE_MS and not self._is_told:
+            self.bare_ms += passed_ms
+            self.found.worst_bare_ms = max(self.found.worst_bare_ms, self.bare_ms)
+            if self.bare_ms > BARE_MS and not self._is_told:
                 self._is_told = True
-                self.blame("bare", f"{self.books.position(0)} without a stop for {self._bare_ms} ms")
+                self.blame("bare", f"{self.books.position(0)} without a stop for {self.bare_ms} ms")
 
     def skip(self) -> None:
         """The clock has jumped over time in which nothing would have happened: it does not count."""
@@ -179,7 +183,7 @@ class Judge:
     def rise(self) -> None:
         """It has recovered."""
         self.look()
-        self.is_up, self._bare_ms = True, 0
+        self.is_up, self.bare_ms = True, 0
 
     def end(self) -> None:
         """It is dead."""
@@ -187,7 +191,12 @@ class Judge:
         self.is_up = False
 
     def check_ledger(self) -> None:
-        """The journal's income adds up to the exchange's wallet, its trades to the position."""
+        """The journal's income adds up to the exchange's wallet, its trades to the position.
+
+        Not judged where somebody traded between the settlement and this look at it.
+        """
+        if self.venue.now_ms < self.booked_ms + _HEARD_MS:
+            return
         self.found.counts["ledgers"] += 1
         began = float(self._rows("SELECT value FROM meta WHERE key = 'began_wallet'")[0][0])
         wallet = began + float(self._rows("SELECT coalesce(sum(amount), 0) FROM income")[0][0])

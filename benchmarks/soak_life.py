@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from perpgym.data.tape import Tape
 from perpgym.envs import EnvConfig, RiskLimits
 from perpgym.envs.exchange.connect import point_at
+from perpgym.envs.live import binance_wire
 from perpgym.envs.live.binance import Binance, BinanceConfig
 from perpgym.envs.live.broker import BrokerError
 from perpgym.envs.live.compose import LiveSettings, make_live_env
@@ -45,6 +46,8 @@ _LIVE = LiveSettings(
     timings=_TIMINGS,
 )
 _TIMEOUT_MS = 400
+# how long a program is silent after a firewall's answer: two minutes at a real account
+FIREWALL_MS = 1_000
 _LOOK_S = 0.002
 # an operator sees a halt and resumes
 _OPERATOR_S = 0.05
@@ -144,6 +147,7 @@ class Life:
 
     def run(self) -> None:
         """Live."""
+        binance_wire._FIREWALL_MS = FIREWALL_MS
         told, clock = self.told, JumpingClock(self.told.url)
         self._arm(0)
         with DeskThread() as thread:
