@@ -6,7 +6,8 @@ exchange that misbehaves; judged from the exchange's own state.
 
 A seed is an exchange in a process of its own and a program that is killed (SIGKILL) at named points of its
 code and at random moments, and started again from its journal. One file a seed is written to ``--out``; a
-seed whose file is there is not run again. The last line is JSON; the exit status is 1 if a promise was broken.
+seed whose file is there is not run again. The last line is JSON; the exit status is 1 if a promise was
+broken.
 """
 
 from __future__ import annotations
@@ -138,8 +139,13 @@ def close_exchange(server: int) -> None:
     os.waitpid(server, 0)
 
 
+def tell_life(url: str, folder: Path, seed: int, end_ms: int, death: Death | None) -> Told:
+    """What a life that begins now is given."""
+    return Told(url=url, folder=folder, seed=seed, begun_s=time.monotonic(), end_ms=end_ms, death=death)
+
+
 def rehearse() -> None:
-    """A few quiet bars in this process, one after the other: every fork has what it has compiled and loaded."""
+    """A few quiet bars in this process: every fork has what it has compiled and loaded."""
     for seed in (0, 1):
         tape = make_tape(seed, 24)
         warm_up(Replay(tape, start_bar=_HISTORY), account(seed))
@@ -149,10 +155,7 @@ def rehearse() -> None:
                 post(url, "calm")
                 post(url, "begin", life=1)
                 end_ms = int(tape.open_time_ms[_HISTORY]) + _REHEARSED * tape.bar_ms
-                told = Told(
-                    url=url, folder=Path(folder), seed=seed, begun_s=time.monotonic(), end_ms=end_ms, death=None
-                )
-                Life(told, tape).run()
+                Life(tell_life(url, Path(folder), seed, end_ms, None), tape).run()
             finally:
                 close_exchange(server)
 
@@ -223,10 +226,8 @@ class Soak:
         for number in range(1, _MOST_LIVES * (self.asked.kills + 1)):
             death = deaths[0] if deaths else None
             post(url, "begin", life=number)
-            told = Told(
-                url=url, folder=self._folder, seed=self.seed, begun_s=time.monotonic(), end_ms=end_ms, death=death
-            )
-            how = self._wait(fork(lambda told=told: Life(told, tape).run(), self._folder / "program.log"))  # type: ignore[misc]
+            life = Life(tell_life(url, self._folder, self.seed, end_ms, death), tape)
+            how = self._wait(fork(life.run, self._folder / "program.log"))
             self._exits[how] += 1
             self._tell_new(post(url, "end"))
             if how == "done":
@@ -310,7 +311,7 @@ def read_command() -> Asked:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--days", type=int, default=10, help="of hourly bars, each seed")
     parser.add_argument("--kills-per-seed", type=int, default=25)
-    parser.add_argument("--out", type=Path, default=Path("build/soak"), help="one file a seed; seeds in it are done")
+    parser.add_argument("--out", type=Path, default=Path("build/soak"), help="of one file a seed")
     given = parser.parse_args()
     for name, least in (("seeds", 1), ("days", 1), ("kills_per_seed", 0)):
         if getattr(given, name) < least:

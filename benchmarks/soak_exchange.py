@@ -10,6 +10,7 @@ import asyncio
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -170,8 +171,17 @@ def make_venue(tape: Tape, start_bar: int, config: EnvConfig) -> Venue:
     return Venue(engine=engine, clock=Clock(engine.now_ms, 1.0), keys=Keys(is_strict=True), has_admin=True)
 
 
+def _answer(answer: Callable[..., dict[str, Any]], _server: Server, body: dict[str, Any]) -> dict[str, Any]:
+    return answer(**body)
+
+
 async def exchange(
-    venue: Venue, journal: Path, seed: int, cap: float, count: Callable[[int], None], told: Callable[[str], None]
+    venue: Venue,
+    journal: Path,
+    seed: int,
+    cap: float,
+    count: Callable[[int], None],
+    told: Callable[[str], None],
 ) -> None:
     """Serve until the driver is gone or this process is ended.
 
@@ -181,7 +191,7 @@ async def exchange(
     async with serving(venue) as server:
         stage = Stage(server, journal, seed, cap, count)
         for name, answer in stage.calls.items():
-            admin.HANDLERS[name] = lambda _server, body, answer=answer: answer(**body)
+            admin.HANDLERS[name] = partial(_answer, answer)
         told(server.url)
         with suppress(asyncio.CancelledError):
             await stage.keep_looking()

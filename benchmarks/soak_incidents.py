@@ -61,7 +61,8 @@ class Incidents:
             "F45": self._forget_stop, "F46": self._maintain, "F46b": lambda: self._call("restart"),
             "F47": self._close_contract,
         }  # fmt: skip
-        server.hub.faults = make_book({"random": {"rate": _RATE, "ids": WIRE}, "seed": self.rng.random() * 1e9})
+        drawn = {"rate": _RATE, "ids": WIRE}
+        server.hub.faults = make_book({"random": drawn, "seed": self.rng.randrange(2**32)})
         for name, pause_ms in _PAUSES.items():
             fault = {"id": name, "times": None, "rate": _ANY_REQUEST_RATE, "path": "/fapi/*"}
             after = {"retry_after_s": pause_ms // 1000} if name == "F23" else {}

@@ -1,4 +1,4 @@
-"""What the soak holds against a program: judged from the exchange's own state, at every event and every bar."""
+"""What the soak holds against a program, judged from the exchange's own state while it happens."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class Death:
     Attributes:
         from_ms: the exchange's clock; the first bar whose close is not earlier arms it; 0 before the start.
         wait_s: of a moment, from then on.
-        until_ms: a point that was not reached by then dies at the moment.
+        until_ms: who lives on until then dies at once.
     """
 
     point: str
@@ -191,6 +191,7 @@ class Life:
     def _wind_down(self, env: LiveEnv) -> None:
         """Nothing goes wrong any more: the account must become known, and flat or protected."""
         url = self.told.url
+        self._arm(env.close_ms)
         post(url, "calm")
         for _try in range(_LAST_TRIES):
             settled = env.thread.call(env.desk.settle(env.close_ms))
@@ -213,8 +214,10 @@ class Life:
         death = self.told.death
         if death is None or close_ms < death.from_ms:
             return
+        if close_ms >= death.until_ms:
+            os.kill(os.getpid(), signal.SIGKILL)
         os.environ[VARIABLE] = death.point
-        if self._armed is None and (not death.point or close_ms >= death.until_ms):
+        if self._armed is None and not death.point:
             self._armed = threading.Timer(death.wait_s, os.kill, (os.getpid(), signal.SIGKILL))
             self._armed.daemon = True
             self._armed.start()
