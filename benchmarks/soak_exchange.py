@@ -69,10 +69,9 @@ class Stage:
         now_ms = self.venue.clock.now_ms()
         if to_ms <= now_ms:
             return self._now()
-        # what happens must be met before the hour is over
-        self.incidents.end_bar()
-        is_busy = self.judge.is_bare and self.judge.bare_ms < _PATIENCE_MS
-        if is_busy or now_ms < self._dwell_until_ms:
+        # what has begun is met before the hour is over
+        is_bare = self.judge.is_bare and self.judge.bare_ms < _PATIENCE_MS
+        if is_bare or self.incidents.are_under_way or now_ms < self._dwell_until_ms:
             return {**self._now(), "is_moved": False}
         self._move(to_ms)
         return self._now()

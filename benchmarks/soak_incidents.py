@@ -82,6 +82,11 @@ class Incidents:
         name = self.rng.choice(sorted(self._table))
         self._later(self.rng.choice((0, 20, 60, 150)), lambda: self._throw(name))
 
+    @property
+    def are_under_way(self) -> bool:
+        """Whether something will happen or end in this bar."""
+        return bool(self._due)
+
     def end_bar(self) -> None:
         """What has begun ends, so that nothing lasts over a jump of the clock."""
         while self._due:
