@@ -28,6 +28,7 @@ from perpgym.envs.live.desk import Desk
 from perpgym.envs.live.feed import Feed, IncompleteBar, News
 from perpgym.envs.live.journal import Journal
 from perpgym.envs.live.limits import check_style
+from perpgym.envs.live.recovery import StartRefused
 from perpgym.envs.live.ring import ClosedBar, Ring, bars_kept
 from perpgym.envs.live.thread import DeskThread
 from perpgym.envs.live.wishes import Decision, Settled
@@ -188,7 +189,9 @@ class LiveEnv(gym.Env[Observation, NDArray[np.float32]]):
         Raises:
             perpgym.envs.live.recovery.StartRefused: the account cannot be what it must be.
             perpgym.envs.live.instance_lock.AccountTaken: somebody else trades on it.
-            perpgym.envs.live.feed.IncompleteBar: the exchange has too little history.
+            perpgym.envs.live.feed.IncompleteBar: the exchange has too little history, for as long as a start
+                may take.
+            perpgym.envs.live.broker.BrokerError: it did not answer for so long.
             Interrupted: somebody wants to stop.
         """
         super().reset(seed=seed)
@@ -229,8 +232,10 @@ class LiveEnv(gym.Env[Observation, NDArray[np.float32]]):
             while True:
                 try:
                     return await question()
+                except (Rejected, AccessDenied) as error:
+                    raise StartRefused(str(error)) from error
                 except (BrokerError, IncompleteBar) as error:
-                    if isinstance(error, Rejected | AccessDenied) or loop.time() + wait_s > until:
+                    if loop.time() + wait_s > until:
                         raise
                     _LOG.warning("the start waits: %s", error)
                 await asyncio.sleep(wait_s)
