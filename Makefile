@@ -14,7 +14,7 @@ help:
 	@echo "make run    train ppo_btc on the simulated market, evaluate it, print where the report lies"
 	@echo "make test   environment, lint, types, all tests with coverage"
 	@echo "make bench  the benchmarks, each beside its rival"
-	@echo "make soak   live accounts, killed again and again on an exchange that misbehaves (takes hours)"
+	@echo "make soak   live accounts, killed again and again on an exchange that misbehaves (about a minute a seed)"
 	@echo "make clean  remove the environment and everything built"
 
 install: $(STAMP)
