@@ -8,12 +8,13 @@ export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test checks kernels lint types unit bench clean
+.PHONY: help install run test checks kernels lint types unit bench soak clean
 
 help:
 	@echo "make run    train ppo_btc on the simulated market, evaluate it, print where the report lies"
 	@echo "make test   environment, lint, types, all tests with coverage"
 	@echo "make bench  the benchmarks, each beside its rival"
+	@echo "make soak   live accounts, killed again and again on an exchange that misbehaves (about a minute a seed)"
 	@echo "make clean  remove the environment and everything built"
 
 install: $(STAMP)
@@ -57,6 +58,10 @@ unit: $(STAMP)
 
 bench: $(STAMP)
 	for b in benchmarks/bench_*.py; do $(BIN)/python $$b || exit 1; done
+
+# resumable: a finished seed is not run again
+soak: $(STAMP)
+	$(BIN)/python benchmarks/soak.py --out build/soak
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage

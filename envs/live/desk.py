@@ -333,6 +333,11 @@ class Desk:
             await self._check_settings()
 
     @property
+    def timings(self) -> DeskTimings:
+        """How long it waits for what."""
+        return self._x.timings
+
+    @property
     def turn(self) -> asyncio.Lock:
         """Held by whoever acts."""
         return self._turn

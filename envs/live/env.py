@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -22,11 +23,12 @@ from perpgym.envs.batch import first_bad_action
 from perpgym.envs.buffers import StepBuffers
 from perpgym.envs.config import EnvConfig
 from perpgym.envs.live.books import Books, warm_up
-from perpgym.envs.live.broker import Broker
+from perpgym.envs.live.broker import AccessDenied, Broker, BrokerError, Rejected
 from perpgym.envs.live.desk import Desk
-from perpgym.envs.live.feed import Feed, News
+from perpgym.envs.live.feed import Feed, IncompleteBar, News
 from perpgym.envs.live.journal import Journal
 from perpgym.envs.live.limits import check_style
+from perpgym.envs.live.recovery import StartRefused
 from perpgym.envs.live.ring import ClosedBar, Ring, bars_kept
 from perpgym.envs.live.thread import DeskThread
 from perpgym.envs.live.wishes import Decision, Settled
@@ -43,6 +45,7 @@ _EVER = [LEDGER[name] for name in ("liquidated", "stopped", "reward_floored")]
 _BEFORE = LEDGER["equity_before"]
 
 Observation = dict[str, NDArray[Any]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,13 +189,15 @@ class LiveEnv(gym.Env[Observation, NDArray[np.float32]]):
         Raises:
             perpgym.envs.live.recovery.StartRefused: the account cannot be what it must be.
             perpgym.envs.live.instance_lock.AccountTaken: somebody else trades on it.
-            perpgym.envs.live.feed.IncompleteBar: the exchange has too little history.
+            perpgym.envs.live.feed.IncompleteBar: the exchange has too little history, for as long as a start
+                may take.
+            perpgym.envs.live.broker.BrokerError: it did not answer for so long.
             Interrupted: somebody wants to stop.
         """
         super().reset(seed=seed)
         self._totals[:] = 0.0
         self._is_open = True
-        self.thread.call(self.broker.open(), is_patient=False)
+        self._ask(self.broker.open)
         saved = self._saved_books()
         close_ms = None if saved is None else int(saved["close_ms"])
         config = self.config
@@ -201,7 +206,7 @@ class LiveEnv(gym.Env[Observation, NDArray[np.float32]]):
             usual = max(1, round(config.impact.turnover_days * _DAY_MS / self.feed.bar_ms))
         names = (self.columns.features, self.columns.risk)
         keep = bars_kept(*names, self.feed.bar_ms, config.window_bars, usual)
-        bars = self.thread.call(self.feed.history(keep, close_ms), is_patient=False)
+        bars = self._ask(lambda: self.feed.history(keep, close_ms))
         self._ring = Ring(
             bars, features=names[0], risk=names[1], window_bars=config.window_bars, usual_bars=usual
         )
@@ -217,6 +222,27 @@ class LiveEnv(gym.Env[Observation, NDArray[np.float32]]):
         seen = self.thread.do(self._observe)
         return seen, {"time_ms": self.close_ms, **self._desk_info()}
 
+    def _ask(self, question: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """What a start must know; asked again for as long as the desk's own start is tried."""
+        timings = self.desk.timings
+
+        async def ask() -> T:
+            loop = asyncio.get_running_loop()
+            until, wait_s = loop.time() + timings.start_s, timings.first_wait_s
+            while True:
+                try:
+                    return await question()
+                except (Rejected, AccessDenied) as error:
+                    raise StartRefused(str(error)) from error
+                except (BrokerError, IncompleteBar) as error:
+                    if loop.time() + wait_s > until:
+                        raise
+                    _LOG.warning("the start waits: %s", error)
+                await asyncio.sleep(wait_s)
+                wait_s = min(2.0 * wait_s, timings.longest_wait_s)
+
+        return self.thread.call(ask(), is_patient=False)
+
     def _saved_books(self) -> dict[str, NDArray[Any]] | None:
         """What the journal kept of the books, if it is not too old."""
         snapshot = self.journal.last_snapshot()
@@ -229,7 +255,7 @@ class LiveEnv(gym.Env[Observation, NDArray[np.float32]]):
 
     def _resume(self, saved: dict[str, NDArray[Any]]) -> None:
         """Book what happened since the books were saved, bar by bar, if that explains the account."""
-        truth = self.thread.call(self.broker.account())
+        truth = self._ask(self.broker.account)
 
         def restore() -> None:
             since = self.books.load_state(saved)

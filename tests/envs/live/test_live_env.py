@@ -15,7 +15,9 @@ import pytest
 
 from perpgym.data.tape import Tape
 from perpgym.envs import EnvConfig, RiskLimits
+from perpgym.envs.exchange.faults import make_book
 from perpgym.envs.live.env import LiveConfig, check_live
+from perpgym.envs.live.recovery import StartRefused
 
 BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
 LONG = np.array([0.4, -1.0], np.float32)
@@ -137,6 +139,23 @@ def test_after_a_restart_the_account_remembers_and_books_what_it_missed(place: P
         assert info["equity"] == pytest.approx(booked["equity"], abs=1e-8)
         np.testing.assert_allclose(seen["portfolio"], expected["portfolio"], rtol=0.0, atol=1e-8)
         assert float(seen["account"][0, 5]) > 0.0
+
+
+@pytest.mark.parametrize("row", [{"id": "F35b", "times": 2}, {"id": "F46", "times": 5}])
+def test_a_start_asks_again_for_what_the_exchange_does_not_tell_at_once(
+    place: Place, row: dict[str, Any]
+) -> None:
+    place.server.hub.faults = make_book({"faults": [row]})
+    with place.live() as live:
+        _seen, info = live.reset()
+        assert info["desk"] == "ready"
+    assert len(place.server.hub.faults.log) == row["times"]
+
+
+def test_a_start_with_a_key_that_is_refused_does_not_wait(place: Place) -> None:
+    place.server.venue.keys.is_revoked = True
+    with place.live() as live, pytest.raises(StartRefused, match="-2015"):
+        live.reset()
 
 
 def test_after_too_long_a_gap_the_exchanges_word_is_taken(place: Place) -> None:
