@@ -93,7 +93,8 @@ def main() -> int:
     with Progress(*columns, console=console, auto_refresh=False) as progress:
         bar = progress.add_task("compiling", total=asked.seeds * asked.bars)
         progress.refresh()
-        rehearse()
+        if not all((asked.out / f"seed_{seed:02d}.json").exists() for seed in range(asked.seeds)):
+            rehearse()
 
         def tell(violation: dict[str, Any]) -> None:
             progress.console.print(

@@ -60,7 +60,8 @@ class Stage:
         self._closed += 1
         self._count(self._closed)
 
-    def _now(self) -> dict[str, Any]:
+    def now(self) -> dict[str, Any]:
+        """What the clock shows."""
         return {"now_ms": self.venue.clock.now_ms(), "is_moved": True}
 
     def jump(self, to_ms: int) -> dict[str, Any]:
@@ -68,13 +69,13 @@ class Stage:
         self._look()
         now_ms = self.venue.clock.now_ms()
         if to_ms <= now_ms:
-            return self._now()
+            return self.now()
         # what has begun is met before the hour is over
         is_bare = self.judge.is_bare and self.judge.bare_ms < _PATIENCE_MS
         if is_bare or self.incidents.are_under_way or now_ms < self._dwell_until_ms:
-            return {**self._now(), "is_moved": False}
+            return {**self.now(), "is_moved": False}
         self._move(to_ms)
-        return self._now()
+        return self.now()
 
     def _move(self, to_ms: int) -> None:
         self.incidents.end_bar()
@@ -97,23 +98,23 @@ class Stage:
         """The program is dead for so many bars."""
         for _bar in range(bars):
             self._move(self.venue.engine.next_ms)
-        return self._now()
+        return self.now()
 
     def begin(self, life: int) -> dict[str, Any]:
         """A program starts."""
         self.judge.begin(life)
-        return self._now()
+        return self.now()
 
     def rise(self) -> dict[str, Any]:
         """It has recovered."""
         self.judge.rise()
-        return self._now()
+        return self.now()
 
     def ready(self, seconds: float) -> dict[str, Any]:
         """It is ready, so long after its start."""
         if self.judge.life > 1:
             self._recovery_s.append(seconds)
-        return self._now()
+        return self.now()
 
     def end(self) -> dict[str, Any]:
         """It has died; what the judge has against it so far."""
@@ -123,17 +124,17 @@ class Stage:
     def settle(self) -> dict[str, Any]:
         """It says that its account is settled."""
         self.judge.check_ledger()
-        return self._now()
+        return self.now()
 
     def blame(self, rule: str, text: str) -> dict[str, Any]:
         """What the driver has against it."""
         self.judge.blame(rule, text)
-        return self._now()
+        return self.now()
 
     def calm(self) -> dict[str, Any]:
         """Nothing goes wrong any more."""
         self.incidents.calm()
-        return self._now()
+        return self.now()
 
     def verdict(self) -> dict[str, Any]:
         """Everything that was found."""
@@ -162,7 +163,7 @@ class Stage:
     @property
     def calls(self) -> dict[str, Callable[..., dict[str, Any]]]:
         """By name, as of the admin API."""
-        mine = ("jump", "leave", "begin", "rise", "ready", "end", "settle", "blame", "calm", "verdict")
+        mine = ("now", "jump", "leave", "begin", "rise", "ready", "end", "settle", "blame", "calm", "verdict")
         return {f"soak_{name}": getattr(self, name) for name in mine}
 
 

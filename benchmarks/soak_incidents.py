@@ -151,8 +151,9 @@ class Incidents:
 
     def _change_rules(self) -> Undo:
         contract = self.venue.books.contracts[0]
-        self._call("contract", symbol=self._symbol, lot_size=10 * contract.lot_size)
-        return lambda: self._call("contract", symbol=self._symbol, lot_size=contract.lot_size)
+        # a coarser lot would round the position itself, which no exchange does
+        self._call("contract", symbol=self._symbol, tick_size=10 * contract.tick_size)
+        return lambda: self._call("contract", symbol=self._symbol, tick_size=contract.tick_size)
 
     def _turn_leverage(self) -> Undo:
         self._call("leverage", symbol=self._symbol, leverage=self._leverage - 1)

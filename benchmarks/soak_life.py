@@ -110,10 +110,14 @@ class JumpingClock:
         self.url = url
         self.broker: Binance | None = None
         self._ahead_ms = 0
+        self._set(post(url, "now"))
 
     def now_ms(self) -> int:
         """What the machine's clock shows."""
         return int(time.monotonic() * 1000.0) + self._ahead_ms
+
+    def _set(self, told: dict[str, Any]) -> None:
+        self._ahead_ms = told["now_ms"] - int(time.monotonic() * 1000.0)
 
     async def sleep_until(self, time_ms: int) -> None:
         """Ask until it is so."""
@@ -121,7 +125,7 @@ class JumpingClock:
         while not is_moved:
             told = await asyncio.to_thread(post, self.url, "jump", to_ms=time_ms)
             is_moved = told["is_moved"]
-            self._ahead_ms = told["now_ms"] - int(time.monotonic() * 1000.0)
+            self._set(told)
             await asyncio.sleep(0.0 if is_moved else 0.01)
         assert self.broker is not None
         with suppress(BrokerError):

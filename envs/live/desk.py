@@ -416,16 +416,27 @@ class Desk:
         return not held
 
     async def resume(self) -> AccountTruth:
-        """Lift what only somebody can lift, and recover; returns what the account is."""
+        """Lift what only somebody can lift, and recover; returns what the account is.
+
+        Raises:
+            BrokerError: the exchange would not say; the desk is held, and looks again.
+        """
         x = self._x
         async with self._turn:
             self._is_urgent = False
             x.holds.clear_halts()
             x.note("info", "resume")
-            await x.broker.server_time_ms()
-            truth = await self._recovery.recover()
+            try:
+                await x.broker.server_time_ms()
+                truth = await self._recovery.recover()
+            except BrokerError as error:
+                # as little is known as before
+                x.blame(error)
+                raise
+            finally:
+                self._watch.start()
+                self.tell()
             await self._check_settings()
             self._x.lift("exchange")
-            self._watch.start()
             self.tell()
             return truth

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from perpgym.envs.live.broker import OrderState, Settings
+from perpgym.envs.live.broker import AccessDenied, BrokerError, OrderState, Settings
 from perpgym.envs.live.desk import StartRefused
 
 Open = Callable[..., Any]
@@ -290,11 +290,36 @@ def test_a_revoked_key_halts_without_a_storm(open_desk: Open) -> None:
             assert here.hits() <= 3
             # what is held keeps its stop
             assert len(here.stops()) == 1
+            # a resume that is refused, too, changes nothing
+            with pytest.raises(AccessDenied):
+                await here.desk.resume()
+            assert here.desk.status().state == "halted"
             here.faults()
             await here.desk.resume()
             assert here.desk.status().state == "ready"
             await here.trade(-0.05)
             assert here.position == 0.0
+
+    asyncio.run(story())
+
+
+def test_a_resume_that_is_not_answered_is_made_good_by_the_next_look(open_desk: Open) -> None:
+    async def story() -> None:
+        async with open_desk(timings={"reconcile_s": 0.03, "settle_s": 0.1}) as here:
+            await here.trade(0.05)
+            here.admin("keys", revoked=True)
+            await asyncio.sleep(0.1)
+            here.admin("keys", revoked=False)
+            here.faults("F46")
+            with pytest.raises(BrokerError):
+                await here.desk.resume()
+            assert here.desk.status().state == "recovering"
+            here.faults()
+            (stop,) = here.stops()
+            here.admin("forget_algo", algoId=stop.algo_id)
+            await asyncio.sleep(0.3)
+            assert here.desk.status().state == "ready"
+            assert len(here.stops()) == 1
 
     asyncio.run(story())
 
