@@ -101,8 +101,12 @@ def trade(
         raise
     for text in changed:
         CONSOLE.print(f"[yellow]rules have changed since training: {text}")
-    journal = Journal.open(call.free_journal_path())
-    check_journal(journal, broker.now_ms())
+    try:
+        journal = Journal.open(call.free_journal_path())
+        check_journal(journal, broker.now_ms())
+    except BaseException:
+        thread.call(broker.close())
+        raise
     env = make_live_env(
         broker, journal, thread, config=artifact.env_config, limits=artifact.limits,
         contracts=in_policy_order(artifact, rules), bar_ms=artifact.bar_ms, settings=settings,

@@ -76,7 +76,7 @@ def replay_journal(
 
     Args:
         path: of the journal.
-        call: whose ``exchange`` and ``mode`` have the records; ``paper`` has none.
+        call: whose ``exchange`` and ``mode`` have the records; ``paper`` has none, nor has a paper journal.
         environment: where the keys are read.
         say: where the report goes.
 
@@ -99,6 +99,9 @@ def replay_journal(
         raise ValueError(
             f"{path} does not say which contracts were traded: compare it alone, with mode=paper"
         )
+    if facts.exchange.endswith(", paper"):
+        # the account was inside the program that has ended: nobody else has its records
+        return replay(path, say=say)
     keys = read_keys(call, environment)
     with DeskThread() as thread:
         try:
