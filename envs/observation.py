@@ -8,31 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perpgym.data.tape import Tape
-from perpgym.envs.arrays import BatchState, World
-from perpgym.envs.batch import copy_windows, observe_batch
-from perpgym.envs.buffers import StepBuffers
 from perpgym.envs.rules import frozen
-
-
-def write_observation(
-    world: World,
-    state: BatchState,
-    features: NDArray[np.float32],
-    risk: NDArray[np.float32],
-    window_bars: int,
-    out: StepBuffers,
-) -> None:
-    """Write every account's observation at ``out.bar``, without stepping.
-
-    Args:
-        world, state: of the accounts.
-        features, risk: (T, A * F) and (T, A * K) of the tape, see :func:`as_rows`.
-        window_bars: R.
-        out: buffers; windows are written where there are any.
-    """
-    observe_batch(world, state, out.bar, out.account, out.portfolio)
-    if out.market is not None and out.risk is not None:
-        copy_windows(features, risk, out.bar, window_bars, out.market, out.risk)
 
 
 def as_rows(columns: NDArray[np.float32]) -> NDArray[np.float32]:

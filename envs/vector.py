@@ -22,6 +22,7 @@ from perpgym.envs.batch import (
     copy_final_windows,
     copy_windows,
     first_bad_action,
+    observe_batch,
     restart_batch,
     step_batch,
 )
@@ -31,7 +32,7 @@ from perpgym.envs.config import EnvConfig
 from perpgym.envs.fees import TRADED_COLUMNS
 from perpgym.envs.finer import Finer
 from perpgym.envs.masks import mask_batch
-from perpgym.envs.observation import as_rows, observation_dict, write_observation
+from perpgym.envs.observation import as_rows, observation_dict
 from perpgym.envs.risk.limits import RiskLimits
 from perpgym.envs.rules import make_world
 from perpgym.envs.spaces import (
@@ -207,7 +208,8 @@ class PerpVecEnv(gym.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArr
     def observe_into(self, out: StepBuffers) -> None:
         """Write the present observation, without stepping (after ``load_state_dict``)."""
         out.bar[:] = np.repeat(self._state.path_bar, self.accounts_per_path)
-        write_observation(self._world, self._state, self._features, self._risk, self.config.window_bars, out)
+        observe_batch(self._world, self._state, out.bar, out.account, out.portfolio)
+        self._copy_windows(out)
 
     def step_into(self, actions: NDArray[np.float32], out: StepBuffers) -> None:
         """Book one bar for every account, restart what ended, write ``out``.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from perpgym.policies.features import PerpFeatures
 
@@ -73,3 +75,47 @@ class Remembering(Protocol):
     def forget(self, memory: torch.Tensor) -> torch.Tensor:
         """(..., Z) what is left of it when the bar has passed."""
         ...
+
+
+# (context, account, memory, mask) -> actions and the memory in which they were taken
+Act = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], tuple[torch.Tensor, torch.Tensor]
+]
+
+
+def predict_remembering(
+    policy: Any,
+    observation: Any,
+    state: tuple[NDArray[Any], ...] | None,
+    episode_start: NDArray[np.bool_] | None,
+    action_masks: NDArray[np.bool_] | None,
+    act: Act,
+) -> tuple[NDArray[Any], tuple[NDArray[Any], ...]]:
+    """SB3's ``predict`` of a recurrent policy whose state is its :class:`Remembering` memory.
+
+    Args:
+        policy: SB3's, and :class:`Remembering`.
+        observation: of the env, of one account or of N.
+        state: what the last call returned; None at the beginning.
+        episode_start: (N,) which accounts begin an episode.
+        action_masks: (N, m), of the env's discrete actions; None allows all.
+        act: what the policy does with them.
+
+    Returns:
+        Actions, and the state for the next call: ((N, Z) float32,).
+    """
+    policy.set_training_mode(False)
+    tensors, is_batch = policy.obs_to_tensor(observation)
+    with torch.no_grad():
+        context, account = policy.features_extractor.read(tensors)
+        memory = account.new_zeros(len(account), policy.memory_size)
+        if state is not None:
+            memory.copy_(torch.as_tensor(state[0]).reshape(memory.shape))
+        if episode_start is not None:
+            memory[torch.as_tensor(episode_start, dtype=torch.bool, device=policy.device)] = 0.0
+        mask = None
+        if action_masks is not None:
+            mask = torch.as_tensor(action_masks, device=policy.device).reshape(len(account), -1)
+        actions, memory = act(context, account, memory, mask)
+    chosen = actions.cpu().numpy().reshape(-1, *(policy.action_space.shape or ()))
+    return (chosen if is_batch else chosen[0]), (policy.forget(memory).cpu().numpy(),)

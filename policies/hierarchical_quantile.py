@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +14,10 @@ from torch import nn
 
 from perpgym.data.features.scaler import Scaler
 from perpgym.policies.config import PolicyConfig
+from perpgym.policies.deciding import predict_remembering
 from perpgym.policies.features import count_contracts
 from perpgym.policies.ladder_options import LadderOptions
-from perpgym.policies.options import HierarchyConfig
+from perpgym.policies.options import HierarchyConfig, after_a_bar
 from perpgym.policies.quantile import PerpQuantilePolicy, best_allowed, cvar_weights, of_levels
 from perpgym.policies.quantile_net import PerpQuantileNet, dueling_heads, orthogonal
 
@@ -189,7 +190,7 @@ class HierarchicalQuantilePolicy(PerpQuantilePolicy):
 
     def forget(self, memory: torch.Tensor) -> torch.Tensor:
         """The options after a bar has passed."""
-        return self.options.after_a_bar(memory)
+        return after_a_bar(memory)
 
     def decide(
         self,
@@ -248,19 +249,11 @@ class HierarchicalQuantilePolicy(PerpQuantilePolicy):
             Levels, and the state for the next call: ((N, Z) float32,).
         """
         del deterministic
-        self.set_training_mode(False)
-        tensors, is_batch = self.obs_to_tensor(observation)
-        with torch.no_grad():
-            context, account = self.features_extractor.read(cast(dict[str, torch.Tensor], tensors))
-            memory = account.new_zeros(len(account), self.memory_size)
-            if state is not None:
-                memory.copy_(torch.as_tensor(state[0]).reshape(memory.shape))
-            if episode_start is not None:
-                memory[torch.as_tensor(episode_start, dtype=torch.bool, device=self.device)] = 0.0
-            mask = None
-            if action_masks is not None:
-                mask = torch.as_tensor(action_masks, device=self.device).reshape(len(account), -1)
+
+        def act(
+            context: torch.Tensor, account: torch.Tensor, memory: torch.Tensor, mask: torch.Tensor | None
+        ) -> tuple[torch.Tensor, torch.Tensor]:
             memory = self.remember(context, account, memory)
-            levels = self.decide(context, torch.cat((account, memory), dim=-1), mask)
-        chosen = levels.long().cpu().numpy().reshape(-1, *(self.action_space.shape or ()))
-        return (chosen if is_batch else chosen[0]), (self.forget(memory).cpu().numpy(),)
+            return self.decide(context, torch.cat((account, memory), dim=-1), mask).long(), memory
+
+        return predict_remembering(self, observation, state, episode_start, action_masks, act)

@@ -15,8 +15,9 @@ from torch import nn
 from perpgym.envs.actions import ActionKind
 from perpgym.policies.action_heads import ChoiceActions
 from perpgym.policies.actor_critic import Evaluation, PerpActorCriticPolicy
+from perpgym.policies.deciding import predict_remembering
 from perpgym.policies.features import count_contracts
-from perpgym.policies.options import HierarchyConfig, Options
+from perpgym.policies.options import HierarchyConfig, Options, after_a_bar
 from perpgym.policies.popart import PopArtLinear
 
 
@@ -149,7 +150,7 @@ class PerpHierarchicalPolicy(PerpActorCriticPolicy):
 
     def forget(self, memory: torch.Tensor) -> torch.Tensor:
         """The options after a bar has passed."""
-        return torch.cat((memory[..., :-1], (memory[..., -1:] - 1.0).clamp(min=0.0)), dim=-1)
+        return after_a_bar(memory)
 
     def decide(
         self, context: torch.Tensor, state: torch.Tensor, mask: torch.Tensor | None = None
@@ -224,27 +225,16 @@ class PerpHierarchicalPolicy(PerpActorCriticPolicy):
         Returns:
             Actions, and the state for the next call: ((N, Z) float32,).
         """
-        self.set_training_mode(False)
-        tensors, is_vectorized = self.obs_to_tensor(observation)
-        with torch.no_grad():
-            context, account = self.features_extractor.read(cast(dict[str, torch.Tensor], tensors))
-            if state is None:
-                memory = account.new_zeros(len(account), self.memory_size)
-            else:
-                memory = torch.as_tensor(state[0], device=self.device).reshape(len(account), -1).clone()
-            if episode_start is not None:
-                memory[torch.as_tensor(episode_start, dtype=torch.bool, device=self.device)] = 0.0
-            mask = None
-            if action_masks is not None:
-                mask = torch.as_tensor(action_masks, device=self.device).reshape(len(account), -1)
+
+        def act(
+            context: torch.Tensor, account: torch.Tensor, memory: torch.Tensor, mask: torch.Tensor | None
+        ) -> tuple[torch.Tensor, torch.Tensor]:
             memory = self._renew(context, account, memory, deterministic)
             full = torch.cat((account, memory), dim=-1)
             actions = self.decide(context, full, mask) if deterministic else self._draw(context, full, mask)
-        chosen = actions.cpu().numpy()
-        if self.action_heads.n_masked:
-            chosen = chosen.astype(np.int64)
-        chosen = chosen.reshape(-1, *(self.action_space.shape or ()))
-        return (chosen if is_vectorized else chosen[0]), (self.forget(memory).cpu().numpy(),)
+            return (actions.long() if self.action_heads.n_masked else actions), memory
+
+        return predict_remembering(self, observation, state, episode_start, action_masks, act)
 
     def extract_features(self, obs: Any, features_extractor: nn.Module | None = None) -> torch.Tensor:
         """Refused: an observation without an option is not what the worker acts on."""

@@ -52,10 +52,6 @@ class LadderOptions:
         alphas = torch.tensor(budgets, device=choice.device)[choice % len(budgets)]
         return torch.cat((targets, alphas, bars.unsqueeze(-1).to(targets.dtype)), dim=-1)
 
-    def after_a_bar(self, option: torch.Tensor) -> torch.Tensor:
-        """The same options with a bar less."""
-        return torch.cat((option[..., :-1], (option[..., -1:] - 1.0).clamp(min=0.0)), dim=-1)
-
     def is_due(self, option: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         """(...,) whether the manager decides now: no bars are left, or a risk event calls it back.
 

@@ -62,6 +62,11 @@ class HierarchyConfig:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
 
+def after_a_bar(option: torch.Tensor) -> torch.Tensor:
+    """(..., Z) the same options with a bar less; the bars left are the last column."""
+    return torch.cat((option[..., :-1], (option[..., -1:] - 1.0).clamp(min=0.0)), dim=-1)
+
+
 class Options:
     """Options of accounts as rows of (..., Z) float32 columns: A targets, the budget, the bars left.
 

@@ -17,6 +17,7 @@ from perpgym.data.tape import Tape
 from perpgym.envs import EnvConfig, PerpVecEnv, RiskLimits
 from perpgym.envs.account import ORDER_STYLE, STOP_PRICE
 from perpgym.envs.arrays import BatchState
+from perpgym.envs.batch import observe_batch
 from perpgym.envs.buffers import StepBuffers
 from perpgym.envs.fills import (
     FILL_ASSET,
@@ -29,7 +30,6 @@ from perpgym.envs.fills import (
 )
 from perpgym.envs.live.books import Books
 from perpgym.envs.live.broker import AccountTruth, Fill, Income, Order, Position
-from perpgym.envs.observation import as_rows, write_observation
 from perpgym.envs.orders import LIMIT
 from perpgym.envs.spaces import CONTRACT_LEDGER, LEDGER, LEDGER_COLUMNS
 
@@ -123,10 +123,9 @@ class Told:
         state = BatchState(*(account.wallet[None],) * len(BatchState._fields))._replace(
             positions=account.positions[None], orders=account.orders[None]
         )
-        tape = cut(self.tape, bars)
         self.seen.bar[:] = bars - 1
         assert self.books.world is not None
-        write_observation(self.books.world, state, as_rows(tape.features), as_rows(tape.risk), 1, self.seen)
+        observe_batch(self.books.world, state, self.seen.bar, self.seen.account, self.seen.portfolio)
 
 
 def random_actions(config: EnvConfig, n_contracts: int, rng: np.random.Generator) -> np.ndarray:
