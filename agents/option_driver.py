@@ -82,7 +82,7 @@ class OptionDriver(FlatDriver):
         mask = self.rules.manager_mask(observed)
         choice = heads.sample(logits, heads.noise(logits.shape[:-1], self._noise), mask)
         uniform = torch.rand(len(choice), generator=self._noise, device=choice.device)
-        self.option[is_due] = self.rules.begin(choice, self.rules.draw_bars(uniform))
+        self.option[is_due] = self.rules.begin(choice, self.rules.draw_bars(uniform), observed)
         rollout.choices[:, step][is_due] = choice
         rollout.choice_mask[:, step][is_due] = mask
         rollout.choice_log_prob[:, step][is_due] = heads.log_prob(logits, choice, mask)

@@ -12,7 +12,7 @@ from perpgym.agents.explore import Explorer, Int64, random_allowed
 from perpgym.agents.option_replay import OptionReplay
 from perpgym.envs.sb3 import SB3PerpVecEnv
 from perpgym.policies.hierarchical_quantile import HierarchicalQuantilePolicy
-from perpgym.policies.options import after_a_bar
+from perpgym.policies.options import after_bars
 
 
 class OptionExplorer(Explorer):
@@ -36,7 +36,7 @@ class OptionExplorer(Explorer):
         out, rules = env.buffers, self.policy.options
         state, mask = self._seen(env)
         before, _mask = self.replay.newest()
-        option = after_a_bar(torch.from_numpy(before[..., self.replay.observed_size :]))
+        option = after_bars(torch.from_numpy(before[..., self.replay.observed_size :]), 1)
         if self.replay.awaits_observation:
             option.zero_()
         # who died begins another life, in no option; who was truncated came by a final observation

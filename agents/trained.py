@@ -73,9 +73,11 @@ class TrainedAgent:
         self._weights = -1
         self._context = torch.empty(0)  # n 2D, of the bars from _first on
         self._first = 0
-        # (n, Z) of a policy that remembers: in force at the last bar that was asked for, and for the next one
-        self.in_force = self.memory = torch.empty(0)
-        self._next_bar = -1
+        # (n, Z) of a policy that remembers: what there was at the last bar that was asked for, and what was
+        # in force in its decision
+        self.before = self.in_force = torch.empty(0)
+        self._bar = -1
+        self._is_restored = False
 
     @torch.no_grad()
     def act(
@@ -100,9 +102,7 @@ class TrainedAgent:
         before = self._memory_at(now, len(state))
         decided, memory = self._decide(context, state, before, mask)
         actions: NDArray[np.float32] = decided.cpu().numpy()
-        if isinstance(self.policy, Remembering):
-            self.in_force, self._next_bar = memory, now + 1
-            self.memory = self.policy.forget(memory)
+        self.before, self.in_force, self._bar, self._is_restored = before, memory, now, False
         if self._asking is None:
             self.uncertainty = np.zeros(account.shape[:2])
             return actions
@@ -125,27 +125,35 @@ class TrainedAgent:
         return self.policy.decide(context, torch.cat((state, memory), dim=-1), mask), memory
 
     def _memory_at(self, bar: int, n_accounts: int) -> torch.Tensor:
-        """(n, Z) what is remembered of before, which a gap in the bars or other accounts wipe out."""
+        """(n, Z) what is remembered of before.
+
+        A bar that is asked for again is decided as it was. Other accounts wipe the memory out, and so does a
+        gap in the bars, but for one of a program that was away.
+        """
         size = self.policy.memory_size if isinstance(self.policy, Remembering) else 0
-        if bar != self._next_bar or self.memory.shape != (n_accounts, size):
-            self.memory = torch.zeros(n_accounts, size, device=self.policy.device)
-        return self.memory
+        passed = bar - self._bar
+        if self.before.shape == (n_accounts, size):
+            if passed == 0:
+                return self.before
+            if isinstance(self.policy, Remembering) and (passed == 1 or (passed > 1 and self._is_restored)):
+                return self.policy.forget(self.in_force, passed)
+        return torch.zeros(n_accounts, size, device=self.policy.device)
 
     def state_dict(self) -> dict[str, NDArray[np.generic]]:
         """What the next decision depends on beside what it is shown, for a journal."""
-        parts = {"memory": self.memory, "in_force": self.in_force}
+        parts = {"before": self.before, "in_force": self.in_force}
         arrays: dict[str, NDArray[np.generic]] = {
             n: t.detach().cpu().numpy().copy() for n, t in parts.items()
         }
-        return {**arrays, "next_bar": np.array(self._next_bar, np.int64)}
+        return {**arrays, "bar": np.array(self._bar, np.int64)}
 
     def load_state(self, state: dict[str, NDArray[np.generic]]) -> None:
-        """Continue where :meth:`state_dict` was taken; a later bar than the next one wipes it out."""
-        self.memory, self.in_force = (
+        """Continue where :meth:`state_dict` was taken, at the same bar or as many later as have passed."""
+        self.before, self.in_force = (
             torch.from_numpy(np.array(state[name], np.float32)).to(self.policy.device)
-            for name in ("memory", "in_force")
+            for name in ("before", "in_force")
         )
-        self._next_bar = int(state["next_bar"])
+        self._bar, self._is_restored = int(state["bar"]), True
 
     def _context_of(self, tape: Tape, bar: int) -> torch.Tensor:
         # torch counts in-place changes: an update of the weights makes the cache stale

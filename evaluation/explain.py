@@ -263,7 +263,7 @@ def _number_of(policy: Any, decision: Decision, contract: int) -> tuple[Number, 
         level = int(decision.action[contract])
 
         def worth(context: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
-            levels = policy.worth(context, state)[:, contract]
+            levels = policy.level_worth(context, state)[:, contract]
             return levels[:, level] - levels.mean(-1)
 
         return worth, f"what level {level} is worth above the mean of the ladder"

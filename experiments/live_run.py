@@ -150,7 +150,7 @@ def decide(env: LiveEnv, agent: TrainedAgent, seen: Observation) -> NDArray[np.f
 
 
 def _restore(env: LiveEnv, agent: TrainedAgent) -> None:
-    """What the agent remembered when the program ended; a gap in the bars wipes it out."""
+    """What the agent remembered when the program ended; it goes on from there at whichever bar is now."""
     kept = env.journal.last_agent_state()
     if kept is not None:
         agent.load_state(kept[1])

@@ -16,6 +16,7 @@ from perpgym.data.tape import Tape
 from perpgym.policies.action_heads import ActionHeads, make_action_heads
 from perpgym.policies.config import PolicyConfig
 from perpgym.policies.features import PerpFeatures
+from perpgym.policies.first_actions import follow_forecasts
 from perpgym.policies.forecast import WithForecasts
 from perpgym.policies.popart import PopArtLinear
 
@@ -78,7 +79,10 @@ class PerpActorCriticPolicy(ActorCriticPolicy):
         # SB3 registers the extractor under two more names; one set of weights needs one name on disk
         del self.pi_features_extractor, self.vf_features_extractor
         self.features_extractor.reset_parameters()
-        self._start_from_forecasts()
+        assert isinstance(self.action_net, nn.Linear)
+        follow_forecasts(
+            self.action_net, action_space, self.features_extractor.n_assets, self.n_forecasts, self.config
+        )
         self._action_heads: ActionHeads | None = None
         self._heads_device = self.device
 
@@ -89,28 +93,14 @@ class PerpActorCriticPolicy(ActorCriticPolicy):
 
     def _build_mlp_extractor(self) -> None:
         super()._build_mlp_extractor()
-        if n_forecasts := self.features_extractor.n_assets * len(self.config.forecast_bars):
-            self.mlp_extractor.policy_net = WithForecasts(self.mlp_extractor.policy_net, n_forecasts)  # type: ignore[assignment]
-            self.mlp_extractor.latent_dim_pi += n_forecasts
+        if self.n_forecasts:
+            self.mlp_extractor.policy_net = WithForecasts(self.mlp_extractor.policy_net, self.n_forecasts)  # type: ignore[assignment]
+            self.mlp_extractor.latent_dim_pi += self.n_forecasts
 
-    def _start_from_forecasts(self) -> None:
-        """Each contract's first action, signed exposure in either action space, follows its mean forecast."""
-        config, horizons = self.config, len(self.config.forecast_bars)
-        n_assets = self.features_extractor.n_assets
-        layer = self.action_net
-        assert isinstance(layer, nn.Linear)
-        if not isinstance(self.action_space, spaces.Box):
-            # no choice of a discrete action is a signed exposure
-            return
-        actions = layer.out_features // n_assets
-        with torch.no_grad():
-            if horizons:
-                layer.weight[:, -n_assets * horizons :].zero_()
-                direct = layer.weight[:, -n_assets * horizons :].view(-1, n_assets, horizons)
-                for asset in range(n_assets):
-                    direct[asset * actions, asset].fill_(config.forecast_response / horizons)
-            if actions == 2:
-                layer.bias[1::2].fill_(config.band_width_init)
+    @property
+    def n_forecasts(self) -> int:
+        """A * H, the last columns of the features."""
+        return self.features_extractor.n_assets * len(self.config.forecast_bars)
 
     @property
     def receptive_field(self) -> int:

@@ -35,9 +35,13 @@ class PolicyConfig:
         forecast_bars: horizons; the heads read a forecast of the return over the next h bars for each, which
             the agent trains by its own loss. Empty for none.
         forecast_response: initial slope of the exposure action on the mean forecast, where a forecast that
-            explains 1 % of its target's variance has size one. Training goes on from there.
+            explains 1 % of its target's variance has size one; logits of choices have 16 times that slope.
+            Training goes on from there.
         band_width_init: initial mean of the second action where there is one, the width of the no-trade band;
             -1 is no band. Inside a wide band no centre makes a difference, and none is learnt.
+        hold_init: initial logit of holding, of ``heads``, where the other decisions have 0: at 6 a fresh
+            policy trades once in 135 bars, or where a forecast says so. It is what the band is to an
+            exposure: where trades are drawn often, what is learnt is not to trade.
         policy_hidden, value_hidden: widths of the two heads' hidden layers.
         head_dropout: share of the features before the heads that is dropped, again and again, to measure how
             uncertain a decision is; training, rollouts and the decision itself never drop any.
@@ -62,6 +66,7 @@ class PolicyConfig:
     forecast_bars: tuple[int, ...] = ()
     forecast_response: float = 0.0
     band_width_init: float = 0.0
+    hold_init: float = 0.0
     policy_hidden: tuple[int, ...] = (64, 64)
     value_hidden: tuple[int, ...] = (64, 64)
     log_std_init: float = -0.5
@@ -88,6 +93,8 @@ class PolicyConfig:
             raise ValueError(
                 f"band_width_init must lie between -1 and 1 (an action), was {self.band_width_init}"
             )
+        if not 0.0 <= self.hold_init <= 10.0:
+            raise ValueError(f"hold_init must lie between 0 and 10 (a logit), was {self.hold_init}")
         # a config that comes from YAML or JSON brings lists
         for name in ("policy_hidden", "value_hidden"):
             widths = tuple(int(width) for width in getattr(self, name))

@@ -72,8 +72,8 @@ class Remembering(Protocol):
         """(..., Z) what holds for the decision at hand; ``state`` (..., S), ``memory`` (..., Z) of before."""
         ...
 
-    def forget(self, memory: torch.Tensor) -> torch.Tensor:
-        """(..., Z) what is left of it when the bar has passed."""
+    def forget(self, memory: torch.Tensor, bars: int = 1) -> torch.Tensor:
+        """(..., Z) what is left of it when so many bars have passed."""
         ...
 
 

@@ -17,7 +17,7 @@ from perpgym.policies.config import PolicyConfig
 from perpgym.policies.deciding import predict_remembering
 from perpgym.policies.features import count_contracts
 from perpgym.policies.ladder_options import LadderOptions
-from perpgym.policies.options import HierarchyConfig, after_a_bar
+from perpgym.policies.options import HierarchyConfig, after_bars
 from perpgym.policies.quantile import PerpQuantilePolicy, best_allowed, cvar_weights, of_levels
 from perpgym.policies.quantile_net import PerpQuantileNet, dueling_heads, orthogonal
 
@@ -145,9 +145,17 @@ class HierarchicalQuantilePolicy(PerpQuantilePolicy):
             option: (..., Z).
             allowed: (..., A, L) bool, of the env.
         """
-        weights = cvar_weights(self.options.alphas(option), self.n_quantiles).unsqueeze(-2)  # ... A 1 N
-        worth = (quantiles * weights).sum(dim=-1)  # ... A L
+        worth = self._worth_to_worker(quantiles, option)
         return best_allowed(worth, self.options.worker_mask(allowed, option))
+
+    def level_worth(self, context: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        """(..., A, L) what the levels are worth to the worker, within the options of the states."""
+        quantiles = self.quantile_net.worker_quantiles(context, state)
+        return self._worth_to_worker(quantiles, state[..., -self.options.size :])
+
+    def _worth_to_worker(self, quantiles: torch.Tensor, option: torch.Tensor) -> torch.Tensor:
+        weights = cvar_weights(self.options.alphas(option), self.n_quantiles).unsqueeze(-2)  # ... A 1 N
+        return (quantiles * weights).sum(dim=-1)  # ... A L
 
     def value_by_target(
         self, context: torch.Tensor, state: torch.Tensor, allowed: torch.Tensor, is_due: torch.Tensor
@@ -188,9 +196,9 @@ class HierarchicalQuantilePolicy(PerpQuantilePolicy):
         is_due = self.options.is_due(memory, state).unsqueeze(-1)
         return torch.where(is_due, self.options.begin(choice, bars), memory)
 
-    def forget(self, memory: torch.Tensor) -> torch.Tensor:
-        """The options after a bar has passed."""
-        return after_a_bar(memory)
+    def forget(self, memory: torch.Tensor, bars: int = 1) -> torch.Tensor:
+        """The options after so many bars have passed."""
+        return after_bars(memory, bars)
 
     def decide(
         self,

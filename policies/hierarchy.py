@@ -17,7 +17,9 @@ from perpgym.policies.action_heads import ChoiceActions
 from perpgym.policies.actor_critic import Evaluation, PerpActorCriticPolicy
 from perpgym.policies.deciding import predict_remembering
 from perpgym.policies.features import count_contracts
-from perpgym.policies.options import HierarchyConfig, Options, after_a_bar
+from perpgym.policies.first_actions import aim_at_forecasts
+from perpgym.policies.forecast import WithForecasts
+from perpgym.policies.options import HierarchyConfig, Options, after_bars
 from perpgym.policies.popart import PopArtLinear
 
 
@@ -76,10 +78,20 @@ class PerpHierarchicalPolicy(PerpActorCriticPolicy):
         super()._build_mlp_extractor()
         self.features_dim = width
         config = self.config
-        self.manager_policy = _head(width, config.policy_hidden, sum(self.options.counts), gain=0.01)
+        self.manager_policy = self._manager(width)
         self.manager_value = _value_head(width, config.value_hidden)
         # on the latents of the worker's value: one more layer, not one more network
         self.option_value = PopArtLinear(_linear(self.mlp_extractor.latent_dim_vf, 1, gain=1.0))
+
+    def _manager(self, width: int) -> nn.Sequential:
+        config, n_assets = self.config, self.options.n_assets
+        *hidden, last = _head(width, config.policy_hidden, sum(self.options.counts), gain=0.01)
+        if not self.n_forecasts:
+            return nn.Sequential(*hidden, last)
+        assert isinstance(last, nn.Linear)
+        last = _linear(last.in_features + self.n_forecasts, last.out_features, gain=0.01)
+        aim_at_forecasts(last, self.hierarchy.targets, n_assets, self.n_forecasts, config)
+        return nn.Sequential(WithForecasts(nn.Sequential(*hidden), self.n_forecasts), last)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {**super()._get_constructor_parameters(), **self.own_settings()}
@@ -134,7 +146,7 @@ class PerpHierarchicalPolicy(PerpActorCriticPolicy):
         logits = self.manager_parameters(context, state)
         choice = self.manager_heads.mode(logits, self.options.manager_mask(state))
         bars = torch.full(choice.shape[:-1], float(self.hierarchy.midpoint), device=choice.device)
-        return self.options.begin(choice, bars)
+        return self.options.begin(choice, bars, state)
 
     # --- both ---
 
@@ -148,9 +160,9 @@ class PerpHierarchicalPolicy(PerpActorCriticPolicy):
         is_due = self.options.is_due(memory, state).unsqueeze(-1)
         return torch.where(is_due, self.choose(context, state), memory)
 
-    def forget(self, memory: torch.Tensor) -> torch.Tensor:
-        """The options after a bar has passed."""
-        return after_a_bar(memory)
+    def forget(self, memory: torch.Tensor, bars: int = 1) -> torch.Tensor:
+        """The options after so many bars have passed."""
+        return after_bars(memory, bars)
 
     def decide(
         self, context: torch.Tensor, state: torch.Tensor, mask: torch.Tensor | None = None
@@ -252,7 +264,7 @@ class PerpHierarchicalPolicy(PerpActorCriticPolicy):
         noise = heads.noise(logits.shape[:-1], device=self.device)
         choice = heads.sample(logits, noise, self.options.manager_mask(state))
         bars = self.options.draw_bars(torch.rand(len(state), device=state.device))
-        return torch.where(is_due, self.options.begin(choice, bars), memory)
+        return torch.where(is_due, self.options.begin(choice, bars, state), memory)
 
     def _draw(self, context: torch.Tensor, state: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         heads, option = self.action_heads, state[..., -self.options.size :]

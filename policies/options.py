@@ -25,8 +25,8 @@ class HierarchyConfig:
         budgets: largest |exposure| of any contract that it may grant the worker, in the same unit, ascending.
         min_bars, max_bars: an option lasts k bars, drawn uniformly between these; the deterministic policy
             takes their midpoint, rounded down.
-        reach: of continuous actions: how far the worker may depart from the target at an action of ±1, in
-            units of ``max_exposure``.
+        reach: how far from the target the exposure may lie that the worker asks for, in units of
+            ``max_exposure``.
         margin_alert: maintenance margin over margin balance at which the manager is called back.
     """
 
@@ -62,9 +62,9 @@ class HierarchyConfig:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
 
-def after_a_bar(option: torch.Tensor) -> torch.Tensor:
-    """(..., Z) the same options with a bar less; the bars left are the last column."""
-    return torch.cat((option[..., :-1], (option[..., -1:] - 1.0).clamp(min=0.0)), dim=-1)
+def after_bars(option: torch.Tensor, bars: int) -> torch.Tensor:
+    """(..., Z) the same options with so many bars less; the bars left are the last column."""
+    return torch.cat((option[..., :-1], (option[..., -1:] - bars).clamp(min=0.0)), dim=-1)
 
 
 class Options:
@@ -104,11 +104,19 @@ class Options:
 
     # --- from the manager's choice to an option ---
 
-    def begin(self, choice: torch.Tensor, bars: torch.Tensor) -> torch.Tensor:
-        """(..., Z) options from (..., A + 1) indices and (...,) durations in bars."""
+    def begin(self, choice: torch.Tensor, bars: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        """(..., Z) options from (..., A + 1) indices and (...,) durations in bars.
+
+        The smallest budget may be chosen where the limits admit less: granted is what they admit.
+
+        Args:
+            choice, bars: see above.
+            state: (..., S) of the accounts.
+        """
         targets = choice.new_tensor(self.config.targets)[choice[..., :-1].long()]
         budget = choice.new_tensor(self.config.budgets)[choice[..., -1:].long()]
-        return torch.cat((targets, budget, bars.unsqueeze(-1).to(choice.dtype)), dim=-1)
+        admitted = state[..., self._admitted, None].clamp(min=0.0)
+        return torch.cat((targets, budget.minimum(admitted), bars.unsqueeze(-1).to(choice.dtype)), dim=-1)
 
     def draw_bars(self, uniform: torch.Tensor) -> torch.Tensor:
         """Durations from (...,) numbers in [0, 1)."""
@@ -119,14 +127,14 @@ class Options:
         """(...,) whether the manager decides now: no bars are left, or a risk event calls it back.
 
         Risk events, all in the observation: a margin ratio of ``margin_alert`` or more, which is 1 after a
-        liquidation; limits that admit less than the budget that was granted.
+        liquidation; limits that by now admit less than the budget that was granted.
 
         Args:
             option: (..., Z).
             state: (..., S) raw account columns, then portfolio columns.
         """
         budget, left = option[..., -2], option[..., -1]
-        is_cut = (state[..., self._admitted] < budget - _SLACK) & (budget > self.config.budgets[0] + _SLACK)
+        is_cut = state[..., self._admitted].clamp(min=0.0) < budget - _SLACK
         is_alert = state[..., self._margin] >= self.config.margin_alert
         return (left < 0.5) | is_cut | is_alert
 
@@ -169,8 +177,9 @@ class Options:
     def worker_mask(self, allowed: torch.Tensor, option: torch.Tensor) -> torch.Tensor:
         """What the env allows and the option too.
 
-        ``heads``: no size beyond the budget, and no direction against the target's sign; holding and closing
-        stay. ``ladder``: no level beyond the budget. Where nothing is left of a number, its smallest is.
+        ``ladder``: levels within the budget, and within ``reach`` of the target. ``heads``: the directions in
+        which some size is, and the sizes that are in each of these directions; holding and closing stay.
+        Where no level is left, the smallest is; where no size is, no direction.
 
         Args:
             allowed: (..., A * sum of choices) bool, of the env.
@@ -180,15 +189,27 @@ class Options:
         allowed = allowed.expand(*option.shape[:-1], -1)
         targets, budget = option[..., : self.n_assets, None], option[..., -2, None, None]  # ... A 1
         by_contract = allowed.unflatten(-1, (self.n_assets, -1)).clone()  # type: ignore[no-untyped-call]
-        fits = option.new_tensor(self.levels).abs() <= budget + _SLACK  # ... 1 L
+        levels = option.new_tensor(self.levels)  # L
+
+        def fits(level: torch.Tensor) -> torch.Tensor:
+            is_near = (level - targets).abs() <= self.config.reach + _SLACK
+            return is_near & (level.abs() <= budget + _SLACK)  # ... A L
+
         first = 0
         if self.action == "heads":
-            long, short = DECISIONS.index("long"), DECISIONS.index("short")
-            by_contract[..., long] &= targets[..., 0] > 0.0
-            by_contract[..., short] &= targets[..., 0] < 0.0
-            first = len(DECISIONS)
+            first, sizes = len(DECISIONS), fits(levels).new_ones(len(levels))
+            for decision, side in (("long", fits(levels)), ("short", fits(-levels))):
+                is_open = side.any(-1, keepdim=True)
+                by_contract[..., DECISIONS.index(decision)] &= is_open[..., 0]
+                sizes = sizes & (side | ~is_open)
+        else:
+            sizes = fits(levels)
         last = first + len(self.levels)
-        sizes = by_contract[..., first:last] & fits
+        sizes = by_contract[..., first:last] & sizes
+        if self.action == "heads":
+            for decision in ("long", "short"):
+                by_contract[..., DECISIONS.index(decision)] &= sizes.any(-1)
+        # a number of which nothing is left has no distribution
         smallest = min(range(len(self.levels)), key=lambda i: abs(self.levels[i]))
         sizes[..., smallest] |= ~sizes.any(-1)
         by_contract[..., first:last] = sizes

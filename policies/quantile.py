@@ -129,6 +129,10 @@ class PerpQuantilePolicy(BasePolicy):
         """
         return self.cvar(self.quantile_net.quantiles(context, state), alpha)
 
+    def level_worth(self, context: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        """(..., A, L) what the levels of the env's ladder are worth to whoever picks one of them."""
+        return self.worth(context, state)
+
     def cvar(self, quantiles: torch.Tensor, alpha: torch.Tensor | None = None) -> torch.Tensor:
         """(..., A, L, N) quantiles -> (..., A, L); ``alpha`` as in :meth:`worth`."""
         if alpha is None:

@@ -20,6 +20,7 @@ from perpgym.data.tape import Tape
 from perpgym.policies.action_heads import ActionHeads, make_action_heads
 from perpgym.policies.config import PolicyConfig
 from perpgym.policies.features import PerpFeatures
+from perpgym.policies.first_actions import trade_seldom
 
 # SB3 hands every observation to the network as float32, which counts up to here without a gap
 MAX_EXACT_BARS = 2**24
@@ -115,11 +116,8 @@ class StockPolicy(BasePolicy):
         return self.features_extractor.fuse(self.features_extractor.split(context), state)
 
     def _first_band(self, layer: nn.Linear, width: float) -> None:
-        """Start with a narrow no-trade band: inside a wide one no centre makes a difference."""
-        n_assets = self.encoders[0].n_assets
-        if isinstance(self.action_space, spaces.Box) and layer.out_features == 2 * n_assets:
-            with torch.no_grad():
-                layer.bias[1::2].fill_(width)
+        """Start to trade as seldom as :class:`PerpActorCriticPolicy` does."""
+        trade_seldom(layer, self.action_space, self.encoders[0].n_assets, width, self.config.hold_init)
 
 
 class StockActorCritic(StockPolicy):
@@ -220,9 +218,9 @@ class StockRecurrentPolicy(StockActorCritic, RecurrentMultiInputActorCriticPolic
         _, after = self.lstm_actor(features.reshape(1, -1, features.shape[-1]), (hidden, cell))
         return torch.stack(after).permute(2, 0, 1, 3).reshape(*lead, -1)  # ... Z
 
-    def forget(self, memory: torch.Tensor) -> torch.Tensor:
-        """Everything is kept."""
-        return memory
+    def forget(self, memory: torch.Tensor, bars: int = 1) -> torch.Tensor:
+        """Everything is kept from bar to bar, nothing over bars that the LSTM did not read."""
+        return memory if bars == 1 else torch.zeros_like(memory)
 
     def _by_layer(self, memory: torch.Tensor) -> torch.Tensor:
         lstm = self.lstm_actor

@@ -323,7 +323,7 @@ def test_predict_with_its_state_is_what_backtests_and_artifacts_do(
         theirs, state = policy.predict(env.observation(out), state, action_masks=masks)
         np.testing.assert_array_equal(mine, theirs.reshape(mine.shape))
         assert state is not None
-        np.testing.assert_allclose(agent.memory.numpy(), state[0], atol=1e-6)
+        np.testing.assert_allclose(agent.policy.forget(agent.in_force).numpy(), state[0], atol=1e-6)
         left.append(state[0][0, -1])
         env.step_into(mine, out)
     # options of the midpoint's three bars

@@ -19,6 +19,7 @@ from perpgym.envs import EnvConfig, PerpVecEnv, RiskLimits
 from perpgym.evaluation.explain import Decision, explain, replay_decision
 from perpgym.evaluation.figures import draw_attribution, save_png
 from perpgym.policies import PerpActorCriticPolicy, PolicyConfig
+from perpgym.policies.hierarchical_quantile import HierarchicalQuantilePolicy
 from perpgym.policies.hierarchy import PerpHierarchicalPolicy
 from perpgym.policies.quantile import PerpQuantilePolicy
 
@@ -47,7 +48,8 @@ def make_policy(tape: Tape, config: EnvConfig, kind: type = PerpActorCriticPolic
     )
     # fresh heads answer almost nothing to everything
     for name, parameter in policy.named_parameters():
-        if name.startswith(("action_net.weight", "quantile_net.advantage")) and parameter.ndim == 2:
+        last = ("action_net.weight", "quantile_net.advantage", "quantile_net.worker_advantage")
+        if name.startswith(last) and parameter.ndim == 2:
             torch.nn.init.normal_(parameter)
     return policy
 
@@ -62,7 +64,9 @@ def env_of(action: str, reach: int = SMALL.receptive_field) -> EnvConfig:
     return EnvConfig(action=action, window_bars=reach)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("case", ["band", "heads", "forecasts", "tft", "risk", "quantile", "hierarchical"])
+@pytest.mark.parametrize(
+    "case", ["band", "heads", "forecasts", "tft", "risk", "quantile", "hierarchical", "two critics"]
+)
 def test_the_parts_add_up_to_the_answer(tape: Tape, case: str) -> None:
     kind: type = PerpActorCriticPolicy
     action, shape, kwargs = "band", SMALL, {}
@@ -82,6 +86,9 @@ def test_the_parts_add_up_to_the_answer(tape: Tape, case: str) -> None:
             action, kind = "heads", PerpHierarchicalPolicy
             config = env_of("heads")
             kwargs = {"action": "heads", "levels": config.head_sizes, "choices": config.choices}
+        case "two critics":
+            action, kind = "ladder", HierarchicalQuantilePolicy
+            kwargs = {"n_quantiles": 8, "alpha": 0.5, "levels": env_of("ladder").ladder}
     config = env_of(action, shape.receptive_field)
     policy = make_policy(tape, config, kind, shape=shape, **kwargs)
     decision = decide(policy, tape, config, bar=60)
@@ -92,6 +99,23 @@ def test_the_parts_add_up_to_the_answer(tape: Tape, case: str) -> None:
     assert found.market.shape == (shape.receptive_field, 1, 4)
     assert (np.abs(found.risk).sum() > 0.0) == (case == "risk")
     assert (found.attention is not None) == (case == "tft")
+
+
+def test_two_critics_explain_the_level_that_the_worker_took_in_its_option(tape: Tape) -> None:
+    config = env_of("ladder")
+    kwargs = {"n_quantiles": 8, "alpha": 0.5, "levels": config.ladder}
+    policy = make_policy(tape, config, HierarchicalQuantilePolicy, **kwargs)
+    decision = decide(policy, tape, config, bar=60)
+    agent = TrainedAgent(policy)
+    state = torch.from_numpy(decision.state)[None]
+    option = state[:, -policy.options.size :]
+    context = agent._context_of(tape, 60)
+    worth = policy.level_worth(context[None], state)[0, 0].detach()
+    allowed = policy.options.worker_mask(torch.ones(1, 1, len(config.ladder), dtype=torch.bool), option)[0, 0]
+    assert int(worth.masked_fill(~allowed, -torch.inf).argmax()) == int(decision.action[0])
+    found = explain(policy, decision)
+    level = int(decision.action[0])
+    np.testing.assert_allclose(found.answer, float(worth[level] - worth.mean()), atol=1e-5)
 
 
 def test_what_the_policy_does_not_read_gets_no_part(tape: Tape) -> None:

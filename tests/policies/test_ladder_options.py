@@ -7,7 +7,7 @@ import torch
 
 from perpgym.envs.spaces import ACCOUNT_NAMES, PORTFOLIO_NAMES
 from perpgym.policies.ladder_options import LadderOptions
-from perpgym.policies.options import HierarchyConfig, after_a_bar
+from perpgym.policies.options import HierarchyConfig, after_bars
 
 LEVELS = (-1.0, -0.5, 0.0, 0.5, 1.0)
 
@@ -35,8 +35,8 @@ def test_a_choice_is_a_pair_of_a_target_and_a_risk_budget_for_each_contract() ->
 
 
 def test_a_bar_passes_and_never_fewer_than_none_are_left() -> None:
-    assert after_a_bar(torch.tensor([1.0, 0.25, 3.0])).tolist() == [1.0, 0.25, 2.0]
-    assert after_a_bar(torch.zeros(3)).tolist() == [0.0, 0.0, 0.0]
+    assert after_bars(torch.tensor([1.0, 0.25, 3.0]), 1).tolist() == [1.0, 0.25, 2.0]
+    assert after_bars(torch.zeros(3), 2).tolist() == [0.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize(

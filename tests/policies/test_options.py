@@ -14,10 +14,11 @@ UNIT = st.floats(-1.0, 1.0, width=32)
 SIZES = (0.25, 0.5, 1.0)
 
 
-def make(action: str = "heads", n_assets: int = 1) -> Options:
+def make(action: str = "heads", n_assets: int = 1, reach: float = 1.0) -> Options:
     choices = {"heads": (4, 3, 2, 2), "ladder": (5,)}.get(action, ())
     levels = SIZES if action == "heads" else (-1.0, -0.5, 0.0, 0.5, 1.0)
-    return Options(HierarchyConfig(), action=action, levels=levels, choices=choices, n_assets=n_assets)  # type: ignore[arg-type]
+    config = HierarchyConfig(reach=reach)
+    return Options(config, action=action, levels=levels, choices=choices, n_assets=n_assets)  # type: ignore[arg-type]
 
 
 def state(n_assets: int = 1, **portfolio: float) -> torch.Tensor:
@@ -48,17 +49,26 @@ def test_a_target_is_departed_from_by_at_most_the_reach() -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "budget", "allowed"),
+    ("target", "budget", "reach", "allowed"),
     [
         # hold, long, short, flat; three sizes
-        (1.0, 1.0, "1101 111"),
-        (-0.5, 0.5, "1011 110"),
-        (0.0, 0.25, "1001 100"),
+        (1.0, 1.0, 1.0, "1101 111"),
+        (1.0, 1.0, 0.5, "1101 011"),
+        (0.0, 0.5, 1.0, "1111 110"),
+        # short up to -1, long up to 0.5: a size must be near enough whichever of the two is taken
+        (-0.5, 1.0, 1.0, "1111 110"),
+        (-0.5, 0.25, 0.5, "1011 100"),
+        # nothing of the grid is near: the position may be held or closed
+        (-0.5, 0.25, 0.125, "1001 111"),
+        # not even the smallest size was granted
+        (0.0, 0.125, 1.0, "1001 111"),
     ],
 )
-def test_heads_are_masked_by_budget_and_direction(target: float, budget: float, allowed: str) -> None:
+def test_heads_stay_within_budget_and_reach_of_the_target(
+    target: float, budget: float, reach: float, allowed: str
+) -> None:
     everything = torch.ones(11, dtype=torch.bool)
-    mask = make().worker_mask(everything, torch.tensor([target, budget, 3.0]))
+    mask = make(reach=reach).worker_mask(everything, torch.tensor([target, budget, 3.0]))
     assert "".join(str(int(flag)) for flag in mask[:7]) == allowed.replace(" ", "")
     assert mask[7:].all()
     assert everything.all()
@@ -75,9 +85,28 @@ def test_what_the_env_forbids_stays_forbidden() -> None:
     assert mask[4:7].tolist() == [True, False, False]
 
 
-def test_a_ladder_is_masked_by_the_budget() -> None:
-    mask = make("ladder").worker_mask(torch.ones(5, dtype=torch.bool), torch.tensor([1.0, 0.5, 3.0]))
-    assert mask.tolist() == [False, True, True, True, False]
+@given(option=st.tuples(UNIT, st.floats(0.0, 1.0, width=32)), reach=st.floats(0.0625, 2.0, width=32))
+def test_no_exposure_that_heads_can_ask_for_is_beyond_budget_or_reach(
+    option: tuple[float, float], reach: float
+) -> None:
+    mask = make(reach=reach).worker_mask(torch.ones(11, dtype=torch.bool), torch.tensor([*option, 3.0]))
+    for decision, sign in ((1, 1.0), (2, -1.0)):
+        for size, is_allowed in zip(SIZES, mask[4:7], strict=True):
+            if mask[decision] and is_allowed:
+                assert size <= option[1] + 1e-4
+                assert abs(sign * size - option[0]) <= reach + 1e-4
+
+
+@pytest.mark.parametrize(
+    ("target", "budget", "allowed"),
+    [(0.0, 1.0, "11111"), (1.0, 1.0, "00111"), (1.0, 0.5, "00110"), (-0.5, 1.0, "11110")],
+)
+def test_a_ladder_stays_within_budget_and_reach_of_the_target(
+    target: float, budget: float, allowed: str
+) -> None:
+    option = torch.tensor([target, budget, 3.0])
+    mask = make("ladder").worker_mask(torch.ones(5, dtype=torch.bool), option)
+    assert "".join(str(int(flag)) for flag in mask) == allowed
 
 
 @pytest.mark.parametrize("action", ["heads", "ladder"])
@@ -115,8 +144,9 @@ def test_contracts_are_masked_by_their_own_targets() -> None:
         # limits admit less than was granted
         ({"risk_budget": 0.4}, (1.0, 0.5, 3.0), True),
         ({"risk_budget": 0.4}, (1.0, 0.25, 3.0), False),
-        # nothing smaller can be granted
-        ({"risk_budget": 0.0}, (1.0, 0.25, 3.0), False),
+        ({"risk_budget": 0.0}, (1.0, 0.25, 3.0), True),
+        # that much was granted
+        ({"risk_budget": 0.0}, (1.0, 0.0, 3.0), False),
     ],
 )
 def test_the_manager_is_called_back_when_the_option_is_over_or_by_a_risk_event(
@@ -130,6 +160,11 @@ def test_no_budget_is_granted_beyond_what_the_limits_admit() -> None:
         mask = make().manager_mask(state(risk_budget=admitted))
         assert mask[:5].all()
         assert mask[5:].int().tolist() == allowed
+    choice = torch.tensor([[4.0, 0.0], [4.0, 0.0]])
+    admitting = torch.stack((state(risk_budget=1.0), state(risk_budget=0.125)))
+    option = make().begin(choice, torch.tensor([3.0, 3.0]), admitting)
+    assert option.tolist() == [[1.0, 0.25, 3.0], [1.0, 0.125, 3.0]]
+    assert not make().is_due(option, admitting).any()
 
 
 def test_durations_are_drawn_evenly_between_their_bounds() -> None:
