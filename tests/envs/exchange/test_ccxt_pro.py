@@ -261,7 +261,7 @@ def test_bars_finer_than_the_tapes_are_refused_in_words(make_venue: Make) -> Non
     async def story() -> None:
         async with pro(make_venue()) as here:
             for asked in (here.client.watch_ohlcv, here.client.fetch_ohlcv):
-                with pytest.raises(ccxt.BadRequest, match="this exchange shows 1h, 2h, .*was asked for 1m"):
+                with pytest.raises(ccxt.BadRequest, match=r"this exchange shows 1h, 2h, .*was asked for 1m"):
                     await asked(SYMBOL, "1m")
             # the connection is none the worse for it
             assert await here.client.watch_ohlcv(SYMBOL, "1h")
