@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from perpgym.agents.artifact import Artifact
+from perpgym.envs.config import EnvConfig
 from perpgym.envs.exchange.connect import point_at
 from perpgym.envs.live.binance import Binance, BinanceConfig
 from perpgym.envs.live.broker import Broker, BrokerError
@@ -28,7 +30,12 @@ async def make_broker(call: Call, artifact: Artifact, keys: Keys) -> Broker:
     source = await make_exchange(call, symbols, timeframe(artifact.bar_ms), keys)
     if call.mode != "paper":
         return source
-    return PaperBroker(source, artifact.contracts, artifact.bar_ms, artifact.env_config)
+    return PaperBroker(source, artifact.contracts, artifact.bar_ms, paper_config(call, artifact.env_config))
+
+
+def paper_config(call: Call, config: EnvConfig) -> EnvConfig:
+    """What a paper account is: as in training, but with the wallet that was asked for."""
+    return config if call.wallet is None else replace(config, initial_wallet=call.wallet)
 
 
 async def make_exchange(call: Call, contracts: Sequence[str], bar: str, keys: Keys) -> PriceSource:
