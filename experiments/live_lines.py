@@ -10,10 +10,9 @@ from perpgym.data.clock import iso
 from perpgym.experiments.live_account import Call
 from perpgym.experiments.live_run import Decided
 
-# the console's three clocks
 CLOCKS = (
-    "times: a decision stands under the close of its bar (UTC, the exchange's clock), a message under this "
-    "machine's local time"
+    "below: “close 05:00 UTC  #4 of 04:00” is decision 4, taken at the close of 04:00, and the account once "
+    "the bar after it has closed. Bars and page show UTC by the exchange's clock, messages this machine's time"
 )
 LOG_TIME = "%H:%M:%S local"
 
@@ -50,7 +49,7 @@ def start_line(info: Mapping[str, Any], wallet: float, currency: str) -> str:
 
 
 def decision_line(decided: Decided, currency: str) -> str:
-    """One decision, once its bar is over: equity and costs of that bar, at its close."""
+    """One decision, once the bar after it is over: equity at that close, fills and costs since the last."""
     info = decided.info
     notes = [
         f"desk {info['desk']}",
@@ -63,7 +62,7 @@ def decision_line(decided: Decided, currency: str) -> str:
     return "  ".join(
         (
             f"close {iso(info['time_ms'])} UTC",
-            f"#{decided.number}",
+            f"#{decided.number} of {_clock(decided.bar_close_ms, info['time_ms'])}",
             f"equity {money(info['equity'])} {currency}",
             f"exposure {multiple(info['exposure'])}",
             f"fills {info['fills']:.0f}",
@@ -73,3 +72,9 @@ def decision_line(decided: Decided, currency: str) -> str:
             "; ".join(note for note in notes if note),
         )
     )
+
+
+def _clock(time_ms: int, beside_ms: int) -> str:
+    """``04:00``, and the day where it is another than that of the time beside it."""
+    day, _, clock = iso(time_ms).partition(" ")
+    return clock if iso(beside_ms).startswith(day) else f"{day} {clock}"

@@ -33,13 +33,15 @@ class Decided:
     """One decision and what came of it.
 
     Attributes:
-        number: counts from 1.
+        number: as the journal and the page count them.
+        bar_close_ms: at which it was taken.
         action: what the agent asked for.
         reward, info: of the step.
         seconds: that the agent took to decide.
     """
 
     number: int
+    bar_close_ms: int
     action: NDArray[np.float32]
     reward: float
     info: dict[str, Any]
@@ -144,15 +146,20 @@ def _decide_on(
     seconds: Callable[[], float],
 ) -> tuple[str, NoteLevel]:
     """Decide bar by bar; (why it ended, how loudly that is told)."""
-    number = 0
-    while decisions is None or number < decisions:
-        number += 1
-        begun = seconds()
+    made = 0
+    while decisions is None or made < decisions:
+        made += 1
+        begun, close_ms = seconds(), env.close_ms
         action = decide(env, agent, seen)
         env.journal.agent_state(env.journal.last_decision_id() + 1, agent.state_dict())
         took = seconds() - begun
         seen, reward, is_over, _cut, info = env.step(action)
-        on_decision(Decided(number=number, action=action, reward=reward, info=info, seconds=took))
+        number = env.journal.last_decision_id()
+        on_decision(
+            Decided(
+                number=number, bar_close_ms=close_ms, action=action, reward=reward, info=info, seconds=took
+            )
+        )  # fmt: skip
         if is_over:
             return "the episode is over: liquidation or ruin", TROUBLE
         if stop.reason:

@@ -98,7 +98,8 @@ def test_a_policy_trades_on_a_running_exchange_and_stops_after_its_decisions(
             **command(f"replay={tmp_path}/j.sqlite", f"url={server.url}"), timeout=120, check=False
         )
         assert replayed.returncode == 0, replayed.stdout
-        assert "itself and the exchange" in replayed.stdout
+        assert "the journal agrees with itself" in replayed.stdout
+        assert "the journal agrees with the exchange's records" in replayed.stdout
         told = subprocess.run(
             **command(f"replay={tmp_path}/none.sqlite", f"url={server.url}"), timeout=120, check=False
         )
@@ -123,7 +124,9 @@ def test_a_paper_account_begins_with_the_wallet_that_is_named_and_ends_without_a
     assert done.returncode == 0, done.stdout
     assert "paper account, begins with 25,000.00 USDT (wallet=)" in done.stdout
     assert re.search(r"close 2024-\d\d-\d\d \d\d:00 UTC  wallet 25,000\.00 USDT  desk ready\n", done.stdout)
-    assert re.search(r"close 2024-\d\d-\d\d \d\d:00 UTC  #1  equity 2\d,\d{3}\.\d\d USDT", done.stdout)
+    assert re.search(
+        r"close 2024-\d\d-\d\d \d\d:00 UTC  #1 of \d\d:00  equity 2\d,\d{3}\.\d\d USDT", done.stdout
+    )
     for said in ("CRITICAL", "WARNING  hold"):
         assert said not in done.stdout
 
