@@ -12,7 +12,7 @@ from perpgym.experiments.live_run import Decided
 
 CLOCKS = (
     "below: “close 05:00 UTC  #4 of 04:00” is decision 4, taken at the close of 04:00, and the account once "
-    "the bar after it has closed. Bars and page show UTC by the exchange's clock, messages this machine's time"
+    "the bar after it has closed. Bars and page: UTC, the exchange's clock; messages: this machine's time"
 )
 LOG_TIME = "%H:%M:%S local"
 
