@@ -12,7 +12,7 @@ from perpgym.agents.artifact import Artifact
 from perpgym.envs.config import EnvConfig
 from perpgym.envs.exchange.connect import point_at
 from perpgym.envs.live.binance import Binance, BinanceConfig
-from perpgym.envs.live.broker import Broker, BrokerError
+from perpgym.envs.live.broker import Broker, BrokerError, Unreachable
 from perpgym.envs.live.bybit import Bybit, BybitConfig
 from perpgym.envs.live.clock import ReplayClock
 from perpgym.envs.live.journal import JournalBroken
@@ -64,8 +64,13 @@ async def make_exchange(call: Call, contracts: Sequence[str], bar: str, keys: Ke
     )  # fmt: skip
     try:
         await clock.learn(broker.server_time_ms)
-    except BrokerError:
+    except BrokerError as error:
         await broker.close()
+        if isinstance(error, Unreachable):
+            raise Unreachable(
+                f"nobody answers at {call.url}: start the exchange with python -m perpgym.envs.exchange in "
+                f"another terminal, or name its address with url= ({error})"
+            ) from error
         raise
     return broker
 

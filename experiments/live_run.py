@@ -66,7 +66,8 @@ class Stop:
         self._thread.stop_wanted.set()
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        self.want(signal.Signals(number).name)
+        name = signal.Signals(number).name
+        self.want(f"{name} (Ctrl-C)" if number == signal.SIGINT else name)
 
     def _watch(self) -> None:
         while not self._is_over.wait(_LOOK_S):

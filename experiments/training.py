@@ -131,10 +131,9 @@ def _say_whole_rollouts(settings: Settings, model: PathAlgorithm) -> None:
     """A rollout is not cut short: say so where the steps that were asked for are no whole number of them."""
     asked, rollout = settings.training.total_steps, model.steps_per_rollout
     if asked % rollout and settings.training.max_seconds is None:
-        whole = -(-asked // rollout)
         _LOG.info(
-            "training.total_steps=%s becomes %s: %s whole rollouts of %s account steps",
-            f"{asked:,}", f"{whole * rollout:,}", f"{whole:,}", f"{rollout:,}",
+            "training.total_steps=%s becomes %s: whole rollouts of %s account steps",
+            f"{asked:,}", f"{-(-asked // rollout) * rollout:,}", f"{rollout:,}",
         )  # fmt: skip
 
 

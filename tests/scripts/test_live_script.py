@@ -158,7 +158,7 @@ def test_a_signal_makes_it_flat_where_that_is_asked_for(tape: Tape, policy: Path
     ("arguments", "says"),
     [
         (("exchange=binanceusdm", "mode=live"), "PERPGYM_BINANCEUSDM_LIVE_KEY"),
-        (("url=http://127.0.0.1:9",), "simulated, demo:"),
+        (("url=http://127.0.0.1:9",), "nobody answers at http://127.0.0.1:9: start the exchange"),
         (("settings.feed.reading=3",), "did you mean settings.feed.readings"),
     ],
 )
