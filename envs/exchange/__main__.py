@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import math
 import os
 import signal
 import sys
@@ -28,6 +29,7 @@ from perpgym.envs.exchange.server import Server
 from perpgym.envs.exchange.tls import make_certificate
 from perpgym.envs.exchange.venue import Venue
 from perpgym.envs.exchange.warm import warm_up
+from perpgym.envs.exchange.wire import decimal_of
 
 _SIMULATED_FROM = "2024-01-01"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -153,9 +155,19 @@ def pasted(venue: Venue, url: str, arguments: argparse.Namespace) -> list[str]:
         *(f"# {_VARIABLES[name]} must be what this exchange was given as its {name}" for name in own),
         f"exchange = point_at(ccxt.binanceusdm({{'apiKey': {login['key']}, 'secret': {login['secret']}}}), "
         f"{url!r})",
-        f"order = exchange.create_order({venue.books.contracts[0].symbol!r}, 'market', 'buy', 0.01)",
+        f"order = exchange.create_order({venue.books.contracts[0].symbol!r}, 'market', 'buy', "
+        f"{_small_quantity(venue)})",
         "print(order['id'], order['average'])",
     ]
+
+
+def _small_quantity(venue: Venue) -> str:
+    """base: a hundredth of the wallet in the first contract, or its smallest order."""
+    contract, price = venue.books.contracts[0], venue.market.last_price(0)
+    least = max(contract.min_quantity, 1.1 * contract.min_notional / price, contract.lot_size)
+    lots = math.ceil(max(0.01 * venue.books.wallet / price, least) / contract.lot_size)
+    # in decimals: 3 * 0.1 is 0.3
+    return format((lots * decimal_of(contract.lot_size)).normalize(), "f")
 
 
 async def serve(venue: Venue, arguments: argparse.Namespace) -> None:
