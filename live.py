@@ -16,7 +16,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from perpgym.agents.artifact import Artifact
 from perpgym.agents.trained import TrainedAgent
-from perpgym.data.clock import iso
 from perpgym.envs.live.broker import BrokerError
 from perpgym.envs.live.compose import LiveSettings, make_live_env
 from perpgym.envs.live.context import DeskTimings
@@ -40,7 +39,8 @@ from perpgym.experiments.live_account import (
     plain,
     read_keys,
 )
-from perpgym.experiments.live_exchange import make_broker, replay_journal
+from perpgym.experiments.live_exchange import make_broker, paper_config, replay_journal
+from perpgym.experiments.live_lines import CLOCKS, LOG_TIME, decision_line, paper_line, start_line
 from perpgym.experiments.live_run import Decided, Stop, run_live
 from perpgym.experiments.live_watch import facts_of, read_monitor, watching
 from perpgym.experiments.market import set_threads
@@ -50,7 +50,7 @@ from perpgym.experiments.settings import build
 @hydra.main(version_base="1.3", config_path="configs", config_name="live")
 def main(config: DictConfig) -> None:
     """Load the policy, take the account, trade until somebody stops it."""
-    set_up_log()
+    set_up_log(LOG_TIME)
     with errors_in_words():
         values: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
         call = build(plain(values), Call, "live")
@@ -116,51 +116,33 @@ def trade(
     stop = Stop(thread, call.kill_path())
     facts = facts_of(call, artifact, settings.desk)
     with stop.listening(), watching(env, facts, monitor, os.environ) as (watch, page):
-        CONSOLE.print(
+        say(
             f"{call.exchange}, {call.mode}; journal {journal.path}; stop with Ctrl-C or {call.kill_path()}"
-            + (f"; page {page}" if page else ""),
-            soft_wrap=True,
+            + (f"; page {page}" if page else "")
         )
+        if paper := paper_line(call, paper_config(call, artifact.env_config).initial_wallet, facts.currency):
+            say(paper)
+        say(CLOCKS)
 
         def on_start(info: dict[str, Any]) -> None:
             watch.note()
-            show_start(info)
+            say(start_line(info, env.desk.status().wallet, facts.currency))
 
         def on_decision(decided: Decided) -> None:
             watch.note()
-            show(decided)
+            say(decision_line(decided, facts.currency))
 
         why = run_live(
             env, agent, stop, on_stop=call.on_stop, decisions=call.decisions, on_start=on_start,
             on_decision=on_decision, seconds=time.perf_counter,
         )  # fmt: skip
     journal.close()
-    CONSOLE.print(f"stopped ({call.on_stop}): {why}")
+    say(f"stopped ({call.on_stop}): {why}")
 
 
-def show_start(info: dict[str, Any]) -> None:
-    """One line when everything is ready."""
-    CONSOLE.print(f"{iso(info['time_ms'])}  ready; desk {info['desk']} {'; '.join(info['reasons'])}")
-
-
-def show(decided: Decided) -> None:
-    """One line a decision."""
-    info = decided.info
-    notes = [
-        f"desk {info['desk']}",
-        *info["reasons"],
-        info["skipped"],
-        "" if info["is_whole"] else info["why"],
-    ]
-    if info["bars"] > 1:
-        notes.append(f"{info['bars']} bars without a decision between")
-    CONSOLE.print(
-        f"{iso(info['time_ms'])}  #{decided.number}  equity {info['equity']:,.2f}  exposure "
-        f"{info['exposure']:+.3f}  fills {info['fills']:.0f}  costs "
-        f"{info['fees'] + info['spread'] + info['impact']:.2f}  funding {info['funding']:+.2f}  "
-        f"{1e3 * decided.seconds:.1f} ms  {'; '.join(note for note in notes if note)}",
-        soft_wrap=True,
-    )  # fmt: skip
+def say(line: str) -> None:
+    """One line, unbroken and as it is: what an exchange says may hold brackets."""
+    CONSOLE.print(line, soft_wrap=True, markup=False)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -65,7 +66,8 @@ def main(config: DictConfig) -> None:
                 error.errno, f"{error.strerror}; go on with: {python()} train.py resume={folder.path}"
             ) from error
         CONSOLE.print(f"done; judge it with: {python()} evaluate.py run={folder.path}", soft_wrap=True)
-        CONSOLE.print(f"curves: tensorboard --logdir {folder.tensorboard}", soft_wrap=True)
+        curves = shlex.quote(str(folder.tensorboard))
+        CONSOLE.print(f"curves: {python()} -m tensorboard.main --logdir {curves}", soft_wrap=True)
 
 
 def announce(settings: Settings, folder: RunFolder) -> None:

@@ -19,9 +19,9 @@ CONSOLE = Console(width=None if sys.stdout.isatty() else 140)
 _LOG = logging.getLogger(__name__)
 
 
-def set_up_log() -> None:
-    """Every message of perpgym on the console; warnings of libraries only."""
-    handler = RichHandler(console=CONSOLE, show_path=False, show_level=True, log_time_format="%H:%M:%S")
+def set_up_log(time_format: str = "%H:%M:%S") -> None:
+    """Every message of perpgym on the console, with this machine's time; warnings of libraries only."""
+    handler = RichHandler(console=CONSOLE, show_path=False, show_level=True, log_time_format=time_format)
     # rows of a live journal are for the log's file; a person reads a line a decision
     handler.addFilter(lambda record: record.name != "perpgym.journal")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -43,6 +44,7 @@ class Call:
     on_stop: str = "freeze"
     kill_file: str | None = None
     decisions: int | None = None
+    wallet: float | None = None
     accept_changed_rules: bool = False
 
     def __post_init__(self) -> None:
@@ -54,6 +56,13 @@ class Call:
             raise ValueError(
                 "the simulated exchange has no real money: mode must be demo, its own account, or paper"
             )
+        if self.wallet is not None and self.mode != "paper":
+            raise ValueError(
+                f"wallet= is what a paper account begins with, was {self.wallet:g} with mode={self.mode}: "
+                "that account has what it has: leave it out (the simulated exchange takes --wallet)"
+            )
+        if self.wallet is not None and not 0.0 < self.wallet < math.inf:
+            raise ValueError(f"wallet must be positive (settle currency), was {self.wallet}")
         if self.decisions is not None and self.decisions < 1:
             raise ValueError(f"decisions must be at least 1, was {self.decisions}; null for no end")
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from perpgym.agents.artifact import Artifact
+from perpgym.envs.config import EnvConfig
 from perpgym.envs.exchange.connect import point_at
 from perpgym.envs.live.binance import Binance, BinanceConfig
-from perpgym.envs.live.broker import Broker, BrokerError
+from perpgym.envs.live.broker import Broker, BrokerError, Unreachable
 from perpgym.envs.live.bybit import Bybit, BybitConfig
 from perpgym.envs.live.clock import ReplayClock
 from perpgym.envs.live.journal import JournalBroken
-from perpgym.envs.live.monitor.facts import RunFacts
-from perpgym.envs.live.monitor.reader import JournalReader
-from perpgym.envs.live.monitor.replay import replay
+from perpgym.envs.live.monitor.replay import compare, report
+from perpgym.envs.live.monitor.story import Difference, Story, rebuild
 from perpgym.envs.live.paper import PaperBroker, PriceSource
 from perpgym.envs.live.thread import DeskThread
 from perpgym.experiments.live_account import Call, Keys, read_keys, timeframe
@@ -28,7 +29,12 @@ async def make_broker(call: Call, artifact: Artifact, keys: Keys) -> Broker:
     source = await make_exchange(call, symbols, timeframe(artifact.bar_ms), keys)
     if call.mode != "paper":
         return source
-    return PaperBroker(source, artifact.contracts, artifact.bar_ms, artifact.env_config)
+    return PaperBroker(source, artifact.contracts, artifact.bar_ms, paper_config(call, artifact.env_config))
+
+
+def paper_config(call: Call, config: EnvConfig) -> EnvConfig:
+    """What a paper account is: as in training, but with the wallet that was asked for."""
+    return config if call.wallet is None else replace(config, initial_wallet=call.wallet)
 
 
 async def make_exchange(call: Call, contracts: Sequence[str], bar: str, keys: Keys) -> PriceSource:
@@ -58,8 +64,13 @@ async def make_exchange(call: Call, contracts: Sequence[str], bar: str, keys: Ke
     )  # fmt: skip
     try:
         await clock.learn(broker.server_time_ms)
-    except BrokerError:
+    except BrokerError as error:
         await broker.close()
+        if isinstance(error, Unreachable):
+            raise Unreachable(
+                f"nobody answers at {call.url}: start the exchange with python -m perpgym.envs.exchange in "
+                f"another terminal, or name its address with url= ({error})"
+            ) from error
         raise
     return broker
 
@@ -86,26 +97,38 @@ def replay_journal(
     Raises:
         ValueError: the keys are missing, or the exchange does not answer.
     """
-    if call.mode == "paper":
-        return replay(path, say=say)
     try:
-        reader = JournalReader(path)
-        facts = RunFacts.read(reader.read_new().meta)
-        reader.close()
+        story = rebuild(path)
     except JournalBroken as error:
         say(f"error: {error}")
         return 2
-    if facts is None:
+    told = None if _has_no_other_records(path, call, story) else _ask_exchange(story, call, environment)
+    say(report(story, told))
+    return 1 if story.differences or told else 0
+
+
+def _has_no_other_records(path: Path, call: Call, story: Story) -> bool:
+    """Whether nobody but the journal knows the account: it was inside a program that has ended.
+
+    Raises:
+        ValueError: it does not say what was traded.
+    """
+    if call.mode == "paper":
+        return True
+    if story.facts is None:
         raise ValueError(
             f"{path} does not say which contracts were traded: compare it alone, with mode=paper"
         )
-    if facts.exchange.endswith(", paper"):
-        # the account was inside the program that has ended: nobody else has its records
-        return replay(path, say=say)
-    keys = read_keys(call, environment)
+    return story.facts.exchange.endswith(", paper")
+
+
+def _ask_exchange(story: Story, call: Call, environment: Mapping[str, str]) -> list[Difference]:
+    """What the exchange's records say otherwise."""
+    assert story.facts is not None
+    keys, bar = read_keys(call, environment), timeframe(story.facts.bar_ms)
     with DeskThread() as thread:
         try:
-            broker = thread.call(make_exchange(call, facts.contracts, timeframe(facts.bar_ms), keys))
-            return replay(path, broker, say, thread.call)
+            broker = thread.call(make_exchange(call, story.facts.contracts, bar, keys))
+            return thread.call(compare(story, broker))
         except BrokerError as error:
             raise ValueError(f"{call.exchange}, {call.mode}: {error}; mode=paper compares without") from error

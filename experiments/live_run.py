@@ -18,10 +18,14 @@ from numpy.typing import NDArray
 from perpgym.agents.trained import TrainedAgent
 from perpgym.envs.live.env import LiveEnv, Observation
 from perpgym.envs.live.thread import DeskThread, Interrupted
+from perpgym.envs.live.wishes import NoteLevel
 
 _LOG = logging.getLogger(__name__)
 # how often somebody looks for the kill file
 _LOOK_S = 0.5
+# how loudly an end is told
+ORDINARY: NoteLevel = "info"
+TROUBLE: NoteLevel = "alarm"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +33,15 @@ class Decided:
     """One decision and what came of it.
 
     Attributes:
-        number: counts from 1.
+        number: as the journal and the page count them.
+        bar_close_ms: at which it was taken.
         action: what the agent asked for.
         reward, info: of the step.
         seconds: that the agent took to decide.
     """
 
     number: int
+    bar_close_ms: int
     action: NDArray[np.float32]
     reward: float
     info: dict[str, Any]
@@ -60,7 +66,8 @@ class Stop:
         self._thread.stop_wanted.set()
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        self.want(signal.Signals(number).name)
+        name = signal.Signals(number).name
+        self.want(f"{name} (Ctrl-C)" if number == signal.SIGINT else name)
 
     def _watch(self) -> None:
         while not self._is_over.wait(_LOOK_S):
@@ -114,30 +121,51 @@ def run_live(
     Returns:
         Why it stopped, in words.
     """
-    reason = "all decisions are made"
+    reason, told = "", TROUBLE
     try:
         seen, info = env.reset()
         on_start(info)
         _restore(env, agent)
-        number = 0
-        while decisions is None or number < decisions:
-            number += 1
-            begun = seconds()
-            action = decide(env, agent, seen)
-            env.journal.agent_state(env.journal.last_decision_id() + 1, agent.state_dict())
-            took = seconds() - begun
-            seen, reward, is_over, _cut, info = env.step(action)
-            on_decision(Decided(number=number, action=action, reward=reward, info=info, seconds=took))
-            if is_over:
-                reason = "the episode is over: liquidation or ruin"
-                break
-            if stop.reason:
-                raise Interrupted(stop.reason)
+        reason, told = _decide_on(env, agent, stop, seen, decisions, on_decision, seconds)
     except Interrupted:
-        reason = stop.reason or "a stop was asked for"
+        reason, told = stop.reason or "a stop was asked for", ORDINARY
+    except BaseException as error:
+        reason = f"the program failed: {type(error).__name__}: {error}"
+        raise
     finally:
-        _wind_down(env, on_stop, stop.reason or reason)
+        _wind_down(env, on_stop, reason, told)
     return reason
+
+
+def _decide_on(
+    env: LiveEnv,
+    agent: TrainedAgent,
+    stop: Stop,
+    seen: Observation,
+    decisions: int | None,
+    on_decision: Callable[[Decided], None],
+    seconds: Callable[[], float],
+) -> tuple[str, NoteLevel]:
+    """Decide bar by bar; (why it ended, how loudly that is told)."""
+    made = 0
+    while decisions is None or made < decisions:
+        made += 1
+        begun, close_ms = seconds(), env.close_ms
+        action = decide(env, agent, seen)
+        env.journal.agent_state(env.journal.last_decision_id() + 1, agent.state_dict())
+        took = seconds() - begun
+        seen, reward, is_over, _cut, info = env.step(action)
+        number = env.journal.last_decision_id()
+        on_decision(
+            Decided(
+                number=number, bar_close_ms=close_ms, action=action, reward=reward, info=info, seconds=took
+            )
+        )  # fmt: skip
+        if is_over:
+            return "the episode is over: liquidation or ruin", TROUBLE
+        if stop.reason:
+            return stop.reason, ORDINARY
+    return "all decisions are made", ORDINARY
 
 
 def decide(env: LiveEnv, agent: TrainedAgent, seen: Observation) -> NDArray[np.float32]:
@@ -156,10 +184,10 @@ def _restore(env: LiveEnv, agent: TrainedAgent) -> None:
         agent.load_state(kept[1])
 
 
-def _wind_down(env: LiveEnv, on_stop: str, reason: str) -> None:
+def _wind_down(env: LiveEnv, on_stop: str, reason: str, told: NoteLevel) -> None:
     """Freeze or flatten, then let go."""
     if env.is_started:
-        work = env.desk.flatten(reason) if on_stop == "flatten" else env.desk.freeze(reason)
-        if not env.thread.call(work):
+        end = env.desk.flatten if on_stop == "flatten" else env.desk.freeze
+        if not env.thread.call(end(reason, told)):
             _LOG.critical("%s is not complete: look at the account yourself, now", on_stop)
     env.close()

@@ -15,6 +15,7 @@ from perpgym.envs.live.monitor.attach import EnvControls, EnvWatch
 from perpgym.envs.live.monitor.facts import RunFacts
 from perpgym.envs.live.monitor.monitor import Monitor, MonitorConfig
 from perpgym.envs.live.monitor.serve import PageConfig
+from perpgym.envs.rules import settle_currency
 from perpgym.experiments.live_account import Call
 from perpgym.experiments.settings import build, check_keys
 
@@ -44,6 +45,7 @@ def facts_of(call: Call, artifact: Artifact, limits: DeskLimits) -> RunFacts:
         exchange=f"{call.exchange}, {call.mode}",
         contracts=tuple(contract.symbol for contract in artifact.contracts),
         bar_ms=artifact.bar_ms,
+        currency=settle_currency(artifact.contracts[0]),
         limits=numbers,
     )
 

@@ -114,6 +114,7 @@ def train_seed(
         _LOG.info("seed %d resumes at %s steps", seed, f"{model.num_timesteps:,}")
     model.set_logger(configure(str(folder.tensorboard / f"seed_{seed}"), ["tensorboard"]))
     _describe(model.logger, market)
+    _say_whole_rollouts(settings, model)
     left = settings.training.total_steps - model.num_timesteps
     with stop_on_interrupt(watcher):
         if left > 0:
@@ -124,6 +125,16 @@ def train_seed(
     # asked for after the last rollout began: this seed is whole, and no other may start
     if watcher.is_stop_requested:
         raise StopRequestedError
+
+
+def _say_whole_rollouts(settings: Settings, model: PathAlgorithm) -> None:
+    """A rollout is not cut short: say so where the steps that were asked for are no whole number of them."""
+    asked, rollout = settings.training.total_steps, model.steps_per_rollout
+    if asked % rollout and settings.training.max_seconds is None:
+        _LOG.info(
+            "training.total_steps=%s becomes %s: whole rollouts of %s account steps",
+            f"{asked:,}", f"{-(-asked // rollout) * rollout:,}", f"{rollout:,}",
+        )  # fmt: skip
 
 
 def _describe(logger: Logger, market: Market) -> None:

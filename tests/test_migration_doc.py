@@ -1,4 +1,4 @@
-"""The page on migration tells the truth: our blocks run, from its top to its end."""
+"""The page on migration tells the truth, and so do README and small pages: our blocks run from top to end."""
 
 from __future__ import annotations
 
@@ -77,6 +77,40 @@ def test_our_blocks_run_from_the_top_of_the_page_to_its_end(
     for vector in (names["envs"], names["batch"]):
         vector.reset(seed=0)
         vector.step(vector.action_space.sample())
+
+
+# where the programs of the other pages run; a page that is not named here has none
+ELSEWHERE = {
+    "docs/migration.md": "tests/test_migration_doc.py",
+    "docs/mechanics.md": "tests/test_mechanics_doc.py",
+    "docs/exchange.md": "tests/envs/exchange/test_exchange_doc.py",
+    "docs/desk.md": "tests/envs/live/test_desk_doc.py",
+    "docs/live_monitor.md": "tests/envs/live/test_desk_doc.py",
+}
+HERE = ("README.md", "docs/algorithms/ensembles.md", "docs/algorithms/qrdqn.md")
+
+
+def test_every_page_with_a_program_has_a_test_that_runs_it() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    found = {str(page.relative_to(ROOT)) for page in pages if "```python" in page.read_text("utf-8")}
+    assert found == {*ELSEWHERE, *HERE}
+    for page, test in ELSEWHERE.items():
+        assert Path(page).name in (ROOT / test).read_text("utf-8")
+
+
+@pytest.mark.parametrize("page", HERE)
+def test_the_programs_of_a_page_run_one_after_the_other(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the file that the README's reader is asked to have
+    write_freqtrade_folder(tmp_path / "data")
+    monkeypatch.chdir(tmp_path / "data")
+    text = (ROOT / page).read_text("utf-8")
+    programs = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert programs
+    names: dict[str, Any] = {}
+    for program in programs:
+        exec(compile(program, page, "exec"), names)
 
 
 def test_the_sides_of_a_table_ask_for_the_same_thing() -> None:

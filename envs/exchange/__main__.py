@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import math
+import os
 import signal
 import sys
 import tempfile
@@ -27,9 +29,12 @@ from perpgym.envs.exchange.server import Server
 from perpgym.envs.exchange.tls import make_certificate
 from perpgym.envs.exchange.venue import Venue
 from perpgym.envs.exchange.warm import warm_up
+from perpgym.envs.exchange.wire import decimal_of
 
 _SIMULATED_FROM = "2024-01-01"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
+# where live.py reads the same
+_VARIABLES = {"key": "PERPGYM_SIMULATED_KEY", "secret": "PERPGYM_SIMULATED_SECRET"}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -51,8 +56,11 @@ def make_parser() -> argparse.ArgumentParser:
     account.add_argument("--leverage", type=float, default=20.0)
     account.add_argument("--margin-mode", choices=("cross", "isolated"), default="cross")
     account.add_argument("--half-spread-bps", type=float, default=1.0)
-    account.add_argument("--key", default="key", help="API key")
-    account.add_argument("--secret", default="secret", help="API secret; a toy: money is not real here")
+    for name, variable in _VARIABLES.items():
+        account.add_argument(
+            f"--{name}", default=os.environ.get(variable) or name,
+            help=f"API {name}; default: ${variable}, else the word {name}, which guards nothing",
+        )  # fmt: skip
     wire = parser.add_argument_group("wire")
     wire.add_argument("--host", default="127.0.0.1")
     wire.add_argument("--port", type=int, default=8787)
@@ -115,8 +123,8 @@ def make_venue(arguments: argparse.Namespace) -> Venue:
     )
 
 
-def banner(venue: Venue, url: str, key: str) -> str:
-    """What a user needs to know to trade here."""
+def banner(venue: Venue, url: str, arguments: argparse.Namespace) -> str:
+    """What a user needs to know to trade here, and a program to paste."""
     market = venue.market
     stepped = "stepped by whoever polls" if venue.steps_on_poll else "stepped: POST /admin/advance"
     pace = f"{venue.clock.speed:g} times real time" if venue.clock.speed else stepped
@@ -124,14 +132,42 @@ def banner(venue: Venue, url: str, key: str) -> str:
         (
             f"perpgym exchange at {url}: {market.tape.source}",
             f"{', '.join(c.symbol for c in venue.books.contracts)} from {iso(venue.now_ms)} to "
-            f"{iso(market.end_ms)}, {pace}; wallet {venue.books.wallet:g} {venue.names.currency}",
+            f"{iso(market.end_ms)} UTC, {pace}; wallet {venue.books.wallet:,.2f} {venue.names.currency}",
+            f"bars of {', '.join(market.intervals)}; finer ones are refused",
             "",
-            "import ccxt; from perpgym.envs.exchange.connect import point_at",
-            f"exchange = point_at(ccxt.binanceusdm({{'apiKey': '{key}', 'secret': …}}), '{url}')",
-            f"exchange.create_order('{venue.books.contracts[0].symbol}', 'market', 'buy', 0.01)",
+            "to trade here, paste:",
+            "",
+            *pasted(venue, url, arguments),
             "",
         )
     )
+
+
+def pasted(venue: Venue, url: str, arguments: argparse.Namespace) -> list[str]:
+    """Lines of a program that trades here as it is; keys of the user's own are read, never shown."""
+    own = [name for name in _VARIABLES if getattr(arguments, name) != name]
+    login = {name: f"os.environ[{_VARIABLES[name]!r}]" if name in own else repr(name) for name in _VARIABLES}
+    return [
+        *(["import os", ""] if own else []),
+        "import ccxt",
+        "from perpgym.envs.exchange.connect import point_at",
+        "",
+        *(f"# {_VARIABLES[name]} must be what this exchange was given as its {name}" for name in own),
+        f"exchange = point_at(ccxt.binanceusdm({{'apiKey': {login['key']}, 'secret': {login['secret']}}}), "
+        f"{url!r})",
+        f"order = exchange.create_order({venue.books.contracts[0].symbol!r}, 'market', 'buy', "
+        f"{_small_quantity(venue)})",
+        "print(order['id'], order['average'])",
+    ]
+
+
+def _small_quantity(venue: Venue) -> str:
+    """base: a hundredth of the wallet in the first contract, or its smallest order."""
+    contract, price = venue.books.contracts[0], venue.market.last_price(0)
+    least = max(contract.min_quantity, 1.1 * contract.min_notional / price, contract.lot_size)
+    lots = math.ceil(max(0.01 * venue.books.wallet / price, least) / contract.lot_size)
+    # in decimals: 3 * 0.1 is 0.3
+    return format((lots * decimal_of(contract.lot_size)).normalize(), "f")
 
 
 async def serve(venue: Venue, arguments: argparse.Namespace) -> None:
@@ -140,7 +176,7 @@ async def serve(venue: Venue, arguments: argparse.Namespace) -> None:
     warm_up(venue.market, venue.books.config)
     server = Server(venue)
     url = await server.start(host=arguments.host, port=arguments.port)
-    print(banner(venue, url, arguments.key), flush=True)
+    print(banner(venue, url, arguments), flush=True)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(server.stop)
         if arguments.proxy_port is not None:

@@ -128,6 +128,22 @@ class Replay:
         """base, of the newest closed (finer) bar: the open one's is not known yet."""
         return float(self.inside.volume[self.fine - 1, asset])
 
+    @property
+    def intervals(self) -> tuple[str, ...]:
+        """Names of the intervals that the tape's bars make, shortest first."""
+        return tuple(name for name, ms in INTERVALS_MS.items() if ms % self.fine_ms == 0)
+
+    def interval_ms(self, interval: str) -> int:
+        """Length of an interval.
+
+        Raises:
+            Rejected: -1120, the tape's bars do not make it; says which ones they make.
+        """
+        if interval not in self.intervals:
+            made = f"this exchange shows {', '.join(self.intervals)}, was asked for {interval}"
+            raise Rejected(-1120, text=f"Invalid interval: {made}.")
+        return INTERVALS_MS[interval]
+
     def klines(
         self,
         asset: int,
@@ -143,9 +159,7 @@ class Replay:
         Raises:
             Rejected: -1120, an interval that the tape's bars do not make.
         """
-        step = INTERVALS_MS.get(interval, 0)
-        if step == 0 or step % self.fine_ms:
-            raise Rejected(-1120)
+        step = self.interval_ms(interval)
         first_ms, of_ms, total = self._grid(step)
         begin = -(-(start_ms - first_ms) // of_ms) if start_ms is not None else 0
         stop = (end_ms - first_ms) // of_ms + 1 if end_ms is not None else total

@@ -161,7 +161,7 @@ def day_ticker_row(venue: Venue, asset: int) -> dict[str, Any]:
     """One contract's last 24 hours, on whole bars."""
     market = venue.market
     per_day = max(DAY_MS // market.fine_ms, 1)
-    interval = next(name for name, ms in INTERVALS_MS.items() if ms % market.fine_ms == 0)
+    interval = market.intervals[0]
     rows = market.klines(asset, interval, limit=per_day + 1)
     first, last = rows[0][1], market.last_price(asset)
     volume = sum(row[5] for row in rows)

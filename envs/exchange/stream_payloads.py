@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from perpgym.envs.exchange.book import Level, depth
-from perpgym.envs.exchange.errors import Rejected
 from perpgym.envs.exchange.market import INTERVALS_MS
 from perpgym.envs.exchange.rest_public import book_ticker_row, day_ticker_row, kline_row, premium_row
 from perpgym.envs.exchange.venue import Venue
@@ -15,15 +14,9 @@ Json = dict[str, Any]
 
 
 def klines(venue: Venue, asset: int, interval: str, rows: int) -> list[Json]:
-    """The newest bars of an interval: of two, the older one only at the moment it has closed.
-
-    An interval that the tape's bars do not make says nothing.
-    """
-    step, now = INTERVALS_MS.get(interval, 0), venue.now_ms
-    try:
-        found = venue.market.klines(asset, interval, limit=rows)
-    except Rejected:
-        return []
+    """The newest bars of an interval: of two, the older one only at the moment it has closed."""
+    step, now = INTERVALS_MS[interval], venue.now_ms
+    found = venue.market.klines(asset, interval, limit=rows)
     is_new = bool(found) and found[-1][0] == venue.market.open_ms
     shown = found if is_new else found[-1:]
     return [_kline(venue, asset, interval, step, row, now) for row in shown]

@@ -106,7 +106,7 @@ class Hub:
         socket = Socket(wire, transport, key, is_combined=path.endswith("/stream"))
         self.sockets.add(socket)
         named = query.get("streams", "") or (tail if "@" in tail else "")
-        self._subscribe(socket, [name for name in named.split("/") if name])
+        self._ask(socket, [name for name in named.split("/") if name], None)
         return socket
 
     def leave(self, socket: Socket) -> None:
@@ -122,17 +122,32 @@ class Hub:
         except (json.JSONDecodeError, KeyError, TypeError):
             socket.send({"error": {"code": 3, "msg": "Invalid JSON"}, "id": None})
             return
+        if method == "SUBSCRIBE":
+            self._ask(socket, names, request.get("id"), is_answered=True)
+            return
         answer: Any = None
         if method == "LIST_SUBSCRIPTIONS":
             answer = sorted(socket.streams)
         elif method == "UNSUBSCRIBE":
             socket.streams -= set(names)
-        elif method != "SUBSCRIBE":
+        else:
             socket.send({"error": {"code": 2, "msg": f"Invalid request: {method}"}, "id": request.get("id")})
             return
         socket.send({"result": answer, "id": request.get("id")})
-        if method == "SUBSCRIBE":
-            self._subscribe(socket, names)
+
+    def _ask(self, socket: Socket, names: list[str], number: Any, *, is_answered: bool = False) -> None:
+        """Subscribe to all of them, or to none where one asks for bars that would never come."""
+        try:
+            for name in names:
+                channel = name.partition("@")[2]
+                if channel.startswith("kline_"):
+                    self.venue.market.interval_ms(channel.removeprefix("kline_"))
+        except Rejected as error:
+            socket.send({"error": error.payload(), "id": number})
+            return
+        if is_answered:
+            socket.send({"result": None, "id": number})
+        self._subscribe(socket, names)
 
     def _subscribe(self, socket: Socket, names: list[str]) -> None:
         """From now on; what a stream shows at the moment is sent at once, as its next update would be."""

@@ -123,7 +123,9 @@ class Binance:
 
     @property
     def account_id(self) -> str:
-        return hashlib.sha256(f"binanceusdm {self.config.api_key}".encode()).hexdigest()[:16]
+        # the same key at another address, e.g. of a second local exchange, is another account
+        text = f"binanceusdm {self._exchange.urls['api']['fapiPrivate']} {self.config.api_key}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def now_ms(self) -> int:
         return self.wire.now_ms()

@@ -14,7 +14,7 @@ from perpgym.envs.live.broker import AccessDenied, AccountTruth, Broker, BrokerE
 from perpgym.envs.live.holds import Holds, Level
 from perpgym.envs.live.journal import Journal, JournalBroken
 from perpgym.envs.live.order_table import OrderTable
-from perpgym.envs.live.wishes import Books
+from perpgym.envs.live.wishes import Books, NoteLevel
 
 LOG = logging.getLogger("perpgym.live")
 PREFIX = "pg"
@@ -105,12 +105,11 @@ class Context:
         except JournalBroken as error:
             self.break_journal(error)
 
-    def hold(self, name: str, level: Level, reason: str) -> None:
-        """Put a hold in force, and say so once."""
+    def hold(self, name: str, level: Level, reason: str, told: NoteLevel | None = None) -> None:
+        """Put a hold in force, and say so once; ``told`` how loudly, None for as loudly as it is strict."""
         if self.holds.add(name, level, reason):
-            self.note(
-                "alarm" if level in ("halted", "reduce_only") else "warning", "hold", name=name, why=reason
-            )
+            usual: NoteLevel = "alarm" if level in ("halted", "reduce_only") else "warning"
+            self.note(told or usual, "hold", name=name, why=reason, state=level)
 
     def lift(self, name: str) -> None:
         """Lift a hold, and say so."""

@@ -39,7 +39,7 @@ from perpgym.envs.live.recovery import Recovery, StartRefused
 from perpgym.envs.live.sender import Sender
 from perpgym.envs.live.trader import Trader
 from perpgym.envs.live.watch import Watch
-from perpgym.envs.live.wishes import Books, Decision, DeskStatus, Settled, Wish
+from perpgym.envs.live.wishes import Books, Decision, DeskStatus, NoteLevel, Settled, Wish
 
 __all__ = ["Decision", "Desk", "DeskLimits", "DeskStatus", "DeskTimings", "Settled", "StartRefused", "Wish"]
 
@@ -97,7 +97,7 @@ class Desk:
         self._lock.acquire()
         self._is_urgent = False
         try:
-            x.hold("start", "starting", "not started yet")
+            x.hold("start", "starting", "not started yet", told="info")
             x.epoch = x.journal.begin_epoch()
             x.table = OrderTable(x.journal.orders())
             truth = await self._until(x.timings.start_s)
@@ -152,7 +152,7 @@ class Desk:
     async def stop(self) -> None:
         """Cancel what rests, leave positions to their stops, and let go of the account."""
         x = self._x
-        x.hold("stop", "halted", "stopped")
+        x.hold("stop", "halted", "stopped", told="info")
         self._is_urgent = True
         async with self._turn:
             try:
@@ -367,10 +367,15 @@ class Desk:
 
     # --- stopping ---
 
-    async def freeze(self, reason: str) -> bool:
-        """Open nothing, cancel what rests; positions keep their stops. Whether all is cancelled."""
+    async def freeze(self, reason: str, told: NoteLevel = "warning") -> bool:
+        """Open nothing, cancel what rests; positions keep their stops. Whether all is cancelled.
+
+        Args:
+            reason: in words.
+            told: how loudly: info for the ordinary end of a program, alarm for trouble.
+        """
         x = self._x
-        x.hold("operator", "halted", reason)
+        x.hold("operator", "halted", reason, told)
         self._is_urgent = True
         async with self._turn:
             self._is_urgent = False
@@ -381,9 +386,9 @@ class Desk:
             self.tell()
             return is_clear
 
-    async def flatten(self, reason: str) -> bool:
+    async def flatten(self, reason: str, told: NoteLevel = "warning") -> bool:
         """Freeze, and close every position; whether the account is flat."""
-        await self.freeze(reason)
+        await self.freeze(reason, told)
         x = self._x
         loop = asyncio.get_running_loop()
         until = loop.time() + x.timings.settle_s

@@ -217,7 +217,7 @@ class LiveEnv(gym.Env[Observation, NDArray[np.float32]]):
         if saved is not None:
             self._resume(saved)
         elif self._is_late():
-            _LOG.info("the close of %s is too long ago: waiting for the next one", iso(self.close_ms))
+            _LOG.info("the close of %s UTC is too long ago: waiting for the next one", iso(self.close_ms))
             self._pass_without_decision()
         seen = self.thread.do(self._observe)
         return seen, {"time_ms": self.close_ms, **self._desk_info()}
@@ -304,7 +304,7 @@ class LiveEnv(gym.Env[Observation, NDArray[np.float32]]):
         if action.shape != (self._width,) or first_bad_action(action[None], self._counts) >= 0:
             note = f"the action is not finite or not in {self.action_space}: {action}; nothing is traded"
         elif self._is_late():
-            note = f"the decision for the close of {iso(self.close_ms)} came too late; nothing is traded"
+            note = f"the decision for the close of {iso(self.close_ms)} UTC came too late; nothing is traded"
         if note:
             _LOG.error(note)
         bits = self._decide(action, is_skipped=bool(note))

@@ -202,13 +202,13 @@ class Feed:
             try:
                 news = await self._read_final(ring, newest)
             except IncompleteBar as error:
-                self._complain(f"nothing is decided on the bar that opened at {iso(newest)}: {error}")
+                self._complain(f"nothing is decided on the bar that opened at {iso(newest)} UTC: {error}")
                 target = max(newest + self.bar_ms, self.newest_open_ms())
                 continue
             if self.newest_open_ms() <= newest:
                 return news
             # it took longer than a bar: what was read is old already
-            self._complain(f"the bar that opened at {iso(newest)} came too late")
+            self._complain(f"the bar that opened at {iso(newest)} UTC came too late")
             target = self.newest_open_ms()
 
     async def bars_between(self, first_ms: int, newest_ms: int, tape: Tape) -> tuple[ClosedBar, ...]:

@@ -8,6 +8,7 @@ happen to the account as they do in the env. The account is asked through the sa
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
@@ -111,8 +112,6 @@ class PaperBroker:
         config: wallet, spread, impact and fees.
     """
 
-    account_id = "paper"
-
     def __init__(
         self, source: PriceSource, contracts: Sequence[Contract], bar_ms: int, config: EnvConfig
     ) -> None:
@@ -122,6 +121,11 @@ class PaperBroker:
         self._turn = asyncio.Lock()
         self._server: Server | None = None
         self._account: Binance | None = None
+
+    @property
+    def account_id(self) -> str:
+        # no other program can reach an account that lives in this one
+        return f"paper_{os.getpid()}"
 
     async def open(self) -> None:
         if self._server is not None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from perpgym.envs.live.broker import AccountTruth, Fill, Income, StopWish
 
 WishStyle = Literal["market", "limit", "post_only", "twap", "vwap", "iceberg"]
+NoteLevel = Literal["info", "warning", "alarm"]
 DeskState = Literal["starting", "ready", "recovering", "reduce_only", "halted", "stopped"]
 
 

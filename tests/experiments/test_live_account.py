@@ -11,11 +11,13 @@ import pytest
 import yaml
 
 from perpgym.data.contract import load_contract
+from perpgym.envs.config import EnvConfig
 from perpgym.envs.live.broker import AccountTruth
 from perpgym.envs.live.compose import LiveSettings
 from perpgym.envs.live.journal import Journal
 from perpgym.envs.live.monitor.monitor import MonitorConfig
 from perpgym.experiments.live_account import Call, Keys, check_journal, check_rules, read_keys, timeframe
+from perpgym.experiments.live_exchange import paper_config
 from perpgym.experiments.live_watch import read_monitor
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -63,6 +65,17 @@ def test_the_keys_of_the_test_account_are_others() -> None:
 
 def test_paper_needs_no_key() -> None:
     assert read_keys(Call(run="r", exchange="binanceusdm", mode="paper"), {}) == Keys(key="", secret="")
+
+
+def test_only_a_paper_accounts_wallet_can_be_named() -> None:
+    trained = EnvConfig(initial_wallet=1_000_000.0)
+    paper = Call(run="r", mode="paper")
+    assert paper_config(paper, trained).initial_wallet == 1_000_000.0
+    assert paper_config(replace(paper, wallet=25_000.0), trained).initial_wallet == 25_000.0
+    with pytest.raises(ValueError, match="--wallet"):
+        replace(paper, mode="demo", wallet=25_000.0)
+    with pytest.raises(ValueError, match="positive"):
+        replace(paper, wallet=0.0)
 
 
 def test_no_secret_is_shown() -> None:

@@ -50,6 +50,18 @@ def test_a_stop_asked_for_at_the_very_end_keeps_the_seed_and_starts_no_other(
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.parametrize(("asked", "trained"), [(128, 128), (129, 256)])
+def test_steps_that_are_no_whole_rollouts_are_rounded_up_and_it_is_said(
+    asked: int, trained: int, market: Market, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "perpgym")
+    settings = replace(SETTINGS, training=replace(SETTINGS.training, total_steps=asked))
+    train_seed(market, settings, 0, RunFolder(tmp_path), "hash")
+    assert RunFolder(tmp_path).read_selection(0)["last"] == trained
+    said = f"training.total_steps={asked} becomes {trained}: whole rollouts of 128 account steps"
+    assert (said in caplog.text) == (asked != trained)
+
+
 def test_going_on_from_a_checkpoint_does_not_look_at_it_again(
     market: Market, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

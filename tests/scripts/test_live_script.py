@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -97,7 +98,8 @@ def test_a_policy_trades_on_a_running_exchange_and_stops_after_its_decisions(
             **command(f"replay={tmp_path}/j.sqlite", f"url={server.url}"), timeout=120, check=False
         )
         assert replayed.returncode == 0, replayed.stdout
-        assert "itself and the exchange" in replayed.stdout
+        assert "the journal agrees with itself" in replayed.stdout
+        assert "the journal agrees with the exchange's records" in replayed.stdout
         told = subprocess.run(
             **command(f"replay={tmp_path}/none.sqlite", f"url={server.url}"), timeout=120, check=False
         )
@@ -106,6 +108,27 @@ def test_a_policy_trades_on_a_running_exchange_and_stops_after_its_decisions(
     assert journal.last_decision_id() == 3
     assert journal.last_agent_state() is not None
     journal.close()
+
+
+def test_a_paper_account_begins_with_the_wallet_that_is_named_and_ends_without_an_alarm(
+    tape: Tape, policy: Path, tmp_path: Path
+) -> None:
+    with exchange(tape) as server:
+        done = subprocess.run(
+            **command(
+                f"run={policy}", f"url={server.url}", f"journal={tmp_path}/j.sqlite", "mode=paper",
+                "wallet=25000", "decisions=1", *PATIENT,
+            ),
+            timeout=120, check=False,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert "paper account, begins with 25,000.00 USDT (wallet=)" in done.stdout
+    assert re.search(r"close 2024-\d\d-\d\d \d\d:00 UTC  wallet 25,000\.00 USDT  desk ready\n", done.stdout)
+    assert re.search(
+        r"close 2024-\d\d-\d\d \d\d:00 UTC  #1 of \d\d:00  equity 2\d,\d{3}\.\d\d USDT", done.stdout
+    )
+    for said in ("CRITICAL", "WARNING  hold"):
+        assert said not in done.stdout
 
 
 def test_a_signal_makes_it_flat_where_that_is_asked_for(tape: Tape, policy: Path, tmp_path: Path) -> None:
@@ -135,7 +158,7 @@ def test_a_signal_makes_it_flat_where_that_is_asked_for(tape: Tape, policy: Path
     ("arguments", "says"),
     [
         (("exchange=binanceusdm", "mode=live"), "PERPGYM_BINANCEUSDM_LIVE_KEY"),
-        (("url=http://127.0.0.1:9",), "simulated, demo:"),
+        (("url=http://127.0.0.1:9",), "nobody answers at http://127.0.0.1:9: start the exchange"),
         (("settings.feed.reading=3",), "did you mean settings.feed.readings"),
     ],
 )

@@ -58,6 +58,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "small"
     done = call("train.py", *SMALL, "seeds=[0,1]", f"run_dir={folder}", is_traced=True)
     assert done.returncode == 0, done.stdout + done.stderr
+    # what is printed can be pasted, wherever the environment lies
+    assert f"python -m tensorboard.main --logdir {folder}/tensorboard" in done.stdout
     return folder
 
 

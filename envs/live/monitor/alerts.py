@@ -13,19 +13,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import apprise
 
 from perpgym.envs.live.monitor.reader import News
 from perpgym.envs.live.monitor.redact import Redactor
+from perpgym.envs.live.wishes import NoteLevel
 
 VARIABLE = "PERPGYM_ALERTS"
-Level = Literal["info", "warning", "alarm"]
-_ORDER: tuple[Level, ...] = ("info", "warning", "alarm")
+_ORDER: tuple[NoteLevel, ...] = ("info", "warning", "alarm")
 _TYPES = {"info": "info", "warning": "warning", "alarm": "failure"}
-# the hold that every start begins with
-EVERY_START = "start"
 # how often the sender looks whether it shall end
 _LOOK_S = 0.2
 _LOG = logging.getLogger(__name__)
@@ -45,7 +42,7 @@ class AlertConfig:
         ValueError: a number is out of its range.
     """
 
-    min_level: Level = "warning"
+    min_level: NoteLevel = "warning"
     repeat_after_s: float = 900.0
     most_per_hour: int = 20
     retry_s: tuple[float, ...] = (5.0, 30.0, 120.0)
@@ -104,7 +101,7 @@ class Alerts:
         parts = {part for url in urls for part in re.split(r"[/@:?&=]+", url) if len(part) >= 8}
         self._redactor = Redactor({*urls, *parts})
         self.name, self._clock = name, clock
-        self._queue: queue.Queue[tuple[Level, str, str]] = queue.Queue(maxsize=100)
+        self._queue: queue.Queue[tuple[NoteLevel, str, str]] = queue.Queue(maxsize=100)
         self._told_at: dict[tuple[str, str], float] = {}
         self._unsaid: dict[tuple[str, str], int] = {}
         self._hour: deque[float] = deque()
@@ -120,12 +117,10 @@ class Alerts:
                 text = dict(event["text"])
                 # each hold is a kind of its own
                 name = text.pop("name", None)
-                if name == EVERY_START:
-                    continue
                 words = ", ".join(f"{key} {value}" for key, value in text.items())
                 self.send(event["level"], event["kind"] if name is None else f"{event['kind']} {name}", words)
 
-    def send(self, level: Level, kind: str, text: str) -> None:
+    def send(self, level: NoteLevel, kind: str, text: str) -> None:
         """Tell it soon, unless it is too little or was just told. May be called from any thread."""
         if _ORDER.index(level) < _ORDER.index(self.config.min_level):
             return
@@ -144,7 +139,7 @@ class Alerts:
         self._closing.set()
         self._thread.join(wait_s)
 
-    def _admits(self, level: Level, kind: str) -> int | None:
+    def _admits(self, level: NoteLevel, kind: str) -> int | None:
         """How many of the same kind were held back before this one; None to hold back this one too."""
         now, key = self._clock(), (level, kind)
         while self._hour and self._hour[0] <= now - 3600.0:
@@ -171,7 +166,7 @@ class Alerts:
                 self.failed += 1
                 _LOG.warning("an alert could not be sent: %s", kind)
 
-    def _deliver(self, level: Level, title: str, text: str) -> bool:
+    def _deliver(self, level: NoteLevel, title: str, text: str) -> bool:
         for wait_s in (0.0, *self.config.retry_s):
             # who stops does not wait for a service that is down
             if wait_s and self._closing.wait(wait_s):
@@ -180,7 +175,7 @@ class Alerts:
                 return True
         return False
 
-    def _try(self, level: Level, title: str, text: str) -> bool:
+    def _try(self, level: NoteLevel, title: str, text: str) -> bool:
         try:
             return bool(self._service.notify(body=text or title, title=title, notify_type=_TYPES[level]))
         # a service's own code may raise anything

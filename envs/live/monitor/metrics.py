@@ -39,7 +39,7 @@ class Metrics(Collector):
         self._decisions = self._fills = 0
         self._registry = CollectorRegistry()
         self._latency = Histogram(
-            "perpgym_decision_latency_seconds", "From the close of a bar to the decision on it.",
+            "perpgym_decision_latency_seconds", "Seconds from the close of a bar to the decision on it.",
             registry=self._registry, buckets=LATENCY_BUCKETS_S,
         )  # fmt: skip
         self._registry.register(self)
@@ -66,27 +66,45 @@ class Metrics(Collector):
     def _money(self) -> Iterator[Metric]:
         now = account(self._view)
         for name, text in (
-            ("equity", "Wallet and unrealised profit, quote."),
-            ("wallet", "Without unrealised profit, quote."),
-            ("drawdown", "Fraction of the highest equity since the journal began."),
-            ("exposure", "Signed notional over equity."),
-            ("gross_exposure", "Sum of absolute notionals over equity."),
-            ("funding", "Received since the journal began, quote; negative when paid."),
-            ("fees", "Paid for trades since the journal began, quote."),
+            ("equity", "Wallet plus unrealised profit, in the settle currency, at the last settlement."),
+            ("wallet", "Wallet balance without unrealised profit, in the settle currency."),
+            (
+                "drawdown",
+                "Loss from the highest equity since the journal began, as a fraction of it: 0.1 is 10 %.",
+            ),
+            ("exposure", "Net exposure: notional of longs less that of shorts, over equity."),
+            ("gross_exposure", "Gross exposure: notional of longs plus that of shorts, over equity."),
+            (
+                "funding",
+                "Funding received since the journal began, in the settle currency; negative when paid.",
+            ),
+            ("fees", "Trading fees paid since the journal began, in the settle currency."),
         ):
             yield _gauge(name, text, now[name])
         held = self._view.positions()
-        yield _gauges("position", "Base, signed.", "contract", held.items())
+        yield _gauges(
+            "position",
+            "Position in units of the base currency; negative when short.",
+            "contract",
+            held.items(),
+        )
         marks = ((name, self._view.last_mark(name)) for name in sorted(self._view.marks))
-        yield _gauges("mark_price", "Quote, of the last bar.", "contract", marks)
+        yield _gauges(
+            "mark_price", "Mark price at the close of the last bar, in the quote currency.", "contract", marks
+        )
 
     def _orders(self) -> Iterator[Metric]:
         view = self._view
-        yield _gauges("orders", "By the state they stand in.", "state", sorted(view.orders_by_state.items()))
-        yield _counter("decisions", "Decisions taken.", self._decisions)
-        yield _counter("fills", "Trades.", self._fills)
+        yield _gauges(
+            "orders",
+            "Number of orders by the state they are in, of all since the journal began.",
+            "state",
+            sorted(view.orders_by_state.items()),
+        )
+        yield _counter("decisions", "Decisions of the agent since the journal began.", self._decisions)
+        yield _counter("fills", "Trades (fills) since the journal began.", self._fills)
         events = CounterMetricFamily(
-            "perpgym_problems", "Events worse than information.", labels=("level", "kind")
+            "perpgym_problems", "Warnings and alarms since the journal began.", labels=("level", "kind")
         )
         for (level, kind), count in sorted(view.problems.items()):
             events.add_metric((level, kind), count)
@@ -94,18 +112,34 @@ class Metrics(Collector):
 
     def _desk(self, health: Health | None) -> Iterator[Metric]:
         view, told = self._view, health_json(self._view, health)
-        yield _gauge("unknown_intents", "Orders whose outcome is not known.", len(told["unknown"]))
+        yield _gauge(
+            "unknown_intents",
+            "Orders whose outcome the exchange has not told yet: they may or may not be executed.",
+            len(told["unknown"]),
+        )
         states = ((state, float(state == told["state"])) for state in STATES)
         yield _gauges("desk_state", "1 for the state that the desk is in.", "state", states)
-        yield _gauge("reserved", "Quote, the most that positions and orders can become.", told["reserved"])
-        yield _gauge("feed_delay_seconds", "From a bar's close to its final numbers.", told["feed_delay_s"])
+        yield _gauge(
+            "reserved",
+            "Gross notional if every open order filled, settle currency; NaN if another program trades.",
+            told["reserved"],
+        )
+        yield _gauge(
+            "feed_delay_seconds",
+            "Seconds from the close of the last bar until its final numbers were here.",
+            told["feed_delay_s"],
+        )
         ages = (health or Health()).stream_ages_s
-        yield _gauges("stream_age_seconds", "Since a stream was heard last.", "stream", ages.items())
-        yield _gauge("journal_age_seconds", "Since the journal was written.", self._journal_age_s())
+        yield _gauges("stream_age_seconds", "Seconds since a stream was heard last.", "stream", ages.items())
+        yield _gauge(
+            "journal_age_seconds",
+            "Seconds since the journal was written, by this machine's clock.",
+            self._journal_age_s(),
+        )
         last_ms = view.decisions[-1]["made_ms"] if view.decisions else None
         yield _gauge(
             "last_decision_timestamp_seconds",
-            "On the exchange's clock.",
+            "When the last decision was made, in Unix seconds by the exchange's clock.",
             None if last_ms is None else last_ms / 1000.0,
         )
 

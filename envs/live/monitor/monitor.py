@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
-from perpgym.envs.live.monitor.alerts import EVERY_START, AlertConfig, Alerts, Level, addresses
 from perpgym.envs.live.monitor.alerts import VARIABLE as ALERTS_VARIABLE
+from perpgym.envs.live.monitor.alerts import AlertConfig, Alerts, addresses
 from perpgym.envs.live.monitor.facts import Health, ask
 from perpgym.envs.live.monitor.follow import Follower
 from perpgym.envs.live.monitor.guard import Guard
@@ -21,6 +21,7 @@ from perpgym.envs.live.monitor.reader import JournalReader, News
 from perpgym.envs.live.monitor.redact import secrets_of
 from perpgym.envs.live.monitor.serve import PageConfig, PageServer
 from perpgym.envs.live.monitor.view import LiveView
+from perpgym.envs.live.wishes import NoteLevel
 
 TOKEN_VARIABLE = "PERPGYM_PAGE_TOKEN"
 _LOG = logging.getLogger(__name__)
@@ -103,6 +104,8 @@ class Monitor:
             self._server = PageServer(shown, page)
         self.alerts = Alerts(urls, name=journal.stem, config=self.config.alerts) if urls else None
         self._log_handler: logging.Handler | None = None
+        # names of holds that are in force and not in the journal: at the last look, and told
+        self._unwritten: set[str] = set()
         self._told: set[str] = set()
         self._is_silent = False
 
@@ -140,7 +143,7 @@ class Monitor:
     ) -> None:
         self.stop()
 
-    def tell(self, level: Level, kind: str, text: str) -> None:
+    def tell(self, level: NoteLevel, kind: str, text: str) -> None:
         """An alert beside the journal's own; nothing happens where there are no addresses."""
         if self.alerts is not None:
             self.alerts.send(level, kind, text)
@@ -157,12 +160,15 @@ class Monitor:
         health, _why = ask(self._health)
         if health is None or health.status is None:
             return
-        level: Level = "alarm" if health.status.state in ("reduce_only", "halted") else "warning"
-        for reason in set(health.status.reasons) - self._told:
-            name, _, why = reason.partition(": ")
-            if name != EVERY_START:
-                self.tell(level, f"hold {name}", why)
-        self._told = set(health.status.reasons)
+        level: NoteLevel = "alarm" if health.status.state in ("reduce_only", "halted") else "warning"
+        held = dict(_name_and_why(reason) for reason in health.status.reasons)
+        unwritten = held.keys() - {_name_and_why(reason)[0] for reason in self.view.reasons}
+        # what came since the journal was read may be in it by the next look
+        for name in unwritten & self._unwritten - self._told:
+            self.tell(level, f"hold {name}", held[name])
+            self._told.add(name)
+        self._told &= unwritten
+        self._unwritten = unwritten
 
     def _look_for_silence(self) -> None:
         """A program that has died or hangs writes nothing."""
@@ -176,3 +182,8 @@ class Monitor:
             _LOG.critical("%s", text)
             self.tell("alarm", "silent", text)
         self._is_silent = is_silent
+
+
+def _name_and_why(reason: str) -> tuple[str, str]:
+    name, _, why = reason.partition(": ")
+    return name, why

@@ -94,6 +94,8 @@ def account(view: LiveView) -> Json:
     # money that was paid in is no profit
     earned = None if equity is None else equity - view.income_by_kind["transfer"]
     return {
+        "at_ms": view.equity.at_ms[-1] if view.equity else None,
+        "bar_close_ms": view.bar_close_ms,
         "equity": equity,
         "wallet": _last(view.wallet),
         "change": None if earned is None or not first else earned / first - 1.0,

@@ -7,10 +7,9 @@ replay=JOURNAL`` also asks the exchange. Reads only, on both sides.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import math
 import sys
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,8 +126,13 @@ def _order_words(order: Order) -> str:
 # --- for people ---
 
 
-def report(story: Story, against: str, differences: Sequence[Difference]) -> str:
-    """The story in a few lines, and a table of what differs."""
+def report(story: Story, exchange: Sequence[Difference] | None = None) -> str:
+    """The story in a few lines, and a table of what each side tells differently.
+
+    Args:
+        story: with what the journal contradicts itself in.
+        exchange: what the exchange's records say otherwise; None where nobody asked it.
+    """
     held = ", ".join(f"{quantity:g} {name}" for name, quantity in story.positions.items()) or "flat"
     wallet = "unknown" if math.isnan(story.wallet) else f"{story.wallet:.8f}"
     lines = [
@@ -136,45 +140,42 @@ def report(story: Story, against: str, differences: Sequence[Difference]) -> str
         f"{len(story.income)} changes of the wallet",
         f"wallet {wallet}, {held}",
         *story.later,
+        *_verdict("itself", "elsewhere in it", story.differences),
     ]
+    asked = ["the exchange was not asked"] if exchange is None else _verdict(
+        "the exchange's records", "exchange", exchange
+    )  # fmt: skip
+    return "\n".join([*lines, *asked])
+
+
+def _verdict(against: str, other: str, differences: Sequence[Difference]) -> list[str]:
+    """That the journal agrees, or a table of what differs."""
     if not differences:
-        return "\n".join([*lines, f"the journal agrees with {against}"])
-    rows = [("what", "which", "journal", "other")]
+        return [f"the journal agrees with {against}"]
+    rows = [("what", "which", "journal", other)]
     rows += [(d.what, d.which, d.journal, d.other) for d in differences]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     table = ["  ".join([*(row[i].ljust(widths[i]) for i in range(3)), row[3]]) for row in rows]
-    return "\n".join([*lines, f"{len(differences)} differences from {against}:", *table])
+    return [f"the journal differs from {against} ({len(differences)}):", *(f"  {line}" for line in table)]
 
 
-def replay(
-    path: Path,
-    broker: Broker | None = None,
-    say: Callable[[str], Any] = print,
-    run: Callable[[Coroutine[Any, Any, list[Difference]]], list[Difference]] = asyncio.run,
-) -> int:
-    """Rebuild, compare, and say it; what ``live.py replay=JOURNAL`` does.
+def replay(path: Path, say: Callable[[str], Any] = print) -> int:
+    """Rebuild a journal, compare it with itself, and say it.
 
     Args:
         path: of the journal.
-        broker: the exchange whose records are compared; None for the journal alone.
         say: where the report goes.
-        run: runs a coroutine to its end, in the loop that the broker lives in.
 
     Returns:
-        0 where all agree, 1 where anything differs, 2 where the journal cannot be read.
+        0 where all agrees, 1 where anything differs, 2 where the journal cannot be read.
     """
     try:
         story = rebuild(path)
     except JournalBroken as error:
         say(f"error: {error}")
         return 2
-    differences = list(story.differences)
-    against = "itself"
-    if broker is not None:
-        differences += run(compare(story, broker))
-        against = "itself and the exchange"
-    say(report(story, against, differences))
-    return 1 if differences else 0
+    say(report(story))
+    return 1 if story.differences else 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

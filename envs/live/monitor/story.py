@@ -11,6 +11,7 @@ from pathlib import Path
 
 from perpgym.data.clock import iso
 from perpgym.envs.live.broker import FINAL_STATES, Fill, Income, Order, OrderState
+from perpgym.envs.live.monitor.facts import RunFacts
 from perpgym.envs.live.monitor.reader import JournalReader, News, Row
 
 WALLET_TOLERANCE = 1e-8
@@ -41,6 +42,7 @@ class Story:
     """What a journal says happened.
 
     Attributes:
+        facts: what ran, if somebody wrote it down.
         orders: as they stand at the end, by client id.
         positions: base, signed, of what is held at the end.
         wallet: quote, at the end; NaN where the journal does not say with what it began.
@@ -56,6 +58,7 @@ class Story:
     began_ms: int
     positions: Mapping[str, float]
     wallet: float
+    facts: RunFacts | None = None
     ended_ms: int = 0
     differences: list[Difference] = field(default_factory=list)
     later: list[str] = field(default_factory=list)
@@ -83,6 +86,7 @@ def rebuild(path: Path) -> Story:
     began = _began_positions(news, fills)
     told = [int(row["at_ms"]) for row in news.snapshots]
     story = Story(
+        facts=RunFacts.read(news.meta),
         decisions=news.decisions,
         orders=_orders(news),
         fills=fills,

@@ -43,7 +43,8 @@ class LiveView:
     Attributes:
         version: changes with every row.
         facts: what runs, if somebody wrote it down.
-        equity, wallet: quote, a point a settlement.
+        equity, wallet: quote, a point a settlement, as the exchange had them then.
+        bar_close_ms: of the bar that the last settlement was for.
         marks, quantities: by contract, quote and base.
         held: entry and liquidation price of what is held, by contract.
         open_orders: rows with their last state, by client id; ``ended`` are the newest that ended.
@@ -59,6 +60,7 @@ class LiveView:
         self.facts: RunFacts | None = None
         self._holds: Holds | None = None
         self.equity, self.wallet = Curve(), Curve()
+        self.bar_close_ms: int | None = None
         self.marks: dict[str, Curve] = {}
         self.quantities: dict[str, Curve] = {}
         self.held: Mapping[str, Mapping[str, float | None]] = {}
@@ -153,6 +155,7 @@ class LiveView:
     def _absorb_snapshot(self, snapshot: Row) -> None:
         at_ms, held = snapshot["at_ms"], snapshot["positions"]
         self._saw(at_ms)
+        self.bar_close_ms = snapshot["bar_close_ms"]
         self.equity.add(at_ms, snapshot["equity"])
         self.wallet.add(at_ms, snapshot["wallet"])
         for contract in {*held, *self.quantities}:

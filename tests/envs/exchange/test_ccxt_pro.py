@@ -255,3 +255,15 @@ def test_a_running_clock_closes_bars_and_keeps_the_streams_alive(make_venue: Mak
             assert book["bids"][0][0] < book["asks"][0][0]
 
     asyncio.run(story())
+
+
+def test_bars_finer_than_the_tapes_are_refused_in_words(make_venue: Make) -> None:
+    async def story() -> None:
+        async with pro(make_venue()) as here:
+            for asked in (here.client.watch_ohlcv, here.client.fetch_ohlcv):
+                with pytest.raises(ccxt.BadRequest, match=r"this exchange shows 1h, 2h, .*was asked for 1m"):
+                    await asked(SYMBOL, "1m")
+            # the connection is none the worse for it
+            assert await here.client.watch_ohlcv(SYMBOL, "1h")
+
+    asyncio.run(story())

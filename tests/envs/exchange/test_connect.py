@@ -144,7 +144,7 @@ def test_the_simulated_market_needs_no_file() -> None:
     parsed = make_parser().parse_args(["--timeframe", "1h", "--days", "3", "--speed", "60"])
     venue = make_venue(parsed)
     assert venue.market.fine_ms == 3_600_000
-    assert "60 times real time" in banner(venue, "http://127.0.0.1:1", "key")
+    assert "60 times real time" in banner(venue, "http://127.0.0.1:1", parsed)
     assert read_tape(parsed).source.startswith("simulated")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from perpgym.envs.exchange import admin, incidents
-from perpgym.envs.exchange.__main__ import make_parser, make_venue
+from perpgym.envs.exchange.__main__ import banner, make_parser, make_venue
 from perpgym.envs.exchange.api import ENDPOINTS
 from perpgym.envs.exchange.faults import PRESETS
 from perpgym.envs.exchange.server import ServerThread
@@ -29,6 +29,26 @@ def test_the_programs_run_against_the_simulated_market(capsys: pytest.CaptureFix
         names["exchange"].session.close()  # type: ignore[attr-defined]
     assert len(PROGRAMS) == 3
     assert len(capsys.readouterr().out.splitlines()) == 4
+
+
+@pytest.mark.parametrize("secret", ["secret", "a-secret-of-ones-own"])
+def test_what_the_exchange_prints_to_be_pasted_trades(
+    secret: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PERPGYM_SIMULATED_SECRET", secret)
+    monkeypatch.delenv("PERPGYM_SIMULATED_KEY", raising=False)
+    parsed = make_parser().parse_args(["--timeframe", "1h", "--history", "2", "--days", "1", "--speed", "60"])
+    with ServerThread(make_venue(parsed)) as server:
+        said = banner(server.venue, server.url, parsed)
+        names: dict[str, object] = {}
+        exec(compile(said.partition("paste:\n")[2], "banner", "exec"), names)
+        names["exchange"].session.close()  # type: ignore[attr-defined]
+        (trade,) = server.venue.books.registry.trades
+    # a hundredth of the wallet, or what the contract's smallest notional of 100 leaves no doubt about
+    assert 100.0 <= trade.quantity * trade.price < 115.0
+    assert capsys.readouterr().out.split()[0] == names["order"]["id"]  # type: ignore[index]
+    assert "a-secret-of-ones-own" not in said
+    assert "bars of 1h, 2h," in said
 
 
 def test_every_endpoint_is_on_the_page_and_no_other() -> None:

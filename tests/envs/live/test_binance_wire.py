@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 
-from perpgym.envs.live.binance import BinanceConfig
+from perpgym.envs.exchange.connect import point_at
+from perpgym.envs.live.binance import Binance, BinanceConfig
 from perpgym.envs.live.binance_wire import HttpFailure, judge
 from perpgym.envs.live.broker import AccessDenied, Banned, Rejected, Throttled, Unknown, Unreachable
 
@@ -55,3 +57,15 @@ def test_a_wide_window_for_late_orders_is_refused() -> None:
     with pytest.raises(ValueError, match="must name at least one contract"):
         BinanceConfig(contracts=())
     assert "hush" not in repr(BinanceConfig(contracts=("X",), api_key="hush", secret="hush"))
+
+
+def test_one_account_has_one_id_that_does_not_show_the_key() -> None:
+    def name(url: str | None = None, **more: Any) -> str:
+        config = BinanceConfig(**({"contracts": ("BTC/USDT:USDT",), "api_key": "abc"} | more))
+        return Binance(config, point=None if url is None else partial(point_at, url=url)).account_id
+
+    assert name() == name(bar="1d")
+    assert name() != name(api_key="abd")
+    assert "abc" not in name()
+    # two local exchanges know the same key, and are two accounts
+    assert len({name(), name("http://127.0.0.1:8787"), name("http://127.0.0.1:8788")}) == 3

@@ -49,7 +49,7 @@ class Run:
         self.journal.set_meta("began_ms", str(START_MS))
         self.journal.set_meta("began_wallet", repr(self.wallet))
         self.number = 0
-        self.journal.event(START_MS, "warning", "hold", name="start", why="not started yet", state="starting")
+        self.journal.event(START_MS, "info", "hold", name="start", why="not started yet", state="starting")
         self.journal.event(START_MS, "info", "lift", name="start")
         RunFacts(
             name="ppo_btc, seed 3", exchange="binance USD-M, demo", contracts=(BTC,), bar_ms=HOUR_MS,

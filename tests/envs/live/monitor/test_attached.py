@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,6 +25,7 @@ from perpgym.envs.live.monitor.monitor import Monitor, MonitorConfig
 from perpgym.envs.live.monitor.replay import compare
 from perpgym.envs.live.monitor.serve import PageConfig
 from perpgym.envs.live.monitor.story import rebuild
+from perpgym.experiments.live_run import Stop, run_live
 
 pytest.importorskip("perpgym.envs.live.env", reason="there is no live env yet")
 BENCHMARKS = Path(__file__).resolve().parents[4] / "benchmarks"
@@ -103,6 +105,49 @@ def test_page_metrics_and_replay_agree_with_the_exchange(
         point=lambda ccxt: point_at(ccxt, exchange.url), local_ms=exchange.venue.clock.now_ms,
     )  # fmt: skip
     assert asyncio.run(compare(story, broker)) == []
+
+
+class Holder:
+    """Takes part of one decision after another, and breaks at the one that it is told to."""
+
+    def __init__(self, breaks_at: int | None) -> None:
+        self.breaks_at, self.decided = breaks_at, 0
+
+    def act(self, *_seen: Any) -> np.ndarray:
+        self.decided += 1
+        if self.decided == self.breaks_at:
+            raise ArithmeticError("no number came out")
+        return LONG[None]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+
+@pytest.mark.parametrize("breaks_at", [None, 2])
+def test_people_are_told_of_a_program_that_fails_and_not_of_one_that_ends(
+    breaks_at: int | None, parity: ModuleType, exchange: Any, tmp_path: Path, inbox: Any
+) -> None:
+    columns = parity.columns_of(exchange.venue.market.tape)
+    with parity.live_env(exchange, parity.settings(), RiskLimits(), tmp_path, columns) as env:
+        watch = EnvWatch(env)
+        config = MonitorConfig(page=None, every_s=0.02)
+        told = {"PERPGYM_ALERTS": inbox.url}
+        with Monitor(env.journal.path, config, environment=told, health=watch.health):
+            agent: Any = Holder(breaks_at)
+            stop = Stop(env.thread, tmp_path / "STOP")
+            with pytest.raises(ArithmeticError) if breaks_at else nullcontext():
+                why = run_live(
+                    env, agent, stop, on_stop="freeze", decisions=3, on_start=lambda _info: watch.note(),
+                    seconds=lambda: 0.0,
+                )  # fmt: skip
+                assert why == "all decisions are made"
+        levels = {(e["text"]["name"], e["level"]) for e in env.journal.events("hold")}
+    ordinary = {("start", "info"), ("operator", "info"), ("stop", "info")}
+    failed = {("start", "info"), ("operator", "alarm"), ("stop", "info")}
+    assert levels == (failed if breaks_at else ordinary)
+    assert [row["message"].partition(", state")[0] for row in inbox.received] == (
+        ["why the program failed: ArithmeticError: no number came out"] if breaks_at else []
+    )
 
 
 def tape_offset(env: Any, tape: Any) -> int:

@@ -115,7 +115,7 @@ def test_a_journal_that_nobody_writes_any_more_is_an_alarm_once(
         monitor.follower.look()
         assert caplog.text.count("does the program still run?") == count, ago_s
     # one that was stopped may be silent
-    run.journal.event(run.now_ms, "alarm", "hold", name="stop", why="stopped")
+    run.journal.event(run.now_ms, "info", "hold", name="stop", why="stopped", state="halted")
     monitor.follower.look()
     touch(run.path, 9.0 * hour)
     monitor.follower.look()

@@ -15,6 +15,7 @@ import pytest
 from perpgym.envs.live.broker import OrderState
 from perpgym.envs.live.monitor.facts import Health
 from perpgym.envs.live.wishes import DeskStatus
+from perpgym.experiments.live_lines import money, multiple, signed
 
 TOKEN = "a-token-of-more-than-twenty-characters"
 HEARD = "document.body.dataset.heard"
@@ -42,6 +43,7 @@ def test_the_page_shows_equity_position_orders_decisions_and_health(
     positions = browser.run("document.querySelector('#positions').innerText")
     assert f"{run.held:g}" in positions
     assert "BTC/USDT" in positions
+    assert "after the bar that closed at 2024-01-03 02:00 UTC" in text
     assert rows(browser, "decisions") == 50
     assert rows(browser, "orders") == 13
     assert "Heard user" in text
@@ -50,6 +52,31 @@ def test_the_page_shows_equity_position_orders_decisions_and_health(
         drawn = browser.run(f"document.querySelector('#{chart} .line').getAttribute('d')")
         assert drawn.count("L") >= 50
     assert browser.complaints() == []
+
+
+@pytest.mark.parametrize("amount", [0.0, -1234.567, 1e6, 0.005, float("nan")])
+def test_page_and_console_write_the_same_money(
+    amount: float, browser: Any, serve: Callable[..., Any]
+) -> None:
+    browser.open(serve().url)
+    browser.wait(HEARD)
+    # the page is sent null for what is no number
+    there = "null" if amount != amount else repr(amount)
+    for name, here in (("money", money), ("signed", signed), ("multiple", multiple)):
+        assert browser.run(f"{name}({there})") == here(amount), name
+
+
+@pytest.mark.parametrize(("level", "css"), [("info", "neutral"), ("alarm", "bad")])
+def test_a_run_that_has_ended_says_why_and_is_an_alarm_only_where_its_end_was_one(
+    level: str, css: str, browser: Any, serve: Callable[..., Any], run: Any
+) -> None:
+    run.journal.event(run.now_ms, level, "hold", name="operator", why="because of it", state="halted")
+    run.journal.event(run.now_ms, "info", "hold", name="stop", why="stopped", state="halted")
+    browser.open(serve().url)
+    browser.wait(HEARD)
+    assert browser.run("document.querySelector('#alarms').innerText") == "Stopped: because of it."
+    assert browser.run("document.querySelector('#alarms p').className") == f"loud {css}"
+    assert browser.run("document.querySelector('#state').textContent") == "stopped"
 
 
 def test_an_order_appears_by_itself_once_the_journal_has_it(

@@ -170,9 +170,9 @@ def test_the_state_of_the_desk_is_read_from_its_holds(run: Any) -> None:
     assert see(run.path).state == "recovering"
     event(4, "info", "lift", name="stream")
     assert see(run.path).state == "ready"
-    event(5, "alarm", "hold", name="stop", why="stopped")
+    event(5, "info", "hold", name="stop", why="stopped", state="halted")
     assert see(run.path).state == "stopped"
-    event(6, "warning", "hold", name="start", why="not started yet", state="starting")
+    event(6, "info", "hold", name="start", why="not started yet", state="starting")
     assert see(run.path).state == "starting"
 
 

@@ -16,8 +16,8 @@ import pytest
 
 from perpgym.envs.live.broker import OrderState
 from perpgym.envs.live.journal import Journal
-from perpgym.envs.live.monitor.replay import compare, replay
-from perpgym.envs.live.monitor.story import rebuild
+from perpgym.envs.live.monitor.replay import compare, replay, report
+from perpgym.envs.live.monitor.story import different, rebuild
 
 Open = Callable[..., Any]
 
@@ -61,7 +61,7 @@ def test_one_changed_row_is_found(run: Any, capsys: pytest.CaptureFixture[str], 
     tamper(run.path, sql)
     assert what in {difference.what for difference in rebuild(run.path).differences}
     assert replay(run.path) == 1
-    assert "differences from itself" in capsys.readouterr().out
+    assert "the journal differs from itself" in capsys.readouterr().out
 
 
 def test_an_order_that_ended_and_lives_again_is_found(run: Any) -> None:
@@ -69,6 +69,22 @@ def test_an_order_that_ended_and_lives_again_is_found(run: Any) -> None:
     run.become(order, OrderState.OPEN)
     (found,) = rebuild(run.path).differences
     assert (found.which, found.journal) == (order.client_id, "open after filled")
+
+
+def test_the_report_says_which_side_differs(run: Any) -> None:
+    told = rebuild(run.path)
+    other = [different("wallet", "now", "1.0", "2.0")]
+    for found, itself, exchange in (
+        (report(told), "agrees with itself", "the exchange was not asked"),
+        (report(told, []), "agrees with itself", "the journal agrees with the exchange's records"),
+        (report(told, other), "agrees with itself", "the journal differs from the exchange's records (1):"),
+    ):
+        assert itself in found
+        assert exchange in found
+    tamper(run.path, "DELETE FROM income WHERE rowid = 5")
+    found = report(rebuild(run.path), [])
+    assert "the journal differs from itself (" in found
+    assert "the journal agrees with the exchange's records" in found
 
 
 def test_an_empty_journal_is_a_short_story_and_a_missing_one_an_error(
