@@ -26,6 +26,7 @@ from perpgym.envs.live.broker import (
     Settings,
 )
 from perpgym.envs.live.context import Context, DeskTimings
+from perpgym.envs.live.exits import Exits
 from perpgym.envs.live.instance_lock import InstanceLock
 from perpgym.envs.live.journal import Journal, JournalBroken
 from perpgym.envs.live.limits import (
@@ -70,8 +71,9 @@ class Desk:
         self.settings = settings
         self._sender = Sender(x)
         self._keeper = Bookkeeper(x)
-        self._trader = Trader(x, self._sender, self._keeper, limits or DeskLimits())
-        self._protection = Protection(x, self._sender)
+        self._exits = Exits(x, self._sender)
+        self._trader = Trader(x, self._sender, self._exits, self._keeper, limits or DeskLimits())
+        self._protection = Protection(x, self._sender, self._exits)
         self._recovery = Recovery(x, self._sender, self._keeper, self._protection)
         self._watch = Watch(self, x, self._keeper, self._recovery)
         self._lock = InstanceLock(lock_folder or user_state_path("perpgym") / "locks", broker.account_id)
@@ -102,6 +104,8 @@ class Desk:
             x.table = OrderTable(x.journal.orders())
             truth = await self._until(x.timings.start_s)
             self._watch.start()
+            # one that could not be placed is tried again at once
+            self._watch.see_to_stops()
             self._is_running = True
             await self._watch.wait_heard(x.timings.start_s)
             x.lift("start")
@@ -233,10 +237,14 @@ class Desk:
     async def _after_sending(self, orders: Sequence[Order]) -> None:
         """Book what filled, protect it, and wait for what is not known."""
         if any(order.filled for order in orders):
-            await self.protect()
+            await self._protect_now()
         is_known = await self._wait(self._sender.wait_resolved)
         if is_known and any(self._x.table[order.client_id].filled for order in orders):
-            await self.protect()
+            await self._protect_now()
+
+    async def _protect_now(self) -> None:
+        if not await self.protect():
+            self._watch.see_to_stops()
 
     async def _wait(self, until: Any) -> bool:
         """Wait in short steps, for at most ``settle_s``, unless somebody wants to stop."""
@@ -247,13 +255,14 @@ class Desk:
                 return False
         return True
 
-    async def protect(self) -> None:
-        """Book new trades and make the exchange hold the stops that follow from them."""
+    async def protect(self) -> bool:
+        """Book new trades and make the exchange hold the stops that follow from them; whether it does."""
         try:
             await self._keeper.collect()
-            await self._protection.hold()
+            return await self._protection.hold()
         except BrokerError as error:
             self._x.blame(error)
+            return False
 
     # --- settling ---
 
@@ -302,6 +311,8 @@ class Desk:
             self._keeper.adopt(truth, differences)
         await self._protection.check()
         is_protected = await self._protection.hold()
+        if not is_protected:
+            self._watch.see_to_stops()
         if not differences:
             self._x.lift("exchange")
         missing = "" if is_protected else "a stop could not be placed"
@@ -408,8 +419,12 @@ class Desk:
         truth, _differences = await self._keeper.reconcile()
         held = [p for name, p in truth.positions.items() if name in x.contracts]
         for position in held:
-            if position.contract not in unsure:
-                await self._trader.close(position)
+            if position.contract in unsure:
+                continue
+            try:
+                await self._exits.close(position.contract, -position.quantity)
+            except BrokerError as error:
+                x.blame(error)
         if not held:
             await self._protection.hold()
         self.tell()

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from perpgym.envs.live.bookkeeping import Bookkeeper
-from perpgym.envs.live.broker import BrokerError, Order, Position, Rejected
+from perpgym.envs.live.broker import BrokerError, Order
 from perpgym.envs.live.context import Context
+from perpgym.envs.live.exits import Exits
 from perpgym.envs.live.limits import DeskLimits, Piece, Watchman, pieces
 from perpgym.envs.live.sender import Sender
 from perpgym.envs.live.wishes import Wish
@@ -16,12 +17,14 @@ class Trader:
     """Carries wishes out.
 
     Args:
-        context, sender, keeper: of the desk.
+        context, sender, exits, keeper: of the desk.
         limits: see there.
     """
 
-    def __init__(self, context: Context, sender: Sender, keeper: Bookkeeper, limits: DeskLimits) -> None:
-        self._x, self._sender, self._keeper = context, sender, keeper
+    def __init__(
+        self, context: Context, sender: Sender, exits: Exits, keeper: Bookkeeper, limits: DeskLimits
+    ) -> None:
+        self._x, self._sender, self._exits, self._keeper = context, sender, exits, keeper
         self._watchman = Watchman(limits)
 
     async def carry_out(self, wishes: Sequence[Wish], decision_id: int) -> list[Order]:
@@ -72,7 +75,7 @@ class Trader:
                 admitted += found
         return [self._order(piece) for piece in admitted]
 
-    async def _send_all(self, orders: list[Order], decision_id: int | None) -> list[Order]:
+    async def _send_all(self, orders: list[Order], decision_id: int) -> list[Order]:
         sent: list[Order] = []
         for order in self._sender.prepare(orders, decision_id) if orders else ():
             try:
@@ -80,13 +83,6 @@ class Trader:
             except BrokerError as error:
                 self._x.blame(error)
         return sent
-
-    async def close(self, position: Position) -> list[Order]:
-        """Close a position at the market."""
-        wish = Wish(contract=position.contract, quantity=-position.quantity, reduce_only=True)
-        rules = self._x.contracts[position.contract]
-        orders = [self._order(p) for p in pieces(wish, position.quantity, rules, may_increase=False)]
-        return await self._send_all(orders, None)
 
     async def clear_the_book(self) -> None:
         """What rests was another decision's."""
@@ -105,42 +101,13 @@ class Trader:
         )  # fmt: skip
 
     async def _send(self, order: Order) -> list[Order]:
-        """One prepared order, unless something has come between, and what a refused exit is followed by."""
+        """One prepared order, unless something has come between; a refused exit is followed by another."""
         x = self._x
-        if not order.reduce_only:
-            if x.holds:
-                return [self._sender.drop(order, "; ".join(x.holds.reasons))]
-            self._watchman.count(x.broker.now_ms())
+        if order.reduce_only:
+            return await self._exits.send(order)
+        if x.holds:
+            return [self._sender.drop(order, "; ".join(x.holds.reasons))]
+        self._watchman.count(x.broker.now_ms())
         after = await self._sender.send(order)
-        error = self._sender.refusals.get(order.client_id)
-        return [after] if error is None else [after, *await self._meet_refusal(after, error)]
-
-    async def _meet_refusal(self, order: Order, error: BrokerError) -> list[Order]:
-        x = self._x
-        reason = error.reason if isinstance(error, Rejected) else "other"
-        if reason == "only_exits":
-            x.hold("rules", "reduce_only", str(error))
-        elif reason in ("filter", "bracket"):
-            # they changed under us
-            x.contracts = await x.broker.contracts()
-        if order.reduce_only and reason in ("nothing_to_reduce", "filter"):
-            return await self._close_again(order)
-        return []
-
-    async def _close_again(self, order: Order) -> list[Order]:
-        """An exit was refused: others may be in its way, or it is flat. Once more, with the rest."""
-        x = self._x
-        truth = await x.broker.account()
-        held = truth.quantity(order.contract)
-        for other in truth.orders:
-            # an exit of somebody else's is in the way as well as one of ours
-            if other.reduce_only and other.contract == order.contract:
-                await self._sender.cancel_other(other)
-        if held * order.quantity >= 0.0:
-            return []
-        size = min(abs(held), abs(order.quantity))
-        wish = Wish(
-            contract=order.contract, quantity=size if order.quantity > 0.0 else -size, reduce_only=True
-        )
-        again = [self._order(p) for p in pieces(wish, held, x.contracts[order.contract], may_increase=False)]
-        return [await self._sender.send(piece) for piece in self._sender.prepare(again)]
+        await self._sender.learn(order.client_id)
+        return [after]
