@@ -28,7 +28,7 @@ from perpgym.data.tape import Tape
 from perpgym.envs.exchange.market import Replay
 from perpgym.envs.exchange.warm import warm_up
 from perpgym.envs.live.crash_points import POINTS
-from perpgym.envs.live.recovery import StartRefused
+from perpgym.envs.live.insist import StartRefused
 
 # bars before the first decision
 _HISTORY = 800

@@ -31,7 +31,8 @@ class DeskTimings:
             than its copies lag.
         absent_asks: and so many questions at least.
         settle_s: most that ``trade``, ``settle``, ``freeze`` and ``flatten`` take each.
-        start_s: the same for a start.
+        start_s: the same for a start, beside the quiet that the exchange asks for.
+        quiet_s: most that a start waits because the exchange asks for quiet; its longest ban is three days.
         reconcile_s: between two comparisons with the account.
         settings_s: between two readings of leverage and modes.
         clock_s: between two looks at the exchange's clock.
@@ -48,6 +49,7 @@ class DeskTimings:
     absent_asks: int = 4
     settle_s: float = 45.0
     start_s: float = 120.0
+    quiet_s: float = 3 * 86_400.0 + 3_600.0
     reconcile_s: float = 15.0
     settings_s: float = 60.0
     clock_s: float = 600.0

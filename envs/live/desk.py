@@ -17,16 +17,15 @@ from platformdirs import user_state_path
 
 from perpgym.envs.live.bookkeeping import Bookkeeper
 from perpgym.envs.live.broker import (
-    AccessDenied,
     AccountTruth,
     Broker,
     BrokerError,
     Order,
-    Rejected,
     Settings,
 )
 from perpgym.envs.live.context import Context, DeskTimings
 from perpgym.envs.live.exits import Exits
+from perpgym.envs.live.insist import StartRefused, insist
 from perpgym.envs.live.instance_lock import InstanceLock
 from perpgym.envs.live.journal import Journal, JournalBroken
 from perpgym.envs.live.limits import (
@@ -36,7 +35,7 @@ from perpgym.envs.live.limits import (
 )
 from perpgym.envs.live.order_table import OrderTable
 from perpgym.envs.live.protection import Protection
-from perpgym.envs.live.recovery import Recovery, StartRefused
+from perpgym.envs.live.recovery import Recovery
 from perpgym.envs.live.sender import Sender
 from perpgym.envs.live.trader import Trader
 from perpgym.envs.live.watch import Watch
@@ -93,7 +92,7 @@ class Desk:
         Raises:
             StartRefused: it cannot be what it must be.
             AccountTaken: somebody else trades on it.
-            BrokerError: the exchange would not say within ``start_s``.
+            BrokerError: the exchange would not say within ``start_s``, or wanted quiet for ``quiet_s``.
         """
         x = self._x
         self._lock.acquire()
@@ -102,7 +101,10 @@ class Desk:
             x.hold("start", "starting", "not started yet")
             x.epoch = x.journal.begin_epoch()
             x.table = OrderTable(x.journal.orders())
-            truth = await self._until(x.timings.start_s)
+            truth = await insist(
+                lambda: self._recovery.open(self.settings), x.broker, x.timings,
+                lambda why: x.note("warning", "start_waits", why=why),
+            )  # fmt: skip
             self._watch.start()
             # one that could not be placed is tried again at once
             self._watch.see_to_stops()
@@ -129,22 +131,6 @@ class Desk:
                 self._keeper.adopt(truth, differences)
             self._keeper.take()
         return truth
-
-    async def _until(self, seconds: float) -> AccountTruth:
-        """Try again what the exchange did not answer."""
-        loop = asyncio.get_running_loop()
-        until, wait_s = loop.time() + seconds, self._x.timings.first_wait_s
-        while True:
-            try:
-                return await self._recovery.open(self.settings)
-            except (Rejected, AccessDenied) as error:
-                raise StartRefused(str(error)) from error
-            except BrokerError as error:
-                if loop.time() + wait_s > until:
-                    raise
-                self._x.note("warning", "start_waits", why=str(error))
-                await asyncio.sleep(wait_s)
-                wait_s = min(2.0 * wait_s, self._x.timings.longest_wait_s)
 
     async def _let_go(self) -> None:
         self._is_running = False

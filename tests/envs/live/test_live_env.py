@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from perpgym.envs import EnvConfig, RiskLimits
 from perpgym.envs.exchange.faults import make_book
 from perpgym.envs.live.env import LiveConfig, check_live
 from perpgym.envs.live.recovery import StartRefused
+from perpgym.envs.live.thread import Interrupted
 
 BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
 LONG = np.array([0.4, -1.0], np.float32)
@@ -150,6 +152,16 @@ def test_a_start_asks_again_for_what_the_exchange_does_not_tell_at_once(
         _seen, info = live.reset()
         assert info["desk"] == "ready"
     assert len(place.server.hub.faults.log) == row["times"]
+
+
+def test_a_start_that_is_banned_waits_until_somebody_wants_to_stop(place: Place) -> None:
+    place.server.venue.limits.banned_until_ms = place.server.venue.clock.now_ms() + 120_000
+    with place.live() as live:
+        threading.Timer(1.0, live.thread.stop_wanted.set).start()
+        with pytest.raises(Interrupted):
+            live.reset()
+        live.thread.stop_wanted.clear()
+    assert place.server.venue.limits.calls_while_banned == 1
 
 
 def test_a_start_with_a_key_that_is_refused_does_not_wait(place: Place) -> None:
