@@ -36,6 +36,7 @@ class DeskTimings:
         reconcile_s: between two comparisons with the account.
         settings_s: between two readings of leverage and modes.
         clock_s: between two looks at the exchange's clock.
+        slice_ms: between two slices of a TWAP or VWAP at least, by the exchange's clock.
         stream_grace_s: after which a trade that the user stream did not tell proves it deaf.
         dead_man_ms: after which the exchange cancels what rests if it hears nothing.
 
@@ -54,6 +55,7 @@ class DeskTimings:
     settings_s: float = 60.0
     clock_s: float = 600.0
     stream_grace_s: float = 5.0
+    slice_ms: int = 300_000
     dead_man_ms: int = 120_000
 
     def __post_init__(self) -> None:

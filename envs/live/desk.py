@@ -28,15 +28,12 @@ from perpgym.envs.live.exits import Exits
 from perpgym.envs.live.insist import StartRefused, insist
 from perpgym.envs.live.instance_lock import InstanceLock
 from perpgym.envs.live.journal import Journal, JournalBroken
-from perpgym.envs.live.limits import (
-    DeskLimits,
-    check_style,
-    reserved_notional,
-)
+from perpgym.envs.live.limits import DeskLimits, reserved_notional
 from perpgym.envs.live.order_table import OrderTable
 from perpgym.envs.live.protection import Protection
 from perpgym.envs.live.recovery import Recovery
 from perpgym.envs.live.sender import Sender
+from perpgym.envs.live.slices import Job, Slicer
 from perpgym.envs.live.trader import Trader
 from perpgym.envs.live.watch import Watch
 from perpgym.envs.live.wishes import Books, Decision, DeskStatus, Settled, Wish
@@ -72,6 +69,7 @@ class Desk:
         self._keeper = Bookkeeper(x)
         self._exits = Exits(x, self._sender)
         self._trader = Trader(x, self._sender, self._exits, self._keeper, limits or DeskLimits())
+        self._slicer = Slicer(x, self._sender, self._carry_on)
         self._protection = Protection(x, self._sender, self._exits)
         self._recovery = Recovery(x, self._sender, self._keeper, self._protection)
         self._watch = Watch(self, x, self._keeper, self._recovery)
@@ -145,6 +143,7 @@ class Desk:
         x.hold("stop", "halted", "stopped")
         self._is_urgent = True
         async with self._turn:
+            self._slicer.end()
             try:
                 # while something rests, the exchange is to cancel it in time
                 is_clear = await self._sender.cancel_all(x.table.open(), x.timings.settle_s)
@@ -168,7 +167,9 @@ class Desk:
         """Carry wishes out as far as holds and limits admit; exits first.
 
         The decision and every order are on the disk before the first is sent. An order whose outcome is not
-        known within ``settle_s`` comes back as it is then and is looked for until it is known.
+        known within ``settle_s`` comes back as it is then and is looked for until it is known. What a wish
+        that takes a while still needs is sent later, until it is done, another decision comes or the desk is
+        frozen; ``Settled.orders`` has it.
 
         Args:
             decision: what was decided.
@@ -180,8 +181,6 @@ class Desk:
         Returns:
             The orders, as far as they are known.
         """
-        for wish in wishes:
-            check_style(wish.style)
         async with self._turn:
             try:
                 return await self._trade(decision, wishes, observation, is_settled=is_settled)
@@ -197,6 +196,7 @@ class Desk:
         is_settled: bool,
     ) -> list[Order]:
         x = self._x
+        self._slicer.end()
         try:
             x.journal.decision(decision, wishes, x.broker.now_ms(), observation)
         except JournalBroken as error:
@@ -210,15 +210,36 @@ class Desk:
             return []
         await self._trader.clear_the_book()
         if not is_settled:
-            try:
-                await self._keeper.collect()
-                x.truth = await x.broker.account()
-                x.marks = await x.broker.mark_prices()
-            except BrokerError as error:
-                self._x.blame(error)
-        orders = await self._trader.carry_out(wishes, decision.id)
+            await self._look_at_account()
+        orders = await self._trader.carry_out(self._slicer.plan(wishes, decision.id), decision.id)
+        self._slicer.begin(orders)
         await self._after_sending(orders)
         return [x.table[order.client_id] for order in orders]
+
+    async def _look_at_account(self) -> None:
+        x = self._x
+        try:
+            await self._keeper.collect()
+            x.truth = await x.broker.account()
+            x.marks = await x.broker.mark_prices()
+        except BrokerError as error:
+            x.blame(error)
+
+    async def _carry_on(self, job: Job) -> None:
+        """Send the next order of a wish that takes a while."""
+        x = self._x
+        async with self._turn:
+            orders: list[Order] = []
+            if "access" not in x.holds:
+                await self._look_at_account()
+                wish = job.next_wish(x.table, x.broker.now_ms())
+                if wish is not None:
+                    number = job.decision_of(wish.quantity)
+                    orders = await self._trader.carry_out([wish], number, job.client_ids)
+            self._slicer.note(job, orders)
+            self._slicer.sent += orders
+            await self._after_sending(orders)
+            self.tell()
 
     async def _after_sending(self, orders: Sequence[Order]) -> None:
         """Book what filled, protect it, and wait for what is not known."""
@@ -272,7 +293,10 @@ class Desk:
             fills, income = self._keeper.take()
             self._keep_snapshot(truth, bar_close_ms)
             self.tell()
-            return Settled(fills=fills, income=income, truth=truth, is_whole=not why, why=why)
+            return Settled(
+                fills=fills, income=income, truth=truth, is_whole=not why, why=why,
+                orders=self._slicer.take(),
+            )  # fmt: skip
 
     async def _compare(self) -> str:
         """Reconcile once; what is missing, in words."""
@@ -371,6 +395,7 @@ class Desk:
         self._is_urgent = True
         async with self._turn:
             self._is_urgent = False
+            self._slicer.end()
             is_clear = await self._sender.cancel_all(x.table.open(), x.timings.settle_s)
             if not is_clear:
                 left = [o.client_id for o in x.table.open()]
@@ -425,6 +450,7 @@ class Desk:
         x = self._x
         async with self._turn:
             self._is_urgent = False
+            self._slicer.end()
             x.holds.clear_halts()
             x.note("info", "resume")
             try:

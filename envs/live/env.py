@@ -27,7 +27,6 @@ from perpgym.envs.live.desk import Desk
 from perpgym.envs.live.feed import Feed, IncompleteBar, News
 from perpgym.envs.live.insist import insist
 from perpgym.envs.live.journal import Journal
-from perpgym.envs.live.limits import check_style
 from perpgym.envs.live.ring import ClosedBar, Ring, bars_kept
 from perpgym.envs.live.thread import DeskThread
 from perpgym.envs.live.wishes import Decision, Settled
@@ -318,6 +317,7 @@ class LiveEnv(gym.Env[Observation, NDArray[np.float32]]):
         """
         close_ms = news.bars[-1].open_time_ms + self.feed.bar_ms
         settled = await self._settle_whole(close_ms, news.bars[-1])
+        self.books.expect(settled.orders)
         self._take_in(news)
         ledger, reward, is_over = np.zeros(len(LEDGER_COLUMNS)), 0.0, False
         for number, bar in enumerate(news.bars):
@@ -356,7 +356,7 @@ class LiveEnv(gym.Env[Observation, NDArray[np.float32]]):
             again = await self.desk.settle(close_ms)
             settled = Settled(
                 fills=settled.fills + again.fills, income=settled.income + again.income, truth=again.truth,
-                is_whole=again.is_whole, why=again.why,
+                is_whole=again.is_whole, why=again.why, orders=settled.orders + again.orders,
             )  # fmt: skip
         if missing := self.books.awaits_funding(bar):
             _LOG.warning("the settlement of %s was not told yet; it is booked when it is", ", ".join(missing))
@@ -387,8 +387,6 @@ class LiveEnv(gym.Env[Observation, NDArray[np.float32]]):
 
 def check_live(config: EnvConfig) -> None:
     """Raises ValueError where an env's settings mean nothing at an exchange, or cannot be had there."""
-    for style in config.head_styles if config.action == "heads" else (config.execution,):
-        check_style(style)
     for name, allowed in (("limits", "on"), ("cost", "exchange"), ("terminal", "hold"), ("rounding", "on")):
         if getattr(config, name) != allowed:
             raise ValueError(

@@ -27,14 +27,21 @@ class Trader:
         self._x, self._sender, self._exits, self._keeper = context, sender, exits, keeper
         self._watchman = Watchman(limits)
 
-    async def carry_out(self, wishes: Sequence[Wish], decision_id: int) -> list[Order]:
+    async def carry_out(
+        self, wishes: Sequence[Wish], decision_id: int | None, before: Sequence[str] = ()
+    ) -> list[Order]:
         """Exits first, then what opens, judged by the account after them; returns the orders that were sent.
 
         Of each part every order is on the disk before the first is sent.
+
+        Args:
+            wishes: as far as one order each can carry them out.
+            decision_id: whose they are; None for what is tried again.
+            before: client ids of what was sent for them already.
         """
         x = self._x
         # a position that is not the one decided upon is not made larger
-        moved = {fill.contract for fill in self._keeper.fills}
+        moved = {fill.contract for fill in self._keeper.fills if fill.client_id not in before}
         planned = [piece for wish in wishes for piece in self._cut(wish, wish.contract in moved)]
         exits = [piece for piece in planned if piece.reduce_only]
         sent = await self._send_all([self._order(piece) for piece in exits], decision_id)
@@ -75,7 +82,7 @@ class Trader:
                 admitted += found
         return [self._order(piece) for piece in admitted]
 
-    async def _send_all(self, orders: list[Order], decision_id: int) -> list[Order]:
+    async def _send_all(self, orders: list[Order], decision_id: int | None) -> list[Order]:
         sent: list[Order] = []
         for order in self._sender.prepare(orders, decision_id) if orders else ():
             try:
