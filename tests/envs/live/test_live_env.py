@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import threading
 from collections.abc import Iterator
@@ -15,7 +16,8 @@ import numpy as np
 import pytest
 
 from perpgym.data.tape import Tape
-from perpgym.envs import EnvConfig, RiskLimits
+from perpgym.envs import CONTRACT_LEDGER, EnvConfig, RiskLimits
+from perpgym.envs.account import ORDER_DONE
 from perpgym.envs.exchange.faults import make_book
 from perpgym.envs.live.env import LiveConfig, check_live
 from perpgym.envs.live.recovery import StartRefused
@@ -110,6 +112,49 @@ def test_a_decision_that_comes_too_late_is_not_carried_out(place: Place) -> None
         assert place.orders == 0
 
 
+class Sixths:
+    """A clock that goes to the end of a bar in six steps, with a moment for what is due at each."""
+
+    def __init__(self, clock: Any, bar_ms: int) -> None:
+        self.clock, self.step_ms = clock, bar_ms // 6
+
+    async def sleep_until(self, time_ms: int) -> None:
+        while (now_ms := self.clock.venue.clock.now_ms()) < time_ms:
+            await self.clock.sleep_until(min(now_ms + self.step_ms, time_ms))
+            await asyncio.sleep(0.1)
+
+    async def pause(self, wait_ms: int) -> None:
+        await self.clock.pause(wait_ms)
+
+
+@pytest.mark.parametrize("style", ["twap", "vwap", "iceberg"])
+def test_what_takes_a_bar_is_booked_as_the_decisions_own(place: Place, style: str) -> None:
+    place.config = place.parity.settings(execution=style, limit_offset_bps=0.0)
+    timings = replace(place.parity.LIVE.timings, slice_ms=place.tape.bar_ms // 6, first_wait_s=0.02)
+    with place.live(timings=timings) as live:
+        live.feed.clock = Sixths(live.feed.clock, place.tape.bar_ms)
+        live.reset()
+        held, bars = 0.0, 0
+        # a resting order may be missed by a bar's prices
+        while held == 0.0 and bars < 10:
+            _seen, _reward, _over, _cut, info = live.step(LONG)
+            held, bars = place.position, bars + 1
+            assert info["is_whole"]
+        assert held > 0.0
+        orders = list(place.server.venue.books.registry.orders.values())
+        if style != "iceberg":
+            assert [order.original_kind for order in orders] == ["MARKET"] * 6
+            assert sum(order.quantity for order in orders) == pytest.approx(held, abs=1e-9)
+        # none of it was somebody else's
+        assert live.books.account.orders[0, ORDER_DONE] == pytest.approx(held, abs=1e-9)
+        assert info["contracts"][0, CONTRACT_LEDGER["filled"]] == pytest.approx(held, abs=1e-9)
+        sent = len(orders)
+        live.step(HOLD)
+        assert len([o for o in place.server.venue.books.registry.orders.values() if o.is_open]) == 0
+        if style != "iceberg":
+            assert place.orders == sent
+
+
 def test_a_start_in_the_middle_of_a_bar_waits_for_its_close(place: Place) -> None:
     opened = place.server.venue.market.open_ms
     place.server.venue.clock.move_to(opened + 1_200_000)
@@ -196,8 +241,6 @@ def test_a_live_env_that_has_not_started_says_so(place: Place) -> None:
     [
         ({"limits": "off"}, "limits=on"),
         ({"latency_bars": 1}, "latency"),
-        ({"execution": "twap"}, "execution must be one of"),
-        ({"action": "heads", "head_styles": ("market", "iceberg")}, "execution must be one of"),
         ({"terminal": "liquidate"}, "terminal=hold"),
     ],
 )
