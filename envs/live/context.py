@@ -35,7 +35,7 @@ class DeskTimings:
         quiet_s: most that a start waits because the exchange asks for quiet; its longest ban is three days.
         reconcile_s: between two comparisons with the account.
         settings_s: between two readings of leverage and modes.
-        clock_s: between two looks at the exchange's clock.
+        clock_s: between two looks at the exchange's clock and rules.
         slice_ms: between two slices of a TWAP or VWAP at least, by the exchange's clock.
         stream_grace_s: after which a trade that the user stream did not tell proves it deaf.
         dead_man_ms: after which the exchange cancels what rests if it hears nothing.
@@ -132,6 +132,17 @@ class Context:
         """Nothing can be written: no new orders, exits only."""
         if self.holds.add("journal", "reduce_only", str(error)):
             LOG.critical("journal %s", error)
+
+    async def learn_rules(self) -> None:
+        """Read the contracts' rules anew. Filters are followed; other brackets are another risk."""
+        known, self.contracts = self.contracts, await self.broker.contracts()
+        changed = [n for n, c in self.contracts.items() if n in known and c.brackets != known[n].brackets]
+        if changed:
+            self.hold(
+                "brackets", "reduce_only",
+                f"the leverage brackets of {', '.join(changed)} have changed, the books know the old ones: "
+                "start again to take them over, or resume",
+            )  # fmt: skip
 
     def keep(self, order: Order, source: str) -> Order:
         """An order's new state, into the table and the journal."""

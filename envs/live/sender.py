@@ -103,7 +103,7 @@ class Sender:
             self._x.hold("rules", "reduce_only", str(error))
         elif reason in ("filter", "bracket"):
             # they changed under us
-            self._x.contracts = await self._x.broker.contracts()
+            await self._x.learn_rules()
         return reason
 
     def drop(self, order: Order, why: str) -> Order:

@@ -158,6 +158,7 @@ class Watch:
         x, loop = self._x, asyncio.get_running_loop()
         if "sleep" in x.holds or loop.time() - self._clock_at >= x.timings.clock_s:
             await x.broker.server_time_ms()
+            await x.learn_rules()
             self._clock_at = loop.time()
         self.start()
         await self._desk.check_settings_if_due()

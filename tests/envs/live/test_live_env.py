@@ -112,6 +112,26 @@ def test_a_decision_that_comes_too_late_is_not_carried_out(place: Place) -> None
         assert place.orders == 0
 
 
+@pytest.mark.parametrize("row", ["F29", "F29b", "F35", "F35b"])
+def test_no_decision_sees_a_bar_that_is_not_final_missing_or_impossible(place: Place, row: str) -> None:
+    env = place.parity.env_at(place.tape, place.config, RiskLimits(), place.parity._HISTORY, 6)
+    expected, _ = env.reset(seed=0)
+    # two answers in a row that agree: a bar that changes once is taken as it ends
+    feed = replace(place.parity.LIVE.feed, readings=2)
+    with place.live(feed=feed) as live:
+        seen, _info = live.reset()
+        for number, action in enumerate((LONG, HOLD, -LONG, HOLD)):
+            place.server.hub.faults = make_book({"faults": [{"id": row, "times": 1 + number % 2}]})
+            expected, _reward, _over, _cut, booked = env.step(action)
+            seen, _reward, _over, _cut, info = live.step(action)
+            assert info["equity"] == pytest.approx(booked["equity"], abs=1e-8)
+            assert len(place.server.hub.faults.log) == 1 + number % 2
+            assert (info["bars"], info["is_whole"]) == (1, True)
+            for name, values in expected.items():
+                np.testing.assert_allclose(seen[name], values, rtol=0.0, atol=1e-8, err_msg=name)
+    assert place.position != 0.0
+
+
 class Sixths:
     """A clock that goes to the end of a bar in six steps, with a moment for what is due at each."""
 
