@@ -126,7 +126,7 @@ class Watch:
             wait_s = t.first_wait_s
             while not await self._desk.protect() and "access" not in self._x.holds:
                 await asyncio.sleep(wait_s)
-                wait_s = min(2.0 * wait_s, t.longest_wait_s)
+                wait_s = min(2.0 * wait_s, t.reconcile_s)
 
     async def _feel_sleep(self) -> None:
         """The machine slept, the program stood still, or the wall's clock jumped: what is known is old."""
