@@ -36,7 +36,7 @@ class DeskTimings:
         reconcile_s: between two comparisons with the account.
         settings_s: between two readings of leverage and modes.
         clock_s: between two looks at the exchange's clock and rules.
-        slice_ms: between two slices of a TWAP or VWAP at least, by the exchange's clock.
+        slice_ms: between two slices of a TWAP or VWAP, about, by the exchange's clock.
         stream_grace_s: after which a trade that the user stream did not tell proves it deaf.
         dead_man_ms: after which the exchange cancels what rests if it hears nothing.
 

@@ -130,7 +130,8 @@ class Slicer:
         price = wish.limit_price or x.marks[wish.contract]
         smallest = smallest_order(contract, price, is_exit=wish.reduce_only)
         over_ms = max(wish.end_ms - now_ms, 1)
-        slices = min(over_ms // x.timings.slice_ms, int(abs(wish.quantity) / smallest + 1e-9))
+        # the bar has begun a moment ago
+        slices = min(round(over_ms / x.timings.slice_ms), int(abs(wish.quantity) / smallest + 1e-9))
         step_ms = over_ms / max(slices, 1)
         if wish.style == "iceberg":
             step_ms = 1_000.0 * x.timings.longest_wait_s

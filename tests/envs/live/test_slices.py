@@ -36,7 +36,7 @@ async def pass_slice(here: Any) -> None:
     """A sixth of the bar; the desk has the time to do what is due in it, and no less."""
     here.venue.clock.move_to(here.venue.clock.now_ms() + SLICED["slice_ms"])
     here.server.pass_time()
-    await asyncio.sleep(0.15)
+    await asyncio.sleep(0.1)
 
 
 def sizes(here: Any) -> list[float]:
@@ -47,7 +47,9 @@ def sizes(here: Any) -> list[float]:
 def test_slices_are_spread_over_the_bar_and_add_up_to_the_wish(open_desk: Open, style: str) -> None:
     async def story() -> None:
         async with open_desk(timings=SLICED) as here:
-            begun_ms = here.venue.clock.now_ms()
+            # a moment after the bar has opened
+            begun_ms = here.venue.clock.now_ms() + 2_000
+            here.venue.clock.move_to(begun_ms)
             (first,) = await slow(here, 0.05, style)
             assert (first.state, first.quantity) == (OrderState.FILLED, 0.008)
             assert len(here.orders()) == 1
@@ -216,7 +218,7 @@ def test_nothing_more_is_sent_once_something_has_come_between(
             sent = len(here.orders())
             for order in here.resting():
                 here.admin("fill", orderId=order.order_id, quantity=order.left)
-            for _slice in range(3):
+            for _slice in range(2):
                 await pass_slice(here)
             assert len(here.orders()) == sent
             assert here.resting() == []
@@ -261,7 +263,7 @@ def test_a_margin_that_does_not_suffice_ends_the_slices(open_desk: Open) -> None
         async with open_desk(timings=SLICED) as here:
             await slow(here, 0.06, "twap")
             here.faults({"id": "F18", "path": "/fapi/v1/order", "times": None})
-            for _slice in range(3):
+            for _slice in range(2):
                 await pass_slice(here)
             # no order that is refused is tried again
             assert here.hits() == 1
