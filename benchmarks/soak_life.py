@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from perpgym.data.tape import Tape
 from perpgym.envs import EnvConfig, RiskLimits
+from perpgym.envs.config import ExecutionStyle
 from perpgym.envs.exchange.connect import point_at
 from perpgym.envs.live import binance_wire
 from perpgym.envs.live.binance import Binance, BinanceConfig
@@ -31,6 +32,7 @@ from perpgym.envs.live.feed import FeedConfig
 from perpgym.envs.live.journal import Journal
 from perpgym.envs.live.limits import DeskLimits
 from perpgym.envs.live.thread import DeskThread
+from perpgym.envs.live.wishes import SLOW_STYLES
 
 CAP = 1.5
 _WINDOW = 8
@@ -38,8 +40,11 @@ _COLUMNS = ("log_return_1",)
 # the waits of a real account, shortened with the round trips: here one takes a millisecond
 _TIMINGS = DeskTimings(
     first_wait_s=0.02, longest_wait_s=0.1, absent_after_s=0.3, absent_asks=3, settle_s=3.0, start_s=20.0,
-    reconcile_s=0.5, settings_s=2.0, clock_s=10.0, stream_grace_s=0.2,
+    reconcile_s=0.5, settings_s=2.0, clock_s=10.0, stream_grace_s=0.2, slice_ms=3_600_000 // 4,
 )  # fmt: skip
+STYLES: tuple[ExecutionStyle, ...] = ("market", "limit", "twap", "iceberg")
+# what takes a bar gets it in so many steps, and a moment at each for what is due
+_STEPS, _MOMENT_S = 4, 0.06
 _LIVE = LiveSettings(
     feed=FeedConfig(settle_delay_ms=0, readings=2, reread_ms=5, patience_ms=1_500),
     desk=DeskLimits(max_exposure=CAP),
@@ -88,10 +93,10 @@ class Told:
 
 
 def account(seed: int, wallet: float = 100_000.0) -> EnvConfig:
-    """Of program and exchange: a stop on the mark and a target; every other seed rests its orders."""
+    """Of program and exchange: a stop on the mark and a target; every seed its way of execution."""
     return EnvConfig(
         initial_wallet=wallet, stop_loss=0.02, take_profit=0.04, max_drawdown=1.0, window_bars=_WINDOW,
-        execution="limit" if seed % 2 else "market", leverage=10.0,
+        execution=STYLES[seed % len(STYLES)], leverage=10.0,
     )  # fmt: skip
 
 
@@ -104,10 +109,15 @@ def post(url: str, name: str, **body: Any) -> dict[str, Any]:
 
 
 class JumpingClock:
-    """The world's clock: real time, and a jump where the program waits for a bar to end."""
+    """The world's clock: real time, and a jump where the program waits for a bar to end.
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    Args:
+        url: of the exchange.
+        step_ms: the longest jump.
+    """
+
+    def __init__(self, url: str, step_ms: int) -> None:
+        self.url, self._step_ms = url, step_ms
         self.broker: Binance | None = None
         self._ahead_ms = 0
         self._set(post(url, "now"))
@@ -121,12 +131,14 @@ class JumpingClock:
 
     async def sleep_until(self, time_ms: int) -> None:
         """Ask until it is so."""
-        is_moved = False
-        while not is_moved:
-            told = await asyncio.to_thread(post, self.url, "jump", to_ms=time_ms)
-            is_moved = told["is_moved"]
+        while self.now_ms() < time_ms:
+            to_ms = min(time_ms, self.now_ms() + self._step_ms)
+            told = await asyncio.to_thread(post, self.url, "jump", to_ms=to_ms)
             self._set(told)
-            await asyncio.sleep(0.0 if is_moved else 0.01)
+            if told["is_moved"] and to_ms < time_ms:
+                await asyncio.sleep(_MOMENT_S)
+            elif not told["is_moved"]:
+                await asyncio.sleep(0.01)
         assert self.broker is not None
         with suppress(BrokerError):
             await self.broker.server_time_ms()
@@ -152,7 +164,9 @@ class Life:
     def run(self) -> None:
         """Live."""
         binance_wire._FIREWALL_MS = FIREWALL_MS
-        told, clock = self.told, JumpingClock(self.told.url)
+        told, bar_ms = self.told, self.tape.bar_ms
+        is_slow = account(told.seed).execution in SLOW_STYLES
+        clock = JumpingClock(told.url, bar_ms // _STEPS if is_slow else bar_ms)
         self._arm(0)
         with DeskThread() as thread:
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from soak_exchange import exchange, make_venue
-from soak_life import CAP, Death, Life, Told, account, post
+from soak_life import CAP, STYLES, Death, Life, Told, account, post
 
 from perpgym.data.features.build import build_tape
 from perpgym.data.synthetic import SimulatedMarketConfig, simulate_market
@@ -28,7 +28,7 @@ from perpgym.data.tape import Tape
 from perpgym.envs.exchange.market import Replay
 from perpgym.envs.exchange.warm import warm_up
 from perpgym.envs.live.crash_points import POINTS
-from perpgym.envs.live.recovery import StartRefused
+from perpgym.envs.live.insist import StartRefused
 
 # bars before the first decision
 _HISTORY = 800
@@ -128,7 +128,7 @@ def tell_life(url: str, folder: Path, seed: int, end_ms: int, death: Death | Non
 
 def rehearse() -> None:
     """A few quiet bars in this process: every fork has what it has compiled and loaded."""
-    for seed in (0, 1):
+    for seed in range(len(STYLES)):
         tape = make_tape(seed, 24)
         warm_up(Replay(tape, start_bar=_HISTORY), account(seed))
         with tempfile.TemporaryDirectory() as folder:

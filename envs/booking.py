@@ -42,7 +42,7 @@ from perpgym.envs.kernel import close_books, hold_through
 from perpgym.envs.liquidation import side_of
 from perpgym.envs.margin import worth
 from perpgym.envs.matching import carry_orders, keep_left, note_price, prepare_stop
-from perpgym.envs.orders import LIMIT, NOT_REACHED, PARTICIPATION
+from perpgym.envs.orders import LIMIT, NOT_REACHED, PARTICIPATION, TWAP, VWAP
 from perpgym.envs.path import opens_beyond_stop, stop_reference, trail_stops
 from perpgym.envs.payoff import open_moments
 from perpgym.envs.spaces import CONTRACT_LEDGER, LEDGER
@@ -209,6 +209,9 @@ def _fill(account, world, now, event, is_closed):  # type: ignore[no-untyped-def
         reference = bar.last_open
         if kind == BY_STOP:
             reference = _stop_reference(account.positions[asset], bar, world.rules)
+        elif order[ORDER_STYLE] == TWAP or order[ORDER_STYLE] == VWAP:
+            # along the bar
+            reference = 0.5 * (bar.last_open + bar.last_close)
         touch = quote(reference, world.rules.half_spread, contract, math.copysign(1.0, quantity))
         take_at_fee(
             account, asset, quantity, reference, touch, price, fee_rate, bar.root_illiquidity,

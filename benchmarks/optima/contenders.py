@@ -66,7 +66,7 @@ def _hierarchical(problem: Problem) -> Settings:
     """Two levels with the flat agent's action, settings and steps."""
     settings = settings_of(problem.name, OWN_ACTION.get(problem.name, "target"))
     flat = {f.name: getattr(settings.ppo, f.name) for f in fields(settings.ppo)}
-    # as far as from one limit to the other: an exploration that the worker's own range cuts off pulls its mean
+    # as far as from one limit to the other: exploration that the worker's own range cuts off pulls its mean
     # away from the best
     hierarchy = HierarchyConfig(budgets=(1.0,), min_bars=2, max_bars=6, reach=2.0)
     # a manager that learns from the first step settles where exploration is cut off and so costs the least

@@ -37,7 +37,7 @@ _CLOCK_CODES = frozenset({-1021, -5028})
 _OVERLOADED = -1008
 _REASONS: dict[int, RefusalReason] = {
     -2021: "would_trigger", -4130: "stop_exists", -2022: "nothing_to_reduce", -4118: "nothing_to_reduce",
-    -2027: "bracket", -2028: "bracket",
+    -2027: "bracket", -2028: "bracket", -5022: "would_take",
     **dict.fromkeys((-4140, -4141, -4192, -4400), "only_exits"),
     **dict.fromkeys((-1111, -1013, -4003, -4004, -4005, -4014, -4023, -4164), "filter"),
 }  # fmt: skip

@@ -75,7 +75,7 @@ class Books:
         self._contracts: tuple[Contract, ...] = ()
         self._symbols: tuple[str, ...] = ()
         self._now = 0
-        self._close_ms = 0
+        self._close_ms = self._bar_ms = 0
         self._events: list[Event] = []
         self._booked: dict[str, None] = {}
         self._expected: set[str] = set()
@@ -93,6 +93,7 @@ class Books:
                 market = market._replace(root_illiquidity=self.config.impact.root_illiquidity(tape))
             self.world = self.world._replace(market=market)
         self._now = len(tape)
+        self._bar_ms = tape.bar_ms
         self._close_ms = int(tape.open_time_ms[-1]) + tape.bar_ms
 
     def _seen(self) -> World:
@@ -227,8 +228,9 @@ class Books:
             turn = 0 if is_exit else 1 if held * quantity < 0.0 else 2
             limit_price = float(order[ORDER_LIMIT]) if style in ("post_only", "iceberg") else None
             wish = Wish(
-                contract=symbol, quantity=quantity, style=style, limit_price=limit_price, reduce_only=is_exit
-            )
+                contract=symbol, quantity=quantity, style=style, limit_price=limit_price, reduce_only=is_exit,
+                end_ms=self._close_ms + self._bar_ms, clip=abs(quantity) * self.config.iceberg_clip,
+            )  # fmt: skip
             wishes.append((turn, wish))
         return [wish for _, wish in sorted(wishes, key=lambda pair: pair[0])]
 

@@ -19,10 +19,17 @@ IncomeKind = Literal["funding", "fee", "pnl", "clearance", "transfer", "other"]
 TradingStatus = Literal["trading", "close_only", "halted"]
 PriceKind = Literal["last", "mark"]
 # why an exchange refuses, as far as the desk acts on it: the price is beyond a stop's trigger; a closing stop
-# of that side is there; nothing is to be reduced; only exits are taken; a filter or a leverage bracket is not
-# as we know it
+# of that side is there; a post-only order would take; nothing is to be reduced; only exits are taken; a
+# filter or a leverage bracket is not as we know it
 RefusalReason = Literal[
-    "would_trigger", "stop_exists", "nothing_to_reduce", "only_exits", "filter", "bracket", "other"
+    "would_trigger",
+    "stop_exists",
+    "would_take",
+    "nothing_to_reduce",
+    "only_exits",
+    "filter",
+    "bracket",
+    "other",
 ]
 # open time, open, high, low, close, volume
 BarRow = tuple[int, float, float, float, float, float]

@@ -31,10 +31,12 @@ class DeskTimings:
             than its copies lag.
         absent_asks: and so many questions at least.
         settle_s: most that ``trade``, ``settle``, ``freeze`` and ``flatten`` take each.
-        start_s: the same for a start.
+        start_s: the same for a start, beside the quiet that the exchange asks for.
+        quiet_s: most that a start waits because the exchange asks for quiet; its longest ban is three days.
         reconcile_s: between two comparisons with the account.
         settings_s: between two readings of leverage and modes.
-        clock_s: between two looks at the exchange's clock.
+        clock_s: between two looks at the exchange's clock and rules.
+        slice_ms: between two slices of a TWAP or VWAP, about, by the exchange's clock.
         stream_grace_s: after which a trade that the user stream did not tell proves it deaf.
         dead_man_ms: after which the exchange cancels what rests if it hears nothing.
 
@@ -48,10 +50,12 @@ class DeskTimings:
     absent_asks: int = 4
     settle_s: float = 45.0
     start_s: float = 120.0
+    quiet_s: float = 3 * 86_400.0 + 3_600.0
     reconcile_s: float = 15.0
     settings_s: float = 60.0
     clock_s: float = 600.0
     stream_grace_s: float = 5.0
+    slice_ms: int = 300_000
     dead_man_ms: int = 120_000
 
     def __post_init__(self) -> None:
@@ -127,6 +131,17 @@ class Context:
         """Nothing can be written: no new orders, exits only."""
         if self.holds.add("journal", "reduce_only", str(error)):
             LOG.critical("journal %s", error)
+
+    async def learn_rules(self) -> None:
+        """Read the contracts' rules anew. Filters are followed; other brackets are another risk."""
+        known, self.contracts = self.contracts, await self.broker.contracts()
+        changed = [n for n, c in self.contracts.items() if n in known and c.brackets != known[n].brackets]
+        if changed:
+            self.hold(
+                "brackets", "reduce_only",
+                f"the leverage brackets of {', '.join(changed)} have changed, the books know the old ones: "
+                "start again to take them over, or resume",
+            )  # fmt: skip
 
     def keep(self, order: Order, source: str) -> Order:
         """An order's new state, into the table and the journal."""

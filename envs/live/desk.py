@@ -17,26 +17,23 @@ from platformdirs import user_state_path
 
 from perpgym.envs.live.bookkeeping import Bookkeeper
 from perpgym.envs.live.broker import (
-    AccessDenied,
     AccountTruth,
     Broker,
     BrokerError,
     Order,
-    Rejected,
     Settings,
 )
 from perpgym.envs.live.context import Context, DeskTimings
+from perpgym.envs.live.exits import Exits
+from perpgym.envs.live.insist import StartRefused, insist
 from perpgym.envs.live.instance_lock import InstanceLock
 from perpgym.envs.live.journal import Journal, JournalBroken
-from perpgym.envs.live.limits import (
-    DeskLimits,
-    check_style,
-    reserved_notional,
-)
+from perpgym.envs.live.limits import DeskLimits, reserved_notional
 from perpgym.envs.live.order_table import OrderTable
 from perpgym.envs.live.protection import Protection
-from perpgym.envs.live.recovery import Recovery, StartRefused
+from perpgym.envs.live.recovery import Recovery
 from perpgym.envs.live.sender import Sender
+from perpgym.envs.live.slices import Job, Slicer
 from perpgym.envs.live.trader import Trader
 from perpgym.envs.live.watch import Watch
 from perpgym.envs.live.wishes import Books, Decision, DeskStatus, NoteLevel, Settled, Wish
@@ -70,8 +67,10 @@ class Desk:
         self.settings = settings
         self._sender = Sender(x)
         self._keeper = Bookkeeper(x)
-        self._trader = Trader(x, self._sender, self._keeper, limits or DeskLimits())
-        self._protection = Protection(x, self._sender)
+        self._exits = Exits(x, self._sender)
+        self._trader = Trader(x, self._sender, self._exits, self._keeper, limits or DeskLimits())
+        self._slicer = Slicer(x, self._sender, self._carry_on)
+        self._protection = Protection(x, self._sender, self._exits)
         self._recovery = Recovery(x, self._sender, self._keeper, self._protection)
         self._watch = Watch(self, x, self._keeper, self._recovery)
         self._lock = InstanceLock(lock_folder or user_state_path("perpgym") / "locks", broker.account_id)
@@ -91,7 +90,7 @@ class Desk:
         Raises:
             StartRefused: it cannot be what it must be.
             AccountTaken: somebody else trades on it.
-            BrokerError: the exchange would not say within ``start_s``.
+            BrokerError: the exchange would not say within ``start_s``, or wanted quiet for ``quiet_s``.
         """
         x = self._x
         self._lock.acquire()
@@ -100,8 +99,13 @@ class Desk:
             x.hold("start", "starting", "not started yet", told="info")
             x.epoch = x.journal.begin_epoch()
             x.table = OrderTable(x.journal.orders())
-            truth = await self._until(x.timings.start_s)
+            truth = await insist(
+                lambda: self._recovery.open(self.settings), x.broker, x.timings,
+                lambda why: x.note("warning", "start_waits", why=why),
+            )  # fmt: skip
             self._watch.start()
+            # one that could not be placed is tried again at once
+            self._watch.see_to_stops()
             self._is_running = True
             await self._watch.wait_heard(x.timings.start_s)
             x.lift("start")
@@ -126,22 +130,6 @@ class Desk:
             self._keeper.take()
         return truth
 
-    async def _until(self, seconds: float) -> AccountTruth:
-        """Try again what the exchange did not answer."""
-        loop = asyncio.get_running_loop()
-        until, wait_s = loop.time() + seconds, self._x.timings.first_wait_s
-        while True:
-            try:
-                return await self._recovery.open(self.settings)
-            except (Rejected, AccessDenied) as error:
-                raise StartRefused(str(error)) from error
-            except BrokerError as error:
-                if loop.time() + wait_s > until:
-                    raise
-                self._x.note("warning", "start_waits", why=str(error))
-                await asyncio.sleep(wait_s)
-                wait_s = min(2.0 * wait_s, self._x.timings.longest_wait_s)
-
     async def _let_go(self) -> None:
         self._is_running = False
         await self._watch.stop()
@@ -155,6 +143,7 @@ class Desk:
         x.hold("stop", "halted", "stopped", told="info")
         self._is_urgent = True
         async with self._turn:
+            self._slicer.end()
             try:
                 # while something rests, the exchange is to cancel it in time
                 is_clear = await self._sender.cancel_all(x.table.open(), x.timings.settle_s)
@@ -178,7 +167,9 @@ class Desk:
         """Carry wishes out as far as holds and limits admit; exits first.
 
         The decision and every order are on the disk before the first is sent. An order whose outcome is not
-        known within ``settle_s`` comes back as it is then and is looked for until it is known.
+        known within ``settle_s`` comes back as it is then and is looked for until it is known. What a wish
+        that takes a while still needs is sent later, until it is done, another decision comes or the desk is
+        frozen; ``Settled.orders`` has it.
 
         Args:
             decision: what was decided.
@@ -190,8 +181,6 @@ class Desk:
         Returns:
             The orders, as far as they are known.
         """
-        for wish in wishes:
-            check_style(wish.style)
         async with self._turn:
             try:
                 return await self._trade(decision, wishes, observation, is_settled=is_settled)
@@ -207,6 +196,7 @@ class Desk:
         is_settled: bool,
     ) -> list[Order]:
         x = self._x
+        self._slicer.end()
         try:
             x.journal.decision(decision, wishes, x.broker.now_ms(), observation)
         except JournalBroken as error:
@@ -220,23 +210,48 @@ class Desk:
             return []
         await self._trader.clear_the_book()
         if not is_settled:
-            try:
-                await self._keeper.collect()
-                x.truth = await x.broker.account()
-                x.marks = await x.broker.mark_prices()
-            except BrokerError as error:
-                self._x.blame(error)
-        orders = await self._trader.carry_out(wishes, decision.id)
+            await self._look_at_account()
+        orders = await self._trader.carry_out(self._slicer.plan(wishes, decision.id), decision.id)
+        self._slicer.begin(orders)
         await self._after_sending(orders)
         return [x.table[order.client_id] for order in orders]
+
+    async def _look_at_account(self) -> None:
+        x = self._x
+        try:
+            await self._keeper.collect()
+            x.truth = await x.broker.account()
+            x.marks = await x.broker.mark_prices()
+        except BrokerError as error:
+            x.blame(error)
+
+    async def _carry_on(self, job: Job) -> None:
+        """Send the next order of a wish that takes a while."""
+        x = self._x
+        async with self._turn:
+            orders: list[Order] = []
+            if "access" not in x.holds:
+                await self._look_at_account()
+                wish = job.next_wish(x.table, x.broker.now_ms())
+                if wish is not None:
+                    number = job.decision_of(wish.quantity)
+                    orders = await self._trader.carry_out([wish], number, job.client_ids)
+            self._slicer.note(job, orders)
+            self._slicer.sent += orders
+            await self._after_sending(orders)
+            self.tell()
 
     async def _after_sending(self, orders: Sequence[Order]) -> None:
         """Book what filled, protect it, and wait for what is not known."""
         if any(order.filled for order in orders):
-            await self.protect()
+            await self._protect_now()
         is_known = await self._wait(self._sender.wait_resolved)
         if is_known and any(self._x.table[order.client_id].filled for order in orders):
-            await self.protect()
+            await self._protect_now()
+
+    async def _protect_now(self) -> None:
+        if not await self.protect():
+            self._watch.see_to_stops()
 
     async def _wait(self, until: Any) -> bool:
         """Wait in short steps, for at most ``settle_s``, unless somebody wants to stop."""
@@ -247,13 +262,14 @@ class Desk:
                 return False
         return True
 
-    async def protect(self) -> None:
-        """Book new trades and make the exchange hold the stops that follow from them."""
+    async def protect(self) -> bool:
+        """Book new trades and make the exchange hold the stops that follow from them; whether it does."""
         try:
             await self._keeper.collect()
-            await self._protection.hold()
+            return await self._protection.hold()
         except BrokerError as error:
             self._x.blame(error)
+            return False
 
     # --- settling ---
 
@@ -277,7 +293,10 @@ class Desk:
             fills, income = self._keeper.take()
             self._keep_snapshot(truth, bar_close_ms)
             self.tell()
-            return Settled(fills=fills, income=income, truth=truth, is_whole=not why, why=why)
+            return Settled(
+                fills=fills, income=income, truth=truth, is_whole=not why, why=why,
+                orders=self._slicer.take(),
+            )  # fmt: skip
 
     async def _compare(self) -> str:
         """Reconcile once; what is missing, in words."""
@@ -302,6 +321,8 @@ class Desk:
             self._keeper.adopt(truth, differences)
         await self._protection.check()
         is_protected = await self._protection.hold()
+        if not is_protected:
+            self._watch.see_to_stops()
         if not differences:
             self._x.lift("exchange")
         missing = "" if is_protected else "a stop could not be placed"
@@ -379,6 +400,7 @@ class Desk:
         self._is_urgent = True
         async with self._turn:
             self._is_urgent = False
+            self._slicer.end()
             is_clear = await self._sender.cancel_all(x.table.open(), x.timings.settle_s)
             if not is_clear:
                 left = [o.client_id for o in x.table.open()]
@@ -413,8 +435,12 @@ class Desk:
         truth, _differences = await self._keeper.reconcile()
         held = [p for name, p in truth.positions.items() if name in x.contracts]
         for position in held:
-            if position.contract not in unsure:
-                await self._trader.close(position)
+            if position.contract in unsure:
+                continue
+            try:
+                await self._exits.close(position.contract, -position.quantity)
+            except BrokerError as error:
+                x.blame(error)
         if not held:
             await self._protection.hold()
         self.tell()
@@ -429,6 +455,7 @@ class Desk:
         x = self._x
         async with self._turn:
             self._is_urgent = False
+            self._slicer.end()
             x.holds.clear_halts()
             x.note("info", "resume")
             try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import logging
 import math
@@ -23,12 +22,11 @@ from perpgym.envs.batch import first_bad_action
 from perpgym.envs.buffers import StepBuffers
 from perpgym.envs.config import EnvConfig
 from perpgym.envs.live.books import Books, warm_up
-from perpgym.envs.live.broker import AccessDenied, Broker, BrokerError, Rejected
+from perpgym.envs.live.broker import Broker
 from perpgym.envs.live.desk import Desk
 from perpgym.envs.live.feed import Feed, IncompleteBar, News
+from perpgym.envs.live.insist import insist
 from perpgym.envs.live.journal import Journal
-from perpgym.envs.live.limits import check_style
-from perpgym.envs.live.recovery import StartRefused
 from perpgym.envs.live.ring import ClosedBar, Ring, bars_kept
 from perpgym.envs.live.thread import DeskThread
 from perpgym.envs.live.wishes import Decision, Settled
@@ -187,7 +185,7 @@ class LiveEnv(gym.Env[Observation, NDArray[np.float32]]):
         """Start the desk and warm up; ``seed`` and ``options`` mean nothing to an exchange.
 
         Raises:
-            perpgym.envs.live.recovery.StartRefused: the account cannot be what it must be.
+            perpgym.envs.live.insist.StartRefused: the account cannot be what it must be.
             perpgym.envs.live.instance_lock.AccountTaken: somebody else trades on it.
             perpgym.envs.live.feed.IncompleteBar: the exchange has too little history, for as long as a start
                 may take.
@@ -224,24 +222,11 @@ class LiveEnv(gym.Env[Observation, NDArray[np.float32]]):
 
     def _ask(self, question: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """What a start must know; asked again for as long as the desk's own start is tried."""
-        timings = self.desk.timings
-
-        async def ask() -> T:
-            loop = asyncio.get_running_loop()
-            until, wait_s = loop.time() + timings.start_s, timings.first_wait_s
-            while True:
-                try:
-                    return await question()
-                except (Rejected, AccessDenied) as error:
-                    raise StartRefused(str(error)) from error
-                except (BrokerError, IncompleteBar) as error:
-                    if loop.time() + wait_s > until:
-                        raise
-                    _LOG.warning("the start waits: %s", error)
-                await asyncio.sleep(wait_s)
-                wait_s = min(2.0 * wait_s, timings.longest_wait_s)
-
-        return self.thread.call(ask(), is_patient=False)
+        asking = insist(
+            question, self.broker, self.desk.timings,
+            lambda why: _LOG.warning("the start waits: %s", why), missing=IncompleteBar,
+        )  # fmt: skip
+        return self.thread.call(asking, is_patient=False)
 
     def _saved_books(self) -> dict[str, NDArray[Any]] | None:
         """What the journal kept of the books, if it is not too old."""
@@ -332,6 +317,7 @@ class LiveEnv(gym.Env[Observation, NDArray[np.float32]]):
         """
         close_ms = news.bars[-1].open_time_ms + self.feed.bar_ms
         settled = await self._settle_whole(close_ms, news.bars[-1])
+        self.books.expect(settled.orders)
         self._take_in(news)
         ledger, reward, is_over = np.zeros(len(LEDGER_COLUMNS)), 0.0, False
         for number, bar in enumerate(news.bars):
@@ -370,7 +356,7 @@ class LiveEnv(gym.Env[Observation, NDArray[np.float32]]):
             again = await self.desk.settle(close_ms)
             settled = Settled(
                 fills=settled.fills + again.fills, income=settled.income + again.income, truth=again.truth,
-                is_whole=again.is_whole, why=again.why,
+                is_whole=again.is_whole, why=again.why, orders=settled.orders + again.orders,
             )  # fmt: skip
         if missing := self.books.awaits_funding(bar):
             _LOG.warning("the settlement of %s was not told yet; it is booked when it is", ", ".join(missing))
@@ -401,8 +387,6 @@ class LiveEnv(gym.Env[Observation, NDArray[np.float32]]):
 
 def check_live(config: EnvConfig) -> None:
     """Raises ValueError where an env's settings mean nothing at an exchange, or cannot be had there."""
-    for style in config.head_styles if config.action == "heads" else (config.execution,):
-        check_style(style)
     for name, allowed in (("limits", "on"), ("cost", "exchange"), ("terminal", "hold"), ("rounding", "on")):
         if getattr(config, name) != allowed:
             raise ValueError(

@@ -13,8 +13,6 @@ from perpgym.envs.live.rounding import order_sizes
 from perpgym.envs.live.wishes import Wish
 
 MINUTE_MS = 60_000
-# how a wish may be carried out by one order at the exchange
-STYLES = ("market", "limit", "post_only")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,14 +37,6 @@ class DeskLimits:
         for name in ("max_exposure", "max_order_notional", "max_orders_per_minute"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, was {getattr(self, name)}")
-
-
-def check_style(style: str) -> None:
-    """Raises ValueError for a way of execution that the desk does not have."""
-    if style not in STYLES:
-        raise ValueError(
-            f"live execution must be one of {', '.join(STYLES)}, was {style!r}; train or run with one of them"
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,8 +7,9 @@ import math
 from collections.abc import Mapping
 
 from perpgym.data.contract import Contract
-from perpgym.envs.live.broker import BrokerError, Order, OrderState, Rejected, StopWish
+from perpgym.envs.live.broker import BrokerError, Order, OrderState, StopWish
 from perpgym.envs.live.context import Context
+from perpgym.envs.live.exits import Exits
 from perpgym.envs.live.rounding import nearest_on_grid
 from perpgym.envs.live.sender import Sender
 
@@ -26,10 +27,14 @@ def protects(order: Order, wish: StopWish, contracts: Mapping[str, Contract]) ->
 
 
 class Protection:
-    """The stops of one desk."""
+    """The stops of one desk.
 
-    def __init__(self, context: Context, sender: Sender) -> None:
-        self._x, self._sender = context, sender
+    Args:
+        context, sender, exits: of the desk.
+    """
+
+    def __init__(self, context: Context, sender: Sender, exits: Exits) -> None:
+        self._x, self._sender, self._exits = context, sender, exits
         # whoever finds one missing places it alone
         self._turn = asyncio.Lock()
 
@@ -68,22 +73,13 @@ class Protection:
         after = await self._sender.send(order)
         if after.state is not OrderState.REJECTED:
             return True
-        error = self._sender.refusals.get(order.client_id)
-        reason = error.reason if isinstance(error, Rejected) else "other"
+        reason = await self._sender.learn(order.client_id)
         if reason == "would_trigger":
-            return await self._close(wish)
+            # the price has passed the stop: what it protects is closed at the market
+            x.note("warning", "stop_passed", contract=wish.contract, trigger=wish.trigger_price)
+            return await self._exits.close(wish.contract, wish.quantity)
         # its lists lag: the one that they do not show stands
         return reason == "stop_exists"
-
-    async def _close(self, wish: StopWish) -> bool:
-        """The price has passed the stop: what it protects is closed at the market."""
-        x = self._x
-        x.note("warning", "stop_passed", contract=wish.contract, trigger=wish.trigger_price)
-        order = Order(
-            client_id=x.next_id(), contract=wish.contract, quantity=wish.quantity, reduce_only=True
-        )  # fmt: skip
-        (order,) = self._sender.prepare([order])
-        return (await self._sender.send(order)).state is not OrderState.REJECTED
 
     async def check(self) -> None:
         """A stop that the table believes in and the account does not show is lost; ``hold`` replaces it."""

@@ -7,13 +7,12 @@ from dataclasses import replace
 from perpgym.envs.live.bookkeeping import OVERLAP_MS, Bookkeeper
 from perpgym.envs.live.broker import AccountTruth, Order, OrderState, Settings
 from perpgym.envs.live.context import PREFIX, Context
+from perpgym.envs.live.insist import StartRefused
 from perpgym.envs.live.instance_lock import AccountTaken
 from perpgym.envs.live.protection import Protection
 from perpgym.envs.live.sender import Sender
 
-
-class StartRefused(Exception):  # noqa: N818 - what is wrong with the account
-    """The desk will not trade on this account as it is."""
+__all__ = ["Recovery", "StartRefused"]
 
 
 class Recovery:

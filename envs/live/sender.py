@@ -12,6 +12,7 @@ from perpgym.envs.live.broker import (
     BrokerError,
     Order,
     OrderState,
+    RefusalReason,
     Rejected,
     Throttled,
     Unknown,
@@ -91,6 +92,19 @@ class Sender:
         if isinstance(error, AccessDenied):
             x.hold("access", "halted", str(error))
         return x.keep(replace(order, state=OrderState.REJECTED), "refused")
+
+    async def learn(self, client_id: str) -> RefusalReason | None:
+        """Why an order was refused, None if it was not; what that says of the exchange's rules is heeded."""
+        error = self.refusals.get(client_id)
+        if error is None:
+            return None
+        reason = error.reason if isinstance(error, Rejected) else "other"
+        if reason == "only_exits":
+            self._x.hold("rules", "reduce_only", str(error))
+        elif reason in ("filter", "bracket"):
+            # they changed under us
+            await self._x.learn_rules()
+        return reason
 
     def drop(self, order: Order, why: str) -> Order:
         """A prepared order that will not be sent."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from perpgym.envs.live.bookkeeping import Bookkeeper
-from perpgym.envs.live.broker import BrokerError, Order, Position, Rejected
+from perpgym.envs.live.broker import BrokerError, Order
 from perpgym.envs.live.context import Context
+from perpgym.envs.live.exits import Exits
 from perpgym.envs.live.limits import DeskLimits, Piece, Watchman, pieces
 from perpgym.envs.live.sender import Sender
 from perpgym.envs.live.wishes import Wish
@@ -16,22 +17,31 @@ class Trader:
     """Carries wishes out.
 
     Args:
-        context, sender, keeper: of the desk.
+        context, sender, exits, keeper: of the desk.
         limits: see there.
     """
 
-    def __init__(self, context: Context, sender: Sender, keeper: Bookkeeper, limits: DeskLimits) -> None:
-        self._x, self._sender, self._keeper = context, sender, keeper
+    def __init__(
+        self, context: Context, sender: Sender, exits: Exits, keeper: Bookkeeper, limits: DeskLimits
+    ) -> None:
+        self._x, self._sender, self._exits, self._keeper = context, sender, exits, keeper
         self._watchman = Watchman(limits)
 
-    async def carry_out(self, wishes: Sequence[Wish], decision_id: int) -> list[Order]:
+    async def carry_out(
+        self, wishes: Sequence[Wish], decision_id: int | None, before: Sequence[str] = ()
+    ) -> list[Order]:
         """Exits first, then what opens, judged by the account after them; returns the orders that were sent.
 
         Of each part every order is on the disk before the first is sent.
+
+        Args:
+            wishes: as far as one order each can carry them out.
+            decision_id: whose they are; None for what is tried again.
+            before: client ids of what was sent for them already.
         """
         x = self._x
         # a position that is not the one decided upon is not made larger
-        moved = {fill.contract for fill in self._keeper.fills}
+        moved = {fill.contract for fill in self._keeper.fills if fill.client_id not in before}
         planned = [piece for wish in wishes for piece in self._cut(wish, wish.contract in moved)]
         exits = [piece for piece in planned if piece.reduce_only]
         sent = await self._send_all([self._order(piece) for piece in exits], decision_id)
@@ -81,13 +91,6 @@ class Trader:
                 self._x.blame(error)
         return sent
 
-    async def close(self, position: Position) -> list[Order]:
-        """Close a position at the market."""
-        wish = Wish(contract=position.contract, quantity=-position.quantity, reduce_only=True)
-        rules = self._x.contracts[position.contract]
-        orders = [self._order(p) for p in pieces(wish, position.quantity, rules, may_increase=False)]
-        return await self._send_all(orders, None)
-
     async def clear_the_book(self) -> None:
         """What rests was another decision's."""
         x = self._x
@@ -105,42 +108,13 @@ class Trader:
         )  # fmt: skip
 
     async def _send(self, order: Order) -> list[Order]:
-        """One prepared order, unless something has come between, and what a refused exit is followed by."""
+        """One prepared order, unless something has come between; a refused exit is followed by another."""
         x = self._x
-        if not order.reduce_only:
-            if x.holds:
-                return [self._sender.drop(order, "; ".join(x.holds.reasons))]
-            self._watchman.count(x.broker.now_ms())
+        if order.reduce_only:
+            return await self._exits.send(order)
+        if x.holds:
+            return [self._sender.drop(order, "; ".join(x.holds.reasons))]
+        self._watchman.count(x.broker.now_ms())
         after = await self._sender.send(order)
-        error = self._sender.refusals.get(order.client_id)
-        return [after] if error is None else [after, *await self._meet_refusal(after, error)]
-
-    async def _meet_refusal(self, order: Order, error: BrokerError) -> list[Order]:
-        x = self._x
-        reason = error.reason if isinstance(error, Rejected) else "other"
-        if reason == "only_exits":
-            x.hold("rules", "reduce_only", str(error))
-        elif reason in ("filter", "bracket"):
-            # they changed under us
-            x.contracts = await x.broker.contracts()
-        if order.reduce_only and reason in ("nothing_to_reduce", "filter"):
-            return await self._close_again(order)
-        return []
-
-    async def _close_again(self, order: Order) -> list[Order]:
-        """An exit was refused: others may be in its way, or it is flat. Once more, with the rest."""
-        x = self._x
-        truth = await x.broker.account()
-        held = truth.quantity(order.contract)
-        for other in truth.orders:
-            # an exit of somebody else's is in the way as well as one of ours
-            if other.reduce_only and other.contract == order.contract:
-                await self._sender.cancel_other(other)
-        if held * order.quantity >= 0.0:
-            return []
-        size = min(abs(held), abs(order.quantity))
-        wish = Wish(
-            contract=order.contract, quantity=size if order.quantity > 0.0 else -size, reduce_only=True
-        )
-        again = [self._order(p) for p in pieces(wish, held, x.contracts[order.contract], may_increase=False)]
-        return [await self._sender.send(piece) for piece in self._sender.prepare(again)]
+        await self._sender.learn(order.client_id)
+        return [after]

@@ -87,7 +87,7 @@ class Watch:
         x.counts["events"] += 1
         if isinstance(happening, Fill):
             if self._keeper.book_fill(happening, is_heard=True):
-                self._stops_due.set()
+                self.see_to_stops()
         elif isinstance(happening, Order):
             self._hear_order(happening)
         elif isinstance(happening, StreamBroken):
@@ -105,7 +105,7 @@ class Watch:
         if order.client_id in x.table:
             x.report(order, "stream")
             if order.is_stop and order.state.is_final:
-                self._stops_due.set()
+                self.see_to_stops()
         elif order.client_id.startswith(FORCED_PREFIXES):
             x.hold("forced", "halted", f"the exchange closes {order.contract} ({order.client_id})")
         elif order.client_id.startswith(PREFIX):
@@ -113,12 +113,20 @@ class Watch:
         else:
             x.counts["external_orders"] += 1
 
+    def see_to_stops(self) -> None:
+        """The exchange may not hold what it should: look at once, and again until it does."""
+        self._stops_due.set()
+
     async def _keep_stops(self) -> None:
+        t = self._x.timings
         while True:
             # no turn is waited for: a stop does not wait for what somebody else waits for
             await self._stops_due.wait()
             self._stops_due.clear()
-            await self._desk.protect()
+            wait_s = t.first_wait_s
+            while not await self._desk.protect() and "access" not in self._x.holds:
+                await asyncio.sleep(wait_s)
+                wait_s = min(2.0 * wait_s, t.reconcile_s)
 
     async def _feel_sleep(self) -> None:
         """The machine slept, the program stood still, or the wall's clock jumped: what is known is old."""
@@ -150,6 +158,7 @@ class Watch:
         x, loop = self._x, asyncio.get_running_loop()
         if "sleep" in x.holds or loop.time() - self._clock_at >= x.timings.clock_s:
             await x.broker.server_time_ms()
+            await x.learn_rules()
             self._clock_at = loop.time()
         self.start()
         await self._desk.check_settings_if_due()

@@ -72,6 +72,8 @@ class RestWire:
             if best[0] <= _GOOD_ROUND_TRIP_MS:
                 break
         assert best is not None
+        # a pause that the exchange asked for is as long by whatever clock
+        self.quiet_until_ms += best[1] - self.offset_ms
         self.offset_ms = best[1]
         return self.now_ms()
 

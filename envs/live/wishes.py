@@ -9,10 +9,12 @@ from typing import Any, Literal, Protocol
 
 from numpy.typing import NDArray
 
-from perpgym.envs.live.broker import AccountTruth, Fill, Income, StopWish
+from perpgym.envs.live.broker import AccountTruth, Fill, Income, Order, StopWish
 
 WishStyle = Literal["market", "limit", "post_only", "twap", "vwap", "iceberg"]
 NoteLevel = Literal["info", "warning", "alarm"]
+# carried out by more than one order, over a time
+SLOW_STYLES = ("twap", "vwap", "iceberg")
 DeskState = Literal["starting", "ready", "recovering", "reduce_only", "halted", "stopped"]
 
 
@@ -43,7 +45,9 @@ class Wish:
 
     Attributes:
         quantity: base, signed: what to trade, not what to hold.
-        limit_price: quote; of limit and post-only wishes.
+        limit_price: quote; of limit, post-only and iceberg wishes.
+        end_ms: of the exchange's clock, when a TWAP or VWAP is to be done and an iceberg is given up.
+        clip: base, what an iceberg shows.
         reduce_only: it may only make the position smaller.
 
     Raises:
@@ -55,6 +59,8 @@ class Wish:
     style: WishStyle = "market"
     limit_price: float | None = None
     reduce_only: bool = False
+    end_ms: int = 0
+    clip: float = 0.0
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.quantity) or self.quantity == 0.0:
@@ -68,6 +74,14 @@ class Wish:
                 f"{self.contract}: a {self.style} wish must have a positive limit_price (quote), "
                 f"was {self.limit_price}"
             )
+        if self.style in SLOW_STYLES and self.end_ms <= 0:
+            raise ValueError(
+                f"{self.contract}: a {self.style} wish must have an end_ms (exchange's ms), was {self.end_ms}"
+            )
+        if self.style == "iceberg" and not 0.0 < self.clip < math.inf:
+            raise ValueError(
+                f"{self.contract}: an iceberg wish must have a positive clip (base), was {self.clip}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,6 +89,7 @@ class Settled:
     """Everything that was booked since the last settlement.
 
     Attributes:
+        orders: sent since then beside those that ``Desk.trade`` returned.
         is_whole: no outcome is unknown and the books are the exchange's.
         why: what is missing, where it is not whole.
     """
@@ -84,6 +99,7 @@ class Settled:
     truth: AccountTruth
     is_whole: bool
     why: str = ""
+    orders: tuple[Order, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -327,6 +327,79 @@ def test_a_stop_that_the_price_has_passed_closes_at_once(open_desk: Open) -> Non
     asyncio.run(story())
 
 
+@pytest.mark.parametrize("held", [0.05, -0.05])
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_a_passed_stop_closes_though_another_exit_rests(open_desk: Open, held: float, is_ours: bool) -> None:
+    async def story() -> None:
+        async with open_desk() as here:
+            await here.trade(held)
+            await here.settle()
+            price = round(here.last * (1.05 if held > 0.0 else 0.95), 1)
+            if is_ours:
+                await here.trade(-held, style="limit", limit_price=price)
+            else:
+                here.admin(
+                    "order", symbol="TESTUSDT", side="SELL" if held > 0.0 else "BUY", type="LIMIT",
+                    timeInForce="GTC", quantity=abs(held), price=price, reduceOnly=True,
+                    newClientOrderId="web_1",
+                )  # fmt: skip
+            here.books.prices[SYMBOL] = here.last * (1.3 if held > 0.0 else 0.7)
+            assert (await here.settle()).is_whole
+            refused = [event["text"]["why"] for event in here.journal.events("refused")]
+            assert sum(why.startswith("-4118") for why in refused) == 1
+            assert (here.position, here.resting()) == (0.0, [])
+            assert (await here.settle()).is_whole
+            assert here.stops() == []
+            here.check_sound()
+
+    asyncio.run(story())
+
+
+def test_a_passed_stop_closes_what_is_held_and_no_more(open_desk: Open) -> None:
+    async def story() -> None:
+        async with open_desk() as here:
+            await here.trade(0.05)
+            await here.settle()
+            here.faults({"kind": "drop_event", "times": None})
+            here.admin("order", symbol="TESTUSDT", side="SELL", type="MARKET", quantity=0.02)
+            here.books.prices[SYMBOL] = 1.3 * here.last
+            # the larger part of what is closed was never heard of
+            await here.desk.protect()
+            assert here.position == 0.0
+            here.admin("contract", symbol="TESTUSDT", max_quantity=0.02)
+            await here.desk.resume()
+            for _order in range(2):
+                await here.trade(0.02)
+                await here.settle()
+            here.books.prices[SYMBOL] = 1.3 * here.last
+            await here.settle()
+            # more than one order may take
+            assert here.position == 0.0
+            assert (await here.settle()).is_whole
+            here.check_sound()
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("path", ["/fapi/v1/algoOrder", "/fapi/v1/order"])
+def test_a_stop_that_is_refused_is_tried_again_at_once(open_desk: Open, path: str) -> None:
+    async def story() -> None:
+        # the next look at the account is a minute away
+        async with open_desk() as here:
+            await here.trade(0.05)
+            here.faults({"id": "F05", "path": path, "times": 2, "method": "POST"})
+            here.admin("forget_algo", algoId=here.stops()[0].algo_id)
+            if path.endswith("/order"):
+                here.books.prices[SYMBOL] = 1.3 * here.last
+            assert not (await here.settle()).is_whole or here.hits() == 2
+            await until(lambda: here.position == 0.0 if path.endswith("/order") else len(here.stops()) == 1)
+            assert here.hits() == 2
+            assert (await here.settle()).is_whole
+            here.check_sound()
+
+    asyncio.run(story())
+
+
 def test_maintenance_is_waited_for_and_the_account_looked_at_after_it(open_desk: Open) -> None:
     async def story() -> None:
         async with open_desk(timings={**OFTEN, "settle_s": 0.1}) as here:

@@ -43,9 +43,12 @@ def runner() -> Iterator[subprocess.Popen[str]]:
 def die(runner: subprocess.Popen[str]) -> Die:
     """Run a program until it dies at a point; the exchange goes on in this one."""
 
-    async def dying(here: Any, point: str, *quantities: float) -> None:
+    async def dying(here: Any, point: str, *quantities: float, sliced: float = 0.0) -> None:
         here.journal.close()
-        told = {"url": here.server.url, "folder": str(here.folder), "point": point, "quantities": quantities}
+        told = {
+            "url": here.server.url, "folder": str(here.folder), "point": point, "quantities": quantities,
+            "sliced": sliced,
+        }  # fmt: skip
         assert runner.stdin is not None
         assert runner.stdout is not None
         runner.stdin.write(json.dumps(told) + "\n")
@@ -83,6 +86,38 @@ def test_a_power_cut_never_doubles_or_loses_an_order(
             assert here.desk.status().state == "ready"
             here.check_sound()
             await here.trade(0.01)
+            here.check_sound()
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(("point", "is_sent"), CUTS)
+def test_a_power_cut_between_slices_doubles_none_and_sends_no_more(
+    open_desk: Open, die: Die, point: str, is_sent: bool
+) -> None:
+    def pass_slice(here: Any) -> None:
+        here.venue.clock.move_to(here.venue.clock.now_ms() + 600_000)
+        here.server.pass_time()
+
+    async def story() -> None:
+        async with open_desk(start=False) as here:
+            dying = asyncio.ensure_future(die(here, point, sliced=0.06))
+            while not here.stops():
+                await asyncio.sleep(0.01)
+            # the first has been sent and protected; the second one's time has come
+            await asyncio.sleep(0.2)
+            pass_slice(here)
+            await dying
+            sent = 1 + int(is_sent)
+            assert [order.quantity for order in here.orders()] == [0.01] * sent
+            await here.desk.start()
+            assert here.position == pytest.approx(0.01 * sent, abs=1e-12)
+            assert len(here.stops()) == 1
+            for _slice in range(2):
+                pass_slice(here)
+                await asyncio.sleep(0.1)
+            assert len(here.orders()) == sent
+            assert (await here.settle()).is_whole
             here.check_sound()
 
     asyncio.run(story())

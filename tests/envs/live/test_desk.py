@@ -175,13 +175,3 @@ def test_flatten_closes_everything_and_freeze_leaves_the_stop(open_desk: Open) -
             here.check_sound()
 
     asyncio.run(story())
-
-
-def test_a_style_that_the_desk_does_not_have_is_refused(open_desk: Open) -> None:
-    async def story() -> None:
-        async with open_desk() as here:
-            with pytest.raises(ValueError, match="must be one of market, limit, post_only, was 'vwap'"):
-                await here.trade(0.05, style="vwap")
-            assert here.orders() == []
-
-    asyncio.run(story())

@@ -219,6 +219,27 @@ def test_a_settlement_is_waited_for_and_stands_on_its_minute(tape: Tape) -> None
     assert "settlement" in story.feed.complaints[0]
 
 
+def test_settlements_are_waited_for_by_the_interval_in_force(tape: Tape) -> None:
+    story = Story(tape)
+    (told,) = story.wait().bars
+    # every eight hours, this is none of them
+    assert told.stamps == ((),)
+    story.ring.push(told)
+    close_ms = int(tape.open_time_ms[102])
+
+    async def every_hour(_contract: str) -> int:
+        return 1
+
+    async def late(_contract: str, since_ms: int) -> Sequence[tuple[int, float]]:
+        return [(close_ms, -2e-3)] if since_ms <= close_ms <= story.market.time_ms - 1_500 else []
+
+    story.market.funding_interval_hours = every_hour  # type: ignore[method-assign]
+    story.market.funding = late  # type: ignore[method-assign]
+    (told,) = story.wait().bars
+    assert told.stamps == (((close_ms, -2e-3),),)
+    assert "is not told yet" in story.feed.complaints[0]
+
+
 def test_a_rate_that_cannot_be_is_no_settlement(tape: Tape) -> None:
     story = Story(tape, bar=103)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from perpgym.envs.live.broker import AccessDenied, BrokerError, OrderState, Settings
+from perpgym.envs.live.broker import AccessDenied, Banned, BrokerError, OrderState, Settings
 from perpgym.envs.live.desk import StartRefused
 
 Open = Callable[..., Any]
@@ -254,6 +254,51 @@ def test_a_ban_is_waited_for_in_silence(open_desk: Open) -> None:
             assert here.venue.limits.calls_while_banned == 1
             assert (await here.settle()).is_whole
             here.check_sound()
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("row", ["F23", "ban"])
+def test_a_start_waits_for_as_long_as_the_exchange_asks(open_desk: Open, row: str) -> None:
+    async def story() -> None:
+        # four times as long as an exchange that does not answer is asked
+        async with open_desk(start=False, timings={"start_s": 0.1}) as here:
+            here.admin("order", symbol="TESTUSDT", side="BUY", type="MARKET", quantity=0.05)
+            if row == "ban":
+                here.admin("ban", seconds=120)
+            else:
+                here.faults({"id": "F23", "path": "/fapi/*", "retry_after_s": 120})
+            starting = asyncio.ensure_future(here.desk.start())
+            await asyncio.sleep(0.4)
+            assert not starting.done()
+            assert here.desk.status().state == "stopped"
+            (waits,) = here.journal.events("start_waits")
+            assert "is asked again at" in waits["text"]["why"]
+            here.venue.clock.move_to(here.venue.clock.now_ms() + 121_000)
+            await starting
+            assert here.desk.status().state == "ready"
+            # the one that learned of it
+            assert here.venue.limits.calls_while_banned == (1 if row == "ban" else 0)
+            assert len(here.stops()) == 1
+            here.check_sound()
+
+    asyncio.run(story())
+
+
+def test_a_start_that_waits_ends_when_it_is_told_to_or_after_the_longest_ban(open_desk: Open) -> None:
+    async def story() -> None:
+        async with open_desk(start=False, timings={"quiet_s": 0.3}) as here:
+            here.admin("ban", seconds=120)
+            starting = asyncio.ensure_future(here.desk.start())
+            await asyncio.sleep(0.1)
+            starting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await starting
+            # the account is free for the next one
+            with pytest.raises(Banned):
+                await here.build().start()
+            assert here.desk.status().state == "stopped"
+            assert here.venue.limits.calls_while_banned == 2
 
     asyncio.run(story())
 

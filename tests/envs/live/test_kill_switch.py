@@ -1,0 +1,99 @@
+"""A run that somebody stops, by a file or a signal: judged by what the exchange holds afterwards."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from perpgym.envs import RiskLimits
+from perpgym.envs.live.thread import DeskThread
+from perpgym.experiments.live_run import Stop, run_live
+
+BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
+
+
+class LongAndThenStop:
+    """An agent that always wants to be long; while it thinks for the second time, somebody stops the run."""
+
+    def __init__(self, stop: Callable[[], object]) -> None:
+        self.stop, self.asked = stop, 0
+
+    def act(self, *_seen: Any) -> np.ndarray:
+        self.asked += 1
+        if self.asked == 2:
+            self.stop()
+            # so slowly that the file is seen before the next decision
+            time.sleep(1.2)
+        return np.array([[0.4, -1.0]], np.float32)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state(self, _state: dict[str, Any]) -> None:
+        pass
+
+
+@pytest.fixture
+def live(tmp_path: Path) -> Iterator[tuple[Any, Any]]:
+    """(a live env, its exchange)"""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        parity = importlib.import_module("live_parity")
+        tape = parity.simulated_tape(100)
+        config = parity.settings()
+        with (
+            parity.exchange(tape, parity._HISTORY + 1, config) as server,
+            parity.live_env(server, config, RiskLimits(), tmp_path, parity.columns_of(tape)) as env,
+        ):
+            yield env, server
+
+
+@pytest.mark.parametrize("on_stop", ["freeze", "flatten"])
+@pytest.mark.parametrize("by", ["file", "signal"])
+def test_a_run_that_is_stopped_leaves_the_account_as_it_was_told_to(
+    live: tuple[Any, Any], tmp_path: Path, by: str, on_stop: str
+) -> None:
+    env, server = live
+    kill = tmp_path / "kill"
+    stop = Stop(env.thread, kill)
+
+    def pull() -> None:
+        assert server.venue.books.position(0) > 0.0
+        kill.touch() if by == "file" else os.kill(os.getpid(), signal.SIGTERM)
+
+    agent: Any = LongAndThenStop(pull)
+    with stop.listening():
+        why = run_live(env, agent, stop, on_stop=on_stop, seconds=time.monotonic)
+    assert why == (f"the kill file {kill}" if by == "file" else "SIGTERM")
+    assert agent.asked == 2
+    books = server.venue.books
+    assert books.registry.open_orders() == []
+    if on_stop == "flatten":
+        assert (books.position(0), books.registry.open_algos()) == (0.0, [])
+    else:
+        # kept, with its stop and its target
+        assert books.position(0) > 0.0
+        assert sorted(algo.is_stop for algo in books.registry.open_algos()) == [False, True]
+    # the account is free, and nothing goes on in the background
+    sent = len(books.registry.orders)
+    time.sleep(0.1)
+    assert len(books.registry.orders) == sent
+    assert env.desk.status().state == "stopped"
+
+
+def test_a_kill_file_that_is_there_keeps_a_run_from_starting(tmp_path: Path) -> None:
+    (tmp_path / "kill").touch()
+    with (
+        DeskThread() as thread,
+        pytest.raises(ValueError, match="remove it to trade again"),
+        Stop(thread, tmp_path / "kill").listening(),
+    ):
+        pass
