@@ -55,6 +55,9 @@ _OVERLAY = LEDGER["overlay"]
 _STYLES: dict[str, WishStyle] = {
     "market": "market", "twap": "twap", "vwap": "vwap", "limit": "post_only", "iceberg": "iceberg",
 }  # fmt: skip
+# settle currency: most by which the exchange's rounding of one trade's profit to 8 decimals moves the wallet,
+# whichever way it rounds
+_ROUNDING = 1e-8
 # trades and incomes that may be told a second time
 _REMEMBERED = 5_000
 
@@ -64,7 +67,8 @@ class Books:
 
     Args:
         config, limits: as of the env that the policy was trained in.
-        wallet_tolerance: quote, by how much the exchange's wallet may differ, beside the rounding of sums.
+        wallet_tolerance: quote, by how much the exchange's wallet may differ, beside the rounding of sums and
+            of the profit of every trade since it was last compared.
 
     Attributes:
         account: the kernel's arrays, everything booked that is known.
@@ -82,6 +86,8 @@ class Books:
         self._events: list[Event] = []
         self._booked: dict[str, None] = {}
         self._expected: set[str] = set()
+        # trades since the exchange's last digits were taken over
+        self._rounded = 0
 
     def see(self, tape: Tape) -> None:
         """Take the newest bars; the last one has just closed, or is the newest there is at the start."""
@@ -136,6 +142,7 @@ class Books:
                 kept = [STOP_PRICE, TARGET_PRICE, STOP_DISTANCE]
                 position[kept] = booked[kept]
         self._events.clear()
+        self._rounded = 0
         self._keep_base()
         self.keep_stops(truth)
 
@@ -173,6 +180,7 @@ class Books:
         if not self._is_new(f"{fill.contract} {fill.trade_id}"):
             return
         asset = self._asset(fill.contract)
+        self._rounded += 1
         is_fee_ours = fill.fee_currency == settle_currency(self._contracts[asset])
         self._book(fill_event(fill, asset, self.account.positions[asset], is_fee_ours=is_fee_ours))
 
@@ -208,6 +216,7 @@ class Books:
                 margins[asset] = truth.positions[symbol].isolated_wallet
         for account in (self.account, self._base):
             account.wallet[WALLET] += off
+        self._rounded = 0
         if not self._events:
             self.account.positions[:, ISOLATED_WALLET] = margins
             self._keep_base()
@@ -217,6 +226,7 @@ class Books:
         found = []
         # sums of many numbers of this size
         allowed = self.wallet_tolerance + 64.0 * math.ulp(max(abs(truth.wallet), 1.0))
+        allowed += _ROUNDING * self._rounded
         if not abs(self.wallet - truth.wallet) <= allowed:
             found.append(f"the wallet is {truth.wallet!r}, {self.wallet!r} is booked")
         for asset, symbol in enumerate(self._symbols):
@@ -395,6 +405,7 @@ class Books:
             "booked": np.array(list(self._booked), np.str_),
             "expected": np.array(sorted(self._expected), np.str_),
             "close_ms": np.array(self._close_ms, np.int64),
+            "rounded": np.array(self._rounded, np.int64),
         }
 
     def load_state(self, state: dict[str, NDArray[np.generic]]) -> int:
@@ -423,6 +434,8 @@ class Books:
         ]
         self._booked = dict.fromkeys(str(key) for key in state["booked"])
         self._expected = {str(client_id) for client_id in state["expected"]}
+        # a journal of before knows the open bar only
+        self._rounded = int(state.get("rounded", np.array(len(rows))))
         return int(state["close_ms"])
 
 
