@@ -18,7 +18,7 @@ from typing import Literal
 import apprise
 
 from perpgym.envs.live.monitor.reader import News
-from perpgym.envs.live.monitor.redact import Redactor
+from perpgym.envs.live.redact import Redactor
 
 VARIABLE = "PERPGYM_ALERTS"
 Level = Literal["info", "warning", "alarm"]
