@@ -1,5 +1,6 @@
 """Does a live account earn what its env says? The same actions, bar after bar, through PerpEnv, and through
-LiveEnv, the desk, unmodified ccxt and the simulated exchange; prints the largest differences.
+LiveEnv, the desk, unmodified ccxt and the simulated exchange; prints the largest differences. First the
+exchange keeps all digits of its money, as the env does; then it rounds to 8 decimals, as a real one does.
 
     python benchmarks/live_parity.py --bars 1000                       # a simulated market
     python benchmarks/live_parity.py --data FREQTRADE_FOLDER           # real BTC, then seven contracts
@@ -31,6 +32,7 @@ from perpgym.data.sources.freqtrade import read_freqtrade
 from perpgym.data.synthetic import SimulatedMarketConfig, simulate_market
 from perpgym.data.tape import Tape
 from perpgym.envs import EnvConfig, PerpEnv, RiskLimits
+from perpgym.envs.exchange.books import MONEY_DECIMALS
 from perpgym.envs.exchange.clock import Clock
 from perpgym.envs.exchange.connect import point_at
 from perpgym.envs.exchange.engine import Engine
@@ -79,9 +81,11 @@ class SteppedClock:
 
 
 @contextmanager
-def exchange(tape: Tape, start_bar: int, config: EnvConfig) -> Iterator[Server]:
+def exchange(
+    tape: Tape, start_bar: int, config: EnvConfig, money_decimals: int | None = MONEY_DECIMALS
+) -> Iterator[Server]:
     """A simulated exchange on a tape whose open bar is ``start_bar``; its clock is stepped."""
-    engine = Engine(Replay(tape, start_bar=start_bar), config)
+    engine = Engine(Replay(tape, start_bar=start_bar), config, money_decimals)
     venue = Venue(engine=engine, clock=Clock(engine.now_ms, 0.0), keys=Keys(is_strict=True), has_admin=True)
     with ServerThread(venue) as server:
         yield server
@@ -96,12 +100,14 @@ def live_env(
     columns: Columns,
     *,
     is_paper: bool = False,
+    money_decimals: int | None = MONEY_DECIMALS,
     live: LiveSettings = LIVE,
 ) -> Iterator[LiveEnv]:
     """A LiveEnv on the exchange, through unmodified ccxt; its journal lies in ``folder``.
 
     Args:
         is_paper: on a paper account that follows the exchange's market, instead of on its own account.
+        money_decimals: of the paper account.
     """
     tape, venue = server.venue.market.tape, server.venue
     names = tuple(contract.symbol for contract in tape.contracts)
@@ -120,7 +126,7 @@ def live_env(
         broker: Any = thread.call(make_broker())
         clock = SteppedClock(venue, broker)
         if is_paper:
-            broker = PaperBroker(broker, tape.contracts, tape.bar_ms, config)
+            broker = PaperBroker(broker, tape.contracts, tape.bar_ms, config, money_decimals)
         journal = Journal.open(folder / "journal.sqlite")
         env = make_live_env(
             broker, journal, thread, config=config, limits=limits, contracts=tape.contracts,
@@ -150,11 +156,18 @@ class Differences:
     observation: dict[str, float] = field(default_factory=dict)
     counts: dict[str, float] = field(default_factory=dict)
     action: float = 0.0
+    settlements: int = 0
 
     @property
     def largest(self) -> float:
         """Of all money, rewards and observations."""
         return max(self.reward, self.contracts, *self.ledger.values(), *self.observation.values())
+
+    @property
+    def rounded_away(self) -> float:
+        """quote: most that rounding every fee, profit and settlement to 8 decimals can add up to."""
+        rows = 2.0 * self.counts.get("fills", 0.0) + self.settlements
+        return 0.5 * 10.0**-MONEY_DECIMALS * rows
 
     def see(self, mine: Any, theirs: Any) -> None:
         """Compare two steps, the env's and the live env's."""
@@ -170,6 +183,7 @@ class Differences:
         # which limit cut an order only the env can tell
         for rows in (booked, lived):
             rows[:, CONTRACT_LEDGER["reason"]] = rows[:, CONTRACT_LEDGER["reason"]] != 0.0
+        self.settlements += int(np.count_nonzero(info["contracts"][:, CONTRACT_LEDGER["funding"]]))
         self.contracts = max(self.contracts, float(np.abs(booked - lived).max()))
         self.see_observation(seen, live_seen)
         if not live["is_whole"] or live["desk"] != "ready":
@@ -208,6 +222,7 @@ def compare(
     shadow: Act | None = None,
     exchange_config: EnvConfig | None = None,
     is_paper: bool = False,
+    money_decimals: int | None = None,
 ) -> Differences:
     """Step both side by side with the same actions.
 
@@ -220,13 +235,22 @@ def compare(
         shadow: (env, what it sees) -> action, which is compared with the other one and not taken.
         exchange_config: of the exchange, if it is not the env's: a control that must fail.
         is_paper: live on a paper account beside the exchange.
+        money_decimals: to which the exchange rounds; None for the env's own digits.
     """
     env = env_at(tape, config, limits, start_bar, bars)
     found = Differences()
     with (
         tempfile.TemporaryDirectory() as folder,
-        exchange(tape, start_bar + 1, exchange_config or config) as server,
-        live_env(server, config, limits, Path(folder), columns_of(tape), is_paper=is_paper) as live,
+        exchange(tape, start_bar + 1, exchange_config or config, money_decimals) as server,
+        live_env(
+            server,
+            config,
+            limits,
+            Path(folder),
+            columns_of(tape),
+            is_paper=is_paper,
+            money_decimals=money_decimals,
+        ) as live,
     ):
         seen, _ = env.reset(seed=0)
         live_seen, _ = live.reset()
@@ -327,8 +351,19 @@ def report(title: str, tape: Tape, config: EnvConfig, bars: int, acts: tuple[Act
     return found.largest
 
 
+def report_rounded(title: str, tape: Tape, config: EnvConfig, bars: int, act: Act) -> float:
+    """The same at an exchange that rounds; returns what of equity's difference that does not explain."""
+    found = compare(
+        tape, config, RiskLimits(), start_bar=_HISTORY, bars=bars, act=act, money_decimals=MONEY_DECIMALS
+    )
+    off, allowed = found.ledger["equity"], found.rounded_away
+    print(f"\n{title}, money of {MONEY_DECIMALS} decimals\n{found.text()}")
+    print(f"equity differs by {off:.3e}; rounding explains up to {allowed:.3e}", flush=True)
+    return max(off - allowed, 0.0)
+
+
 def main() -> int:
-    """1 if anything differs by more than 1e-8."""
+    """1 if anything differs by more than 1e-8, or by more than rounding explains where money is rounded."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--bars", type=int, default=1_000)
     parser.add_argument("--data", type=Path, help="a freqtrade data folder; default: the simulated market")
@@ -340,6 +375,7 @@ def main() -> int:
         bitcoin = real_tape(arguments.data, ("BTC/USDT:USDT",), "2022-05-01", n)
         one.append(("real BTC from 2022-05-01", bitcoin))
     worst = [report(f"{t}, random bands", tape, settings(), n, (random_policy(1), None)) for t, tape in one]
+    worst += [report_rounded(t, tape, settings(), n, random_policy(1)) for t, tape in one]
     if arguments.policy is not None:
         artifact = load_artifact(arguments.policy)
         config = replace(artifact.env_config, episode_bars=10**6)

@@ -41,8 +41,12 @@ from perpgym.envs.spaces import CONTRACT_LEDGER, LEDGER
 
 Float64 = NDArray[np.float64]
 
+# of money, as the exchange writes it down
+MONEY_DECIMALS = 8
 # of one kernel call: a reduction from each bracket of every contract, and stops
 _MOST_FILLS = 256
+# quote: less is what sums of floats leave behind
+_NOISE = 1e-9
 _FILLS = LEDGER["fills"]
 _RECEIVED = CONTRACT_LEDGER["funding"]
 
@@ -126,6 +130,8 @@ class Books:
     Args:
         market: what is replayed.
         config: account and execution, as of the env.
+        money_decimals: to which each fee, profit and settlement is rounded before it moves the wallet; None
+            for all the digits of the env's arithmetic.
 
     Attributes:
         world: the kernel's view; leverage and margin mode of its contracts change in place.
@@ -134,8 +140,11 @@ class Books:
         listeners: called with every event, in order.
     """
 
-    def __init__(self, market: Replay, config: EnvConfig) -> None:
+    def __init__(
+        self, market: Replay, config: EnvConfig, money_decimals: int | None = MONEY_DECIMALS
+    ) -> None:
         self.market, self.config = market, account_config(config)
+        self.money_decimals = money_decimals
         self.contracts = market.tape.contracts
         for contract in self.contracts:
             if contract.kind != "linear":
@@ -214,8 +223,9 @@ class Books:
         is_forced = fill.reason == LIQUIDATION
         trade = Trade(
             trade_id=self.registry.next_id(), order_id=order.order_id, asset=fill.asset, side=order.side,
-            price=fill.price, quantity=abs(fill.quantity), commission=0.0 if is_forced else fill.fee,
-            realised=fill.realised, is_maker=is_maker, time_ms=time_ms,
+            price=fill.price, quantity=abs(fill.quantity),
+            commission=0.0 if is_forced else self._as_written(fill.fee),
+            realised=self._as_written(fill.realised), is_maker=is_maker, time_ms=time_ms,
         )  # fmt: skip
         self.registry.trades.append(trade)
         self.taken[fill.asset] += trade.quantity
@@ -256,8 +266,19 @@ class Books:
         # the order of additions leaves rounding noise
         self._wallet = self.wallet
 
-    def _credit(self, kind: str, amount: float, asset: int, time_ms: int, trade_id: int = 0) -> None:
-        self._wallet += amount
+    def _as_written(self, amount: float) -> float:
+        return amount if self.money_decimals is None else round(amount, self.money_decimals)
+
+    def _credit(self, kind: str, reckoned: float, asset: int, time_ms: int, trade_id: int = 0) -> None:
+        """One row of income, and the wallet as the row has it, where the kernel has moved all digits."""
+        amount = self._as_written(reckoned)
+        wallet = self.account.wallet
+        wallet[WALLET] += amount - reckoned
+        self._wallet = self._as_written(self._wallet + amount)
+        if abs(wallet[WALLET] - self._wallet) < _NOISE:
+            wallet[WALLET] = self._wallet
+        if amount == 0.0:
+            return
         income = Income(
             tran_id=self.registry.next_id(), kind=kind, amount=amount, asset=asset, time_ms=time_ms,
             trade_id=trade_id,

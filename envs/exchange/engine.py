@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from perpgym.envs.arrays import read_bar
 from perpgym.envs.config import EnvConfig
 from perpgym.envs.exchange.bars import close_bar, open_bar
-from perpgym.envs.exchange.books import AccountEvent, AlgoEvent, Books, ConfigEvent, OrderEvent
+from perpgym.envs.exchange.books import (
+    MONEY_DECIMALS,
+    AccountEvent,
+    AlgoEvent,
+    Books,
+    ConfigEvent,
+    OrderEvent,
+)
 from perpgym.envs.exchange.errors import Rejected
 from perpgym.envs.exchange.filters import check_band, check_notional
 from perpgym.envs.exchange.margins import available, refusal
@@ -66,11 +73,17 @@ class Engine:
     Args:
         market: what is replayed; its cursor moves with :meth:`advance`.
         config: account and execution, as of the env; what concerns the agent's own orders is ignored.
+        money_decimals: see ``Books``.
     """
 
-    def __init__(self, market: Replay, config: EnvConfig | None = None) -> None:
+    def __init__(
+        self,
+        market: Replay,
+        config: EnvConfig | None = None,
+        money_decimals: int | None = MONEY_DECIMALS,
+    ) -> None:
         self.market = market
-        self.books = Books(market, config or EnvConfig())
+        self.books = Books(market, config or EnvConfig(), money_decimals)
         self.registry = self.books.registry
         self.now_ms = market.open_ms
         # by contract, when the dead man's switch cancels its orders

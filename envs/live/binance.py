@@ -34,6 +34,7 @@ from perpgym.envs.live.broker import (
     Unknown,
 )
 from perpgym.envs.live.rounding import digits, nearest_on_grid, on_grid
+from perpgym.envs.live.wire import finite, rows_of, understood
 
 _DAY_MS = 86_400_000
 _WEEK_MS = 7 * _DAY_MS
@@ -133,6 +134,7 @@ class Binance:
     async def server_time_ms(self) -> int:
         return await self.wire.sync_clock()
 
+    @understood
     async def open(self) -> None:
         await self.wire.sync_clock()
         await self.contracts()
@@ -148,8 +150,12 @@ class Binance:
     def _symbol(self, contract: str) -> str:
         return str(self._exchange.market(contract)["id"])
 
+    async def _rows(self, name: str, params: Json | None = None, *, is_urgent: bool = False) -> list[Json]:
+        return rows_of(await self.wire.call(name, params or {}, is_urgent=is_urgent))
+
     # --- rules and settings ---
 
+    @understood
     async def contracts(self) -> Mapping[str, Contract]:
         await self._read_names()
         for name in self.config.contracts:
@@ -160,6 +166,7 @@ class Binance:
         self._currency = currencies[0]
         return dict(self._contracts)
 
+    @understood
     async def open_market(self) -> None:
         """Enough to read the market: the clock and the contracts' names; needs no key."""
         await self.wire.sync_clock()
@@ -188,8 +195,9 @@ class Binance:
             max_quantity=min(float(m) for m in most if m),
         )
 
+    @understood
     async def settings(self) -> Settings:
-        rows = {row["symbol"]: row for row in await self.wire.call("fapiPrivateGetSymbolConfig", {})}
+        rows = {row["symbol"]: row for row in await self._rows("fapiPrivateGetSymbolConfig")}
         side = await self.wire.call("fapiPrivateGetPositionSideDual", {})
         ours = {name: rows[self._symbol(name)] for name in self.config.contracts}
         is_isolated = {row["marginType"] == "ISOLATED" for row in ours.values()}
@@ -200,9 +208,10 @@ class Binance:
             is_hedged=_flag(side["dualSidePosition"]) or len(is_isolated) > 1,
         )
 
+    @understood
     async def set_up(self, settings: Settings) -> None:
         await self._check_currency()
-        rows = {row["symbol"]: row for row in await self.wire.call("fapiPrivateGetSymbolConfig", {})}
+        rows = {row["symbol"]: row for row in await self._rows("fapiPrivateGetSymbolConfig")}
         wanted_mode = "ISOLATED" if settings.margin_mode == "isolated" else "CROSSED"
         if (await self.settings()).is_hedged != settings.is_hedged:
             flag = str(settings.is_hedged).lower()
@@ -234,6 +243,7 @@ class Binance:
             if refusal.code not in _NO_NEED:
                 raise
 
+    @understood
     async def status(self, contract: str) -> TradingStatus:
         info = await self.wire.call("fapiPublicGetExchangeInfo", {})
         symbol = self._symbol(contract)
@@ -242,26 +252,28 @@ class Binance:
 
     # --- the account ---
 
+    @understood
     async def account(self) -> AccountTruth:
         account = await self.wire.call("fapiPrivateV3GetAccount", {})
-        risks = await self.wire.call("fapiPrivateV3GetPositionRisk", {})
+        risks = await self._rows("fapiPrivateV3GetPositionRisk")
         positions = [read_position(row, self._name) for row in risks if float(row["positionAmt"]) != 0.0]
         orders, stops = [], []
         for name in self.config.contracts:
             symbol = {"symbol": self._symbol(name)}
-            orders += await self.wire.call("fapiPrivateGetOpenOrders", symbol)
-            stops += await self.wire.call("fapiPrivateGetOpenAlgoOrders", symbol)
-        money = [row for row in account["assets"] if row["asset"] == self._currency]
+            orders += await self._rows("fapiPrivateGetOpenOrders", symbol)
+            stops += await self._rows("fapiPrivateGetOpenAlgoOrders", symbol)
+        money = [row for row in rows_of(account["assets"]) if row["asset"] == self._currency]
         return AccountTruth(
             time_ms=self.now_ms(),
             # the exchange's totals are of USDT only
-            wallet=sum(float(row["walletBalance"]) for row in money),
-            equity=sum(float(row["marginBalance"]) for row in money),
+            wallet=sum(finite(row["walletBalance"]) for row in money),
+            equity=sum(finite(row["marginBalance"]) for row in money),
             positions={position.contract: position for position in positions},
             orders=tuple(self._order(row) for row in orders),
             stops=tuple(read_algo(row, self._name) for row in stops),
         )
 
+    @understood
     async def mark_prices(self) -> Mapping[str, float]:
         out = {}
         for name in self.config.contracts:
@@ -269,6 +281,7 @@ class Binance:
             out[name] = float(row["markPrice"])
         return out
 
+    @understood
     async def last_prices(self) -> Mapping[str, float]:
         """The price of every contract's newest trade, quote."""
         out = {}
@@ -281,16 +294,17 @@ class Binance:
         self._client_ids[str(row["orderId"])] = row["clientOrderId"]
         return read_order(row, self._name)
 
+    @understood
     async def fills(self, contract: str, since_ms: int) -> list[Fill]:
         symbol = {"symbol": self._symbol(contract), "limit": _PAGE}
         rows: dict[int, Json] = {}
         start = since_ms
         while True:
-            page = await self.wire.call("fapiPrivateGetUserTrades", {**symbol, "startTime": start})
+            page = await self._rows("fapiPrivateGetUserTrades", {**symbol, "startTime": start})
             rows |= {int(row["id"]): row for row in page}
             while len(page) == _PAGE:
                 after = {**symbol, "fromId": int(page[-1]["id"]) + 1}
-                page = await self.wire.call("fapiPrivateGetUserTrades", after)
+                page = await self._rows("fapiPrivateGetUserTrades", after)
                 rows |= {int(row["id"]): row for row in page}
             start += _WEEK_MS
             if start > self.now_ms():
@@ -309,11 +323,12 @@ class Binance:
                     raise
         return read_trade(row, self._name, self._client_ids.get(number))
 
+    @understood
     async def income(self, since_ms: int) -> list[Income]:
         rows: list[Json] = []
         for page in range(1, 1_000):
             span = {"startTime": since_ms, "limit": _PAGE, "page": page}
-            found = await self.wire.call("fapiPrivateGetIncome", span)
+            found = await self._rows("fapiPrivateGetIncome", span)
             rows += found
             if len(found) < _PAGE:
                 break
@@ -381,6 +396,7 @@ class Binance:
         except (KeyError, ValueError, TypeError):
             raise Unknown("a cancel was answered without an order") from None
 
+    @understood
     async def find(self, client_id: str, contract: str, is_stop: bool = False) -> Order | None:
         symbol = {"symbol": self._symbol(contract)}
         name, key = ("AlgoOrder", "clientAlgoId") if is_stop else ("Order", "origClientOrderId")
@@ -393,7 +409,7 @@ class Binance:
             if refusal.code not in _NO_SUCH_ORDER:
                 raise
         for place in (f"fapiPrivateGetOpen{name}s", f"fapiPrivateGetAll{name}s"):
-            for row in await self.wire.call(place, symbol, is_urgent=True):
+            for row in await self._rows(place, symbol, is_urgent=True):
                 if row.get("clientAlgoId" if is_stop else "clientOrderId") == client_id:
                     return read(row)
         return None
@@ -413,23 +429,26 @@ class Binance:
     async def renew_stream(self) -> None:
         self._stream.renew("the account shows what the user stream did not say")
 
+    @understood
     async def bars(self, contract: str, kind: PriceKind, since_ms: int, limit: int) -> Sequence[BarRow]:
         name = "fapiPublicGetKlines" if kind == "last" else "fapiPublicGetMarkPriceKlines"
         span = {"interval": self.config.bar, "startTime": since_ms, "limit": min(limit, _PAGE)}
-        rows = await self.wire.call(name, {"symbol": self._symbol(contract), **span})
+        rows: list[Any] = await self._rows(name, {"symbol": self._symbol(contract), **span})
         now = self.now_ms()
         # the last row may be a bar that is still open
         closed = [row for row in rows if int(row[6]) < now]
         return [(int(r[0]), *(float(x) for x in r[1:5]), float(r[5])) for r in closed]  # type: ignore[misc]
 
+    @understood
     async def funding(self, contract: str, since_ms: int) -> Sequence[tuple[int, float]]:
         span = {"symbol": self._symbol(contract), "startTime": since_ms, "limit": _PAGE}
-        rows = await self.wire.call("fapiPublicGetFundingRate", span)
+        rows = await self._rows("fapiPublicGetFundingRate", span)
         return sorted((int(row["fundingTime"]), float(row["fundingRate"])) for row in rows)
 
+    @understood
     async def funding_interval_hours(self, contract: str) -> int:
         symbol = self._symbol(contract)
-        rows = await self.wire.call("fapiPublicGetFundingInfo", {})
+        rows = await self._rows("fapiPublicGetFundingInfo")
         found = [int(row["fundingIntervalHours"]) for row in rows if row["symbol"] == symbol]
         # contracts with the usual interval are not listed
         return found[0] if found else 8

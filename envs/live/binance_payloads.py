@@ -17,6 +17,7 @@ from perpgym.envs.live.broker import (
     StreamBroken,
     Style,
 )
+from perpgym.envs.live.wire import finite
 
 Json = dict[str, Any]
 Names = Callable[[str], str]
@@ -45,11 +46,11 @@ _INCOME_KINDS: dict[str, IncomeKind] = {
 
 
 def _signed(side: str, quantity: Any) -> float:
-    return float(quantity) if side == "BUY" else -float(quantity)
+    return finite(quantity) if side == "BUY" else -finite(quantity)
 
 
 def _number(value: Any) -> float | None:
-    return float(value) if value not in (None, "") and float(value) != 0.0 else None
+    return finite(value) if value not in (None, "") and finite(value) != 0.0 else None
 
 
 def _style(kind: str, time_in_force: str) -> Style:
@@ -101,8 +102,8 @@ def read_trade(row: Json, names: Names, client_id: str | None) -> Fill:
         client_id=client_id,
         contract=names(row["symbol"]),
         quantity=_signed(row["side"], row["qty"]),
-        price=float(row["price"]),
-        fee=float(row["commission"]),
+        price=finite(row["price"]),
+        fee=finite(row["commission"]),
         fee_currency=row["commissionAsset"],
         is_maker=bool(row["maker"]),
         time_ms=int(row["time"]),
@@ -115,7 +116,7 @@ def read_income(row: Json, names: Names) -> Income:
         income_id=f"{row['incomeType']}-{row['tranId']}-{row['symbol']}",
         kind=_INCOME_KINDS.get(row["incomeType"], "other"),
         contract=names(row["symbol"]) if row["symbol"] else None,
-        amount=float(row["income"]),
+        amount=finite(row["income"]),
         currency=row["asset"],
         time_ms=int(row["time"]),
     )
@@ -125,11 +126,11 @@ def read_position(row: Json, names: Names) -> Position:
     """A row of ``/positionRisk``."""
     return Position(
         contract=names(row["symbol"]),
-        quantity=float(row["positionAmt"]),
-        entry_price=float(row["entryPrice"]),
-        mark_price=float(row["markPrice"]),
+        quantity=finite(row["positionAmt"]),
+        entry_price=finite(row["entryPrice"]),
+        mark_price=finite(row["markPrice"]),
         liquidation_price=_number(row["liquidationPrice"]),
-        isolated_wallet=float(row.get("isolatedWallet") or 0.0),
+        isolated_wallet=finite(row.get("isolatedWallet") or 0.0),
     )
 
 
@@ -174,8 +175,8 @@ def _order_event(row: Json, names: Names) -> list[Happening]:
         client_id=row["c"],
         contract=order.contract,
         quantity=_signed(row["S"], row["l"]),
-        price=float(row["L"]),
-        fee=float(row.get("n") or 0.0),
+        price=finite(row["L"]),
+        fee=finite(row.get("n") or 0.0),
         fee_currency=row.get("N") or "USDT",
         is_maker=bool(row.get("m")),
         time_ms=int(row["T"]),
@@ -203,10 +204,10 @@ def _account_event(row: Json, names: Names) -> list[Happening]:
     out: list[Happening] = [
         Position(
             contract=names(p["s"]),
-            quantity=float(p["pa"]),
-            entry_price=float(p["ep"]),
+            quantity=finite(p["pa"]),
+            entry_price=finite(p["ep"]),
             mark_price=0.0,
-            isolated_wallet=float(p.get("iw") or 0.0),
+            isolated_wallet=finite(p.get("iw") or 0.0),
         )
         for p in row.get("P", [])
     ]

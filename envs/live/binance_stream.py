@@ -12,6 +12,7 @@ from typing import Any
 from perpgym.envs.live.binance_payloads import Names, read_event
 from perpgym.envs.live.binance_wire import Wire
 from perpgym.envs.live.broker import BrokerError, Happening
+from perpgym.envs.live.redact import learn
 from perpgym.envs.live.stream import EventStream
 
 # the key lives an hour; the exchange advises to prolong it every half hour at the latest
@@ -37,6 +38,8 @@ class UserStream(EventStream):
     async def _connect(self) -> Any:
         exchange = self._wire.exchange
         answer = await self._wire.call("fapiPrivatePostListenKey", {}, is_urgent=True)
+        # with it anybody hears every order, trade and balance
+        learn(str(answer["listenKey"]))
         url = exchange.get_private_ws_url("linear", answer["listenKey"])
         ended = exchange.watch(url, "user")
         client = exchange.clients[url]

@@ -9,7 +9,7 @@ from dataclasses import replace
 from perpgym.envs.live.broker import AccountTruth, Fill, Income
 from perpgym.envs.live.context import Context
 from perpgym.envs.live.crash_points import reach
-from perpgym.envs.live.journal import JournalBroken
+from perpgym.envs.live.journal import JournalBroken, Snapshot
 
 # trades and income are asked for again from so long before the newest known: late rows have earlier times
 OVERLAP_MS = 60_000
@@ -34,10 +34,12 @@ class Bookkeeper:
         self._seen_fills: set[tuple[str, str]] = set()
         self._seen_income: set[str] = set()
         self._since_ms = 0
+        self._is_new = True
 
     def begin(self, since_ms: int) -> None:
         """Know what the journal knows; what happened before ``since_ms`` is no business of this account."""
         journal = self._x.journal
+        self._is_new = True
         known = journal.fills()
         self._seen_fills = {(fill.contract, fill.trade_id) for fill in known}
         self._seen_income = {row.income_id for row in journal.incomes()}
@@ -129,14 +131,27 @@ class Bookkeeper:
                 break
         snapshot = journal.last_snapshot()
         if snapshot is not None:
-            for fill in journal.fills(snapshot.at_ms - OVERLAP_MS):
-                if fill.contract in self._x.contracts:
-                    books.book_fill(fill)
-            for income in journal.incomes(snapshot.at_ms - OVERLAP_MS):
-                self._tell_books(income)
-        if snapshot is None or books.compare(truth):
+            self._tell_since(snapshot)
+        differences = books.compare(truth)
+        if snapshot is None or differences:
             books.open(truth)
+        elif self._is_new:
+            # what was decided after the snapshot is not in it: its stops are known to the exchange only
+            books.keep_stops(truth)
+        if snapshot is not None and differences:
+            self._x.note("warning", "books_anew", why="; ".join(differences))
+        self._is_new = False
         return truth
+
+    def _tell_since(self, snapshot: Snapshot) -> None:
+        """What the journal has of the time since the books were saved; they know what they know."""
+        books, journal = self._x.books, self._x.journal
+        since = int(snapshot.books.get("close_ms", snapshot.at_ms)) - OVERLAP_MS
+        for fill in journal.fills(since):
+            if fill.contract in self._x.contracts:
+                books.book_fill(fill)
+        for income in journal.incomes(since):
+            self._tell_books(income)
 
     async def _look(self) -> AccountTruth:
         """The account, and what it says of our orders."""

@@ -18,12 +18,14 @@ from perpgym.data.bars import CLOSE
 from perpgym.data.contract import Contract
 from perpgym.data.tape import Tape
 from perpgym.envs.account import (
+    ENTRY_PRICE,
     EQUITY,
     ISOLATED_WALLET,
     ORDER_LIMIT,
     ORDER_QUANTITY,
     ORDER_STYLE,
     QUANTITY,
+    STOP_DISTANCE,
     STOP_PRICE,
     TARGET_PRICE,
     WALLET,
@@ -36,6 +38,7 @@ from perpgym.envs.buffers import StepBuffers, make_account
 from perpgym.envs.config import EXECUTION_STYLES, EnvConfig
 from perpgym.envs.decision import decide
 from perpgym.envs.live.broker import AccountTruth, Fill, Income, Order, StopWish
+from perpgym.envs.live.context import PREFIX
 from perpgym.envs.live.events import Event, fill_event, income_event, rows_of
 from perpgym.envs.live.ring import ClosedBar
 from perpgym.envs.live.wishes import Wish, WishStyle
@@ -52,6 +55,9 @@ _OVERLAY = LEDGER["overlay"]
 _STYLES: dict[str, WishStyle] = {
     "market": "market", "twap": "twap", "vwap": "vwap", "limit": "post_only", "iceberg": "iceberg",
 }  # fmt: skip
+# settle currency: most by which the exchange's rounding of one trade's profit to 8 decimals moves the wallet,
+# whichever way it rounds
+_ROUNDING = 1e-8
 # trades and incomes that may be told a second time
 _REMEMBERED = 5_000
 
@@ -61,7 +67,8 @@ class Books:
 
     Args:
         config, limits: as of the env that the policy was trained in.
-        wallet_tolerance: quote, by how much the exchange's wallet may differ, beside the rounding of sums.
+        wallet_tolerance: quote, by how much the exchange's wallet may differ, beside the rounding of sums and
+            of the profit of every trade since it was last compared.
 
     Attributes:
         account: the kernel's arrays, everything booked that is known.
@@ -79,6 +86,8 @@ class Books:
         self._events: list[Event] = []
         self._booked: dict[str, None] = {}
         self._expected: set[str] = set()
+        # trades since the exchange's last digits were taken over
+        self._rounded = 0
 
     def see(self, tape: Tape) -> None:
         """Take the newest bars; the last one has just closed, or is the newest there is at the start."""
@@ -118,15 +127,50 @@ class Books:
     # --- the exchange's word ---
 
     def open(self, truth: AccountTruth) -> None:
-        """Begin with what the exchange has: its wallet and positions; every other memory begins now."""
+        """Begin with what the exchange has: its wallet, positions and stops; other memories begin now.
+
+        What was booked for a position of the same side protects it where nothing rests at the exchange.
+        """
+        before = self.account.positions.copy()
         held = np.zeros((len(self._symbols), 3))
         for asset, symbol in enumerate(self._symbols):
             if symbol in truth.positions:
                 position = truth.positions[symbol]
                 held[asset] = position.quantity, position.entry_price, position.isolated_wallet
         open_books(self.account, self._seen(), self._now - 1, truth.wallet, held)
+        for position, booked in zip(self.account.positions, before, strict=True):
+            if position[QUANTITY] * booked[QUANTITY] > 0.0 and not math.isnan(booked[STOP_PRICE]):
+                kept = [STOP_PRICE, TARGET_PRICE, STOP_DISTANCE]
+                position[kept] = booked[kept]
         self._events.clear()
+        self._rounded = 0
         self._keep_base()
+        self.keep_stops(truth)
+
+    def keep_stops(self, truth: AccountTruth) -> None:
+        """Want the stops of ours that rest at the exchange for what is held, whatever has been forgotten.
+
+        Of two that trail the tighter one counts: it never moves back.
+        """
+        for stop in truth.stops:
+            is_ours = stop.closes_position and stop.client_id.startswith(PREFIX)
+            if is_ours and stop.contract in self._symbols and stop.trigger_price is not None:
+                asset = self._symbols.index(stop.contract)
+                for account in (self.account, self._base):
+                    self._want(stop, stop.trigger_price, asset, account.positions[asset])
+
+    def _want(self, stop: Order, trigger: float, asset: int, position: Float64) -> None:
+        side = -math.copysign(1.0, stop.quantity)
+        column = STOP_PRICE if stop.style == "stop" else TARGET_PRICE
+        ahead = side * (float(position[column]) - trigger)
+        # what differs by less is the same price in other digits; a comparison with nan is false
+        is_same = abs(ahead) < 0.5 * self._contracts[asset].tick_size
+        is_further = column == STOP_PRICE and self.config.trailing_stop and ahead > 0.0
+        if side * position[QUANTITY] <= 0.0 or is_same or is_further:
+            return
+        position[column] = trigger
+        if column == STOP_PRICE and position[STOP_DISTANCE] == 0.0 and self.config.stop_loss is None:
+            position[STOP_DISTANCE] = abs(1.0 - trigger / position[ENTRY_PRICE])
 
     def book_fill(self, fill: Fill) -> None:
         """Book a trade, once for each trade id.
@@ -137,6 +181,7 @@ class Books:
         if not self._is_new(f"{fill.contract} {fill.trade_id}"):
             return
         asset = self._asset(fill.contract)
+        self._rounded += 1
         is_fee_ours = fill.fee_currency == settle_currency(self._contracts[asset])
         self._book(fill_event(fill, asset, self.account.positions[asset], is_fee_ours=is_fee_ours))
 
@@ -172,6 +217,7 @@ class Books:
                 margins[asset] = truth.positions[symbol].isolated_wallet
         for account in (self.account, self._base):
             account.wallet[WALLET] += off
+        self._rounded = 0
         if not self._events:
             self.account.positions[:, ISOLATED_WALLET] = margins
             self._keep_base()
@@ -181,6 +227,7 @@ class Books:
         found = []
         # sums of many numbers of this size
         allowed = self.wallet_tolerance + 64.0 * math.ulp(max(abs(truth.wallet), 1.0))
+        allowed += _ROUNDING * self._rounded
         if not abs(self.wallet - truth.wallet) <= allowed:
             found.append(f"the wallet is {truth.wallet!r}, {self.wallet!r} is booked")
         for asset, symbol in enumerate(self._symbols):
@@ -360,6 +407,7 @@ class Books:
             "booked": np.array(list(self._booked), np.str_),
             "expected": np.array(sorted(self._expected), np.str_),
             "close_ms": np.array(self._close_ms, np.int64),
+            "rounded": np.array(self._rounded, np.int64),
         }
 
     def load_state(self, state: dict[str, NDArray[np.generic]]) -> int:
@@ -388,6 +436,8 @@ class Books:
         ]
         self._booked = dict.fromkeys(str(key) for key in state["booked"])
         self._expected = {str(client_id) for client_id in state["expected"]}
+        # a journal of before knows the open bar only
+        self._rounded = int(state.get("rounded", np.array(len(rows))))
         return int(state["close_ms"])
 
 

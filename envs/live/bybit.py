@@ -42,7 +42,7 @@ from perpgym.envs.live.bybit_payloads import (
 from perpgym.envs.live.bybit_stream import PING_S, PrivateStream
 from perpgym.envs.live.bybit_wire import Exchange, Wire
 from perpgym.envs.live.rounding import digits, nearest_on_grid, on_grid
-from perpgym.envs.live.wire import understood
+from perpgym.envs.live.wire import finite, understood
 
 # rows of a page: orders, executions, transactions, positions
 _ORDERS, _EXECUTIONS, _TRANSACTIONS, _POSITIONS = 50, 100, 50, 200
@@ -161,6 +161,7 @@ class Bybit:
     async def server_time_ms(self) -> int:
         return await self.wire.sync_clock()
 
+    @understood
     async def open(self) -> None:
         await self.wire.sync_clock()
         info = await self.wire.call("privateGetV5AccountInfo", {})
@@ -200,6 +201,7 @@ class Bybit:
             is_hedged=is_hedged or mode not in _MARGIN_MODES.values(),
         )
 
+    @understood
     async def set_up(self, settings: Settings) -> None:
         if settings.is_hedged:
             raise Rejected(0, "only one-way positions are traded here; set is_hedged to False")
@@ -245,8 +247,8 @@ class Bybit:
         return AccountTruth(
             time_ms=self.now_ms(),
             # an account without a trace of USDT has no row of it
-            wallet=float(coins[0]["walletBalance"]) if coins else 0.0,
-            equity=float(coins[0]["equity"]) if coins else 0.0,
+            wallet=finite(coins[0]["walletBalance"]) if coins else 0.0,
+            equity=finite(coins[0]["equity"]) if coins else 0.0,
             positions={position.contract: position for position in held},
             orders=tuple(read_order(row, self.market.name) for row in orders if not is_waiting(row)),
             stops=tuple(read_order(row, self.market.name) for row in orders if is_waiting(row)),

@@ -53,6 +53,7 @@ class Market:
         """As read last."""
         return self._contracts[contract]
 
+    @understood
     async def contracts(self) -> Mapping[str, Contract]:
         """Their rules, fees and brackets, read anew."""
         by_name = await self.read_names()
@@ -61,6 +62,7 @@ class Market:
                 self._contracts[name] = await self._read_contract(name, by_name)
         return dict(self._contracts)
 
+    @understood
     async def read_names(self) -> Mapping[str, Json]:
         """The exchange's symbols of everything that it lists, and what it says of them; needs no key."""
         params = {"category": "linear", "limit": _INSTRUMENTS}

@@ -21,6 +21,7 @@ from perpgym.envs.live.broker import (
     SettingsChanged,
     Style,
 )
+from perpgym.envs.live.wire import finite
 
 Json = dict[str, Any]
 Names = Callable[[str], str]
@@ -60,11 +61,11 @@ _FORCED = {
 
 
 def _signed(side: str, quantity: Any) -> float:
-    return float(quantity) if side == "Buy" else -float(quantity)
+    return finite(quantity) if side == "Buy" else -finite(quantity)
 
 
 def _number(value: Any) -> float | None:
-    return float(value) if value not in (None, "") and float(value) != 0.0 else None
+    return finite(value) if value not in (None, "") and finite(value) != 0.0 else None
 
 
 def _client_id(row: Json) -> str:
@@ -141,8 +142,8 @@ def _fill(row: Json, names: Names) -> Fill:
         client_id=_client_id(row),
         contract=names(row["symbol"]),
         quantity=_signed(row["side"], row["execQty"]),
-        price=float(row["execPrice"]),
-        fee=float(row.get("execFee") or 0.0),
+        price=finite(row["execPrice"]),
+        fee=finite(row.get("execFee") or 0.0),
         # empty for contracts settled in USDT
         fee_currency=row.get("feeCurrency") or "USDT",
         is_maker=bool(row.get("isMaker")),
@@ -156,17 +157,17 @@ def read_transaction(row: Json, names: Names) -> list[Income]:
     """
     kind, is_linear = row["type"], row.get("category") == "linear"
     if kind in _TRANSFERS:
-        parts: list[tuple[IncomeKind, float]] = [("transfer", float(row["change"]))]
+        parts: list[tuple[IncomeKind, float]] = [("transfer", finite(row["change"]))]
     elif is_linear and kind in _TRADES:
-        fee = -float(row["fee"] or 0.0)
+        fee = -finite(row["fee"] or 0.0)
         parts = [
-            ("pnl", float(row["cashFlow"] or 0.0)),
-            ("funding", float(row["funding"] or 0.0)),
+            ("pnl", finite(row["cashFlow"] or 0.0)),
+            ("funding", finite(row["funding"] or 0.0)),
             ("fee", fee),
         ]
     else:
         # spot, interest, bonus, conversion: USDT came or went and no contract traded here knows of it
-        parts = [("other", float(row["change"]))]
+        parts = [("other", finite(row["change"]))]
     # the log's own ids repeat across types
     number = f"{kind}-{row.get('id', '')}-{row.get('tradeId', '')}"
     return [
@@ -188,10 +189,10 @@ def read_position(row: Json, names: Names, *, is_isolated: bool = False) -> Posi
     return Position(
         contract=names(row["symbol"]),
         quantity=_signed(row["side"], row["size"]),
-        entry_price=float(row.get("avgPrice") or row.get("entryPrice") or 0.0),
-        mark_price=float(row.get("markPrice") or 0.0),
+        entry_price=finite(row.get("avgPrice") or row.get("entryPrice") or 0.0),
+        mark_price=finite(row.get("markPrice") or 0.0),
         liquidation_price=_number(row.get("liqPrice")),
-        isolated_wallet=float(row.get("positionBalance") or 0.0) if is_isolated else 0.0,
+        isolated_wallet=finite(row.get("positionBalance") or 0.0) if is_isolated else 0.0,
     )
 
 
@@ -201,18 +202,18 @@ def read_brackets(rows: list[Json]) -> tuple[Bracket, ...]:
     The last bracket is open upwards, so that the margin of any position is defined.
     """
     brackets: list[Bracket] = []
-    for row in sorted(rows, key=lambda row: float(row["riskLimitValue"])):
-        rate, told = float(row["maintenanceMargin"]), row.get("mmDeduction")
+    for row in sorted(rows, key=lambda row: finite(row["riskLimitValue"])):
+        rate, told = finite(row["maintenanceMargin"]), row.get("mmDeduction")
         below = brackets[-1] if brackets else None
         floor = 0.0 if below is None else below.cap
         computed = 0.0 if below is None else floor * (rate - below.maintenance_margin_rate) + below.cum
         brackets.append(
             Bracket(
                 floor=floor,
-                cap=float(row["riskLimitValue"]) if len(brackets) < len(rows) - 1 else float("inf"),
+                cap=finite(row["riskLimitValue"]) if len(brackets) < len(rows) - 1 else float("inf"),
                 maintenance_margin_rate=rate,
-                cum=float(told) if told else computed,
-                max_leverage=float(row["maxLeverage"]),
+                cum=finite(told) if told else computed,
+                max_leverage=finite(row["maxLeverage"]),
             )
         )
     return tuple(brackets)

@@ -10,7 +10,7 @@ import asyncio
 from contextlib import suppress
 from typing import Any
 
-from perpgym.envs.live.broker import Happening
+from perpgym.envs.live.broker import Happening, Rejected
 from perpgym.envs.live.bybit_payloads import Names, read_event
 from perpgym.envs.live.bybit_wire import Wire
 from perpgym.envs.live.stream import EventStream
@@ -71,7 +71,7 @@ class PrivateStream(EventStream):
                 self._subscribed = asyncio.get_running_loop().create_future()
                 await self._send("subscribe", list(TOPICS), _SUBSCRIBE)
                 if not await self._subscribed:
-                    raise ConnectionError("the exchange refused the subscription")
+                    raise Rejected(0, "the exchange refused the subscription")
                 if self._is_guarded:
                     await self._send("subscribe", [DEAD_MAN_TOPIC])
         except BaseException:

@@ -23,7 +23,7 @@ from perpgym.envs.live.broker import (
     Unknown,
     Unreachable,
 )
-from perpgym.envs.live.wire import HttpFailure, RestWire
+from perpgym.envs.live.wire import HttpFailure, RestWire, rows_of
 
 # requests of one address in five seconds that the exchange admits, and the share of them that reads may use
 _WINDOW_MS, _PER_WINDOW, _SHARE_OF_READS = 5_000, 600, 0.8
@@ -161,7 +161,7 @@ class Wire(RestWire):
         while True:
             more = {"cursor": cursor} if cursor else {}
             page = await self.call(name, {**params, **more})
-            rows += page["list"]
+            rows += rows_of(page["list"])
             # the last page may name a cursor too
             if not page["list"] or page.get("nextPageCursor", "") in ("", cursor):
                 return rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from perpgym.envs.live.broker import AccessDenied, AccountTruth, Broker, BrokerE
 from perpgym.envs.live.holds import Holds, Level
 from perpgym.envs.live.journal import Journal, JournalBroken
 from perpgym.envs.live.order_table import OrderTable
+from perpgym.envs.live.redact import Redactor, secrets_of
 from perpgym.envs.live.wishes import Books, NoteLevel
 
 LOG = logging.getLogger("perpgym.live")
@@ -72,6 +74,7 @@ class Context:
         epoch: counts the starts; part of every client id.
         truth: the newest that the exchange said of the account.
         marks: quote, the newest mark price by contract.
+        redactor: whatever is noted passes it.
     """
 
     broker: Broker
@@ -85,6 +88,7 @@ class Context:
     epoch: int = 0
     truth: AccountTruth | None = None
     marks: Mapping[str, float] = field(default_factory=dict)
+    redactor: Redactor = field(default_factory=lambda: Redactor(secrets_of(os.environ)))
     _number: int = 0
 
     def next_id(self) -> str:
@@ -103,6 +107,7 @@ class Context:
     def note(self, level: str, kind: str, **text: Any) -> None:
         """One line in the log and one row in the journal."""
         self.counts[kind] += 1
+        text = self.redactor.value(text)
         LOG.log(_LEVELS[level], "%s %s", kind, json.dumps(text, default=str))
         try:
             self.journal.event(self.broker.now_ms(), level, kind, **text)
@@ -111,6 +116,7 @@ class Context:
 
     def hold(self, name: str, level: Level, reason: str, told: NoteLevel | None = None) -> None:
         """Put a hold in force, and say so once; ``told`` how loudly, None for as loudly as it is strict."""
+        reason = self.redactor.text(reason)
         if self.holds.add(name, level, reason):
             usual: NoteLevel = "alarm" if level in ("halted", "reduce_only") else "warning"
             self.note(told or usual, "hold", name=name, why=reason, state=level)

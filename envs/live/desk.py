@@ -23,7 +23,7 @@ from perpgym.envs.live.broker import (
     Order,
     Settings,
 )
-from perpgym.envs.live.context import Context, DeskTimings
+from perpgym.envs.live.context import LOG, Context, DeskTimings
 from perpgym.envs.live.exits import Exits
 from perpgym.envs.live.insist import StartRefused, insist
 from perpgym.envs.live.instance_lock import InstanceLock
@@ -421,6 +421,10 @@ class Desk:
                         return True
                 except BrokerError as error:
                     x.note("warning", "flatten_waits", why=str(error))
+                except Exception as error:
+                    # whatever is wrong, it is no reason to stay in the market
+                    LOG.exception("a round of closing has failed")
+                    x.note("alarm", "flatten_waits", why=type(error).__name__)
                 if loop.time() >= until:
                     x.note("alarm", "flatten_incomplete", why="positions remain")
                     return False

@@ -209,12 +209,12 @@ class LiveEnv(gym.Env[Observation, NDArray[np.float32]]):
             bars, features=names[0], risk=names[1], window_bars=config.window_bars, usual_bars=usual
         )
         warm_up(config, self.books.limits, self.tape)
-        self.thread.do(lambda: self.books.see(self.tape))
+        self.thread.do(lambda: self._begin_books(saved))
         self.thread.call(self.desk.start(), is_patient=False)
         self._is_trading = True
-        if saved is not None:
-            self._resume(saved)
-        elif self._is_late():
+        if saved is not None and self.feed.newest_open_ms() >= self.close_ms:
+            self._pass_without_decision()
+        elif saved is None and self._is_late():
             _LOG.info("the close of %s UTC is too long ago: waiting for the next one", iso(self.close_ms))
             self._pass_without_decision()
         seen = self.thread.do(self._observe)
@@ -238,29 +238,25 @@ class LiveEnv(gym.Env[Observation, NDArray[np.float32]]):
         ) / self.feed.bar_ms
         return snapshot.books if 0 <= gap <= self.live.longest_gap_bars else None
 
-    def _resume(self, saved: dict[str, NDArray[Any]]) -> None:
-        """Book what happened since the books were saved, bar by bar, if that explains the account."""
-        truth = self._ask(self.broker.account)
+    def _begin_books(self, saved: dict[str, NDArray[Any]] | None) -> None:
+        """Show them the market, and what they knew, before the desk looks: it holds the stops that they want.
 
-        def restore() -> None:
-            since = self.books.load_state(saved)
+        The desk books what happened since, and takes the exchange's word where that does not explain the
+        account.
+        """
+        self.books.see(self.tape)
+        if saved is not None:
+            self.books.load_state(saved)
             self.books.expect(order for order in self.journal.orders() if not order.is_stop)
-            for fill in self.journal.fills(since):
-                self.books.book_fill(fill)
-            for income in self.journal.incomes(since):
-                self.books.book_income(income)
-            differences = self.books.compare(truth)
-            if differences:
-                _LOG.warning("the account's memories begin anew: %s", "; ".join(differences))
-                self.books.open(truth)
-
-        self.thread.do(restore)
-        if self.feed.newest_open_ms() >= self.close_ms:
-            self._pass_without_decision()
 
     def _pass_without_decision(self) -> None:
         news = self.thread.call(self.feed.wait(self.ring), is_patient=False)
-        self.thread.call(self._settle(news))
+        self.thread.call(self._settle_undecided(news))
+
+    async def _settle_undecided(self, news: News) -> None:
+        settled, *_rest = await self._settle(news)
+        # books that were saved before a decision do not know its stops
+        self.books.keep_stops(settled.truth)
 
     # --- one decision ---
 

@@ -19,6 +19,7 @@ from perpgym.data.contract import Contract
 from perpgym.data.features.build import build_tape
 from perpgym.data.tape import Tape
 from perpgym.envs.config import EnvConfig
+from perpgym.envs.exchange.books import MONEY_DECIMALS
 from perpgym.envs.exchange.clock import Clock
 from perpgym.envs.exchange.connect import point_at
 from perpgym.envs.exchange.engine import Engine
@@ -110,11 +111,18 @@ class PaperBroker:
         contracts: their rules, as the policy was trained: the exchange shows brackets to its customers only.
         bar_ms: length of a bar.
         config: wallet, spread, impact and fees.
+        money_decimals: to which money is rounded, as an exchange does; None for all digits.
     """
 
     def __init__(
-        self, source: PriceSource, contracts: Sequence[Contract], bar_ms: int, config: EnvConfig
+        self,
+        source: PriceSource,
+        contracts: Sequence[Contract],
+        bar_ms: int,
+        config: EnvConfig,
+        money_decimals: int | None = MONEY_DECIMALS,
     ) -> None:
+        self._money_decimals = money_decimals
         self._source, self._contracts, self._config = source, tuple(contracts), config
         self._bar_ms = bar_ms
         self._feed = Feed(source, contracts, bar_ms, ExchangeClock(source), FeedConfig(readings=1))
@@ -133,7 +141,7 @@ class PaperBroker:
         await self._source.open_market()
         bars = await self._feed.history(_HISTORY)
         self._market = PaperMarket(bars, *await self._prices())
-        engine = Engine(self._market, self._config)
+        engine = Engine(self._market, self._config, self._money_decimals)
         self._clock = _PaperClock(self._source, engine.now_ms)
         self._clock.held_at_ms = engine.next_ms - 1
         warm_up(self._market, self._config)

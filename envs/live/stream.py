@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
 
-from perpgym.envs.live.broker import Happening, StreamBroken, StreamOpened
+from perpgym.envs.live.broker import BrokerError, Happening, StreamBroken, StreamOpened
 from perpgym.envs.live.wire import RestWire
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 30.0
@@ -56,7 +56,7 @@ class EventStream:
                 self._inbox = asyncio.Queue()
                 client = await self._connect()
             except Exception as error:
-                yield StreamBroken(text=f"no user stream: {error}")
+                yield StreamBroken(text=f"no user stream: {_told(error)}")
                 await asyncio.sleep(wait_s * (0.5 + self._random.random()))
                 wait_s = min(2.0 * wait_s, _LONGEST_WAIT_S)
                 continue
@@ -86,7 +86,7 @@ class EventStream:
 
         def tell(future: Any) -> None:
             error = None if future.cancelled() else future.exception()
-            inbox.put_nowait(StreamBroken(text=f"the user stream was cut: {error}"))
+            inbox.put_nowait(StreamBroken(text=f"the user stream was cut: {_told(error)}"))
 
         ended.add_done_callback(tell)
 
@@ -118,3 +118,8 @@ class EventStream:
 
     def _happenings(self, message: Any) -> list[Happening]:
         raise NotImplementedError
+
+
+def _told(error: BaseException | None) -> str:
+    """What of an error may be told: ccxt's texts hold the address, and the address holds the stream's key."""
+    return str(error) if error is None or isinstance(error, BrokerError) else type(error).__name__

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from perpgym.envs.live.bookkeeping import FORCED_PREFIXES, Bookkeeper
 from perpgym.envs.live.broker import (
@@ -44,7 +45,23 @@ class Watch:
         running = {task.get_name() for task in self._tasks}
         for step in (self._listen, self._look_again, self._keep_stops, self._feel_sleep):
             if step.__name__ not in running:
-                self._tasks.append(asyncio.create_task(step(), name=step.__name__))
+                self._tasks.append(asyncio.create_task(self._survive(step), name=step.__name__))
+
+    async def _survive(self, step: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Begin a step again that failed as nobody foresaw: nothing ends in silence."""
+        wait_s = self._x.timings.first_wait_s
+        while True:
+            try:
+                return await step()
+            except Exception as error:
+                LOG.exception("%s has failed", step.__name__)
+                # texts of errors may hold what must not be told
+                why = f"{step.__name__.strip('_')} failed ({type(error).__name__})"
+                self._x.hold("watch", "recovering", why)
+                self._x.counts["watch_failures"] += 1
+            await asyncio.sleep(wait_s)
+            wait_s = min(2.0 * wait_s, self._x.timings.longest_wait_s)
+            self._due.set()
 
     async def stop(self) -> None:
         """End."""
@@ -165,6 +182,7 @@ class Watch:
         await self._desk.reconcile()
         x.lift("sleep")
         await self._recovery.arm()
+        x.lift("watch")
         if self._heard.is_set():
             x.lift("stream")
         if self._keeper.unheard_for(x.timings.stream_grace_s):

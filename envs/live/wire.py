@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, ClassVar, ParamSpec, TypeVar
 
+from ccxt.base.errors import BaseError
+
 from perpgym.envs.live.broker import BrokerError, Rejected, Unknown, Unreachable
 
 P = ParamSpec("P")
 T = TypeVar("T")
+# what reading an answer can raise where it is not what it should be
+_STRANGE = (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError, BaseError)
 _CLOCK_SAMPLES, _GOOD_ROUND_TRIP_MS = 3, 250
 
 
@@ -31,6 +36,42 @@ class HttpFailure(Exception):  # noqa: N818 - an answer
     text: str
     retry_after_s: float | None
     retry_at_ms: int | None = None
+
+
+def understood(read: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """A read whose answer lacks what it should have counts as not answered."""
+
+    @functools.wraps(read)
+    async def careful(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return await read(*args, **kwargs)
+        except _STRANGE as error:
+            raise Unreachable(f"{read.__name__}: an answer that cannot be read: {error!r}") from None
+
+    return careful
+
+
+def rows_of(answer: Any) -> list[dict[str, Any]]:
+    """The rows of an answer that must be a list: of anything else a loop would say that there are none.
+
+    Raises:
+        TypeError: it is no list.
+    """
+    if not isinstance(answer, list):
+        raise TypeError(f"rows expected, came {type(answer).__name__}")
+    return answer
+
+
+def finite(value: Any) -> float:
+    """A number that can be reckoned with.
+
+    Raises:
+        ValueError, TypeError: it is none.
+    """
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"a finite number expected, came {value!r}")
+    return number
 
 
 class RestWire:
@@ -60,6 +101,7 @@ class RestWire:
         """The exchange's clock, as kept here."""
         return self._local_ms() + self.offset_ms
 
+    @understood
     async def sync_clock(self) -> int:
         """Ask the exchange's clock, by the middle of the fastest of a few round trips; returns its time."""
         best: tuple[int, int] | None = None
@@ -134,19 +176,6 @@ class RestWire:
             TypeError, KeyError or ValueError: it is none.
         """
         raise NotImplementedError
-
-
-def understood(read: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
-    """A read whose answer lacks what it should have counts as not answered."""
-
-    @functools.wraps(read)
-    async def careful(*args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return await read(*args, **kwargs)
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise Unreachable(f"{read.__name__}: an answer that cannot be read: {error!r}") from None
-
-    return careful
 
 
 def _unsure(text: str, is_write: bool) -> BrokerError:

@@ -127,7 +127,10 @@ class Books(Protocol):
     """The account as we book it; ``perpgym.envs.live.books`` is the real one."""
 
     def open(self, truth: AccountTruth) -> None:
-        """Take the exchange's word for everything."""
+        """Take the exchange's word for everything; a stop that protects what is held stays wanted."""
+
+    def keep_stops(self, truth: AccountTruth) -> None:
+        """Want the stops of ours that rest at the exchange for what is held."""
 
     def book_fill(self, fill: Fill) -> None:
         """Book a trade, once for each trade id."""

@@ -56,6 +56,21 @@ def test_a_live_account_earns_and_sees_what_its_env_does(parity: ModuleType, tap
     assert found.counts["funding"] > 0.0
 
 
+def test_an_exchange_that_rounds_its_money_halts_nobody_and_earns_what_rounding_leaves(
+    parity: ModuleType, tape: Tape
+) -> None:
+    """To 8 decimals a row, as the real one does: the desk stays ready (``see`` raises where it does not)."""
+    config = parity.settings(stop_loss=0.01, take_profit=0.012)
+    found = parity.compare(
+        tape, config, RiskLimits(), start_bar=parity._HISTORY, bars=120, act=parity.random_policy(1),
+        money_decimals=8,
+    )  # fmt: skip
+    assert found.counts["fills"] > 60
+    assert EXACT < found.ledger["equity"] <= found.rounded_away < 1e-5
+    assert found.reward <= 1e-10
+    assert max(found.observation.values()) <= 1e-6
+
+
 @pytest.mark.parametrize(
     "changes",
     [

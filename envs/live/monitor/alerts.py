@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import apprise
 
 from perpgym.envs.live.monitor.reader import News
-from perpgym.envs.live.monitor.redact import Redactor
+from perpgym.envs.live.redact import Redactor
 from perpgym.envs.live.wishes import NoteLevel
 
 VARIABLE = "PERPGYM_ALERTS"

@@ -14,7 +14,7 @@ from typing import Any
 
 from perpgym.envs.live.monitor.facts import BAR_KIND
 from perpgym.envs.live.monitor.reader import News, Row
-from perpgym.envs.live.monitor.redact import Redactor
+from perpgym.envs.live.redact import Redactor
 
 _MAX_BYTES, _KEPT_FILES = 20_000_000, 9
 _LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "alarm": logging.CRITICAL}

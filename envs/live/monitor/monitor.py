@@ -18,9 +18,9 @@ from perpgym.envs.live.monitor.log import JournalLog, close_log, open_log
 from perpgym.envs.live.monitor.metrics import Metrics
 from perpgym.envs.live.monitor.page import Controls, Page
 from perpgym.envs.live.monitor.reader import JournalReader, News
-from perpgym.envs.live.monitor.redact import secrets_of
 from perpgym.envs.live.monitor.serve import PageConfig, PageServer
 from perpgym.envs.live.monitor.view import LiveView
+from perpgym.envs.live.redact import secrets_of
 from perpgym.envs.live.wishes import NoteLevel
 
 TOKEN_VARIABLE = "PERPGYM_PAGE_TOKEN"

@@ -11,6 +11,7 @@ import pytest
 
 from perpgym.data.tape import Tape
 from perpgym.envs import EnvConfig
+from perpgym.envs.exchange.books import MONEY_DECIMALS
 from perpgym.envs.exchange.clock import Clock
 from perpgym.envs.exchange.connect import point_at
 from perpgym.envs.exchange.engine import Engine
@@ -61,7 +62,9 @@ def make_venue(make_tape: Callable[..., Tape]) -> Callable[..., Venue]:
     ) -> Venue:
         tape = make_tape(**settings) if tape is None else tape
         account = exact_config or EnvConfig(**{"initial_wallet": 10_000.0, **(config or {})})
-        engine = Engine(Replay(tape, start_bar=start_bar), account)
+        # what is compared with an env keeps all its digits
+        decimals = MONEY_DECIMALS if exact_config is None else None
+        engine = Engine(Replay(tape, start_bar=start_bar), account, decimals)
         return Venue(
             engine=engine,
             clock=Clock(engine.now_ms, speed),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -361,3 +362,29 @@ def test_the_same_story_twice_is_the_same_to_the_last_bit(engine_on: Callable[..
         return [*engine.registry.trades, *engine.registry.incomes, *engine.registry.orders.values()]
 
     assert story() == story()
+
+
+@pytest.mark.parametrize("margin_mode", ["cross", "isolated"])
+def test_money_moves_in_whole_units_of_eight_decimals(make_tape: MakeTape, margin_mode: Any) -> None:
+    """Every row is rounded as the real exchange rounds it, and the wallet is the sum of its rows."""
+    tape = make_tape(bars=40, seed=3)
+    config = EnvConfig(initial_wallet=100_000.0, margin_mode=margin_mode)
+    rounded, whole = (Engine(Replay(tape, start_bar=2), config, decimals) for decimals in (8, None))
+    for engine in (rounded, whole):
+        rng = np.random.default_rng(3)
+        for number in range(60):
+            side = "BUY" if engine.books.position(0) <= 0.0 or number % 3 else "SELL"
+            engine.place(order(side, float(rng.integers(5, 90)) / 1_000.0, client_id=f"o{number}"))
+            if number % 4 == 0:
+                step(engine)
+    kinds = {income.kind for income in rounded.registry.incomes}
+    assert kinds == {"COMMISSION", "REALIZED_PNL", "FUNDING_FEE"}
+    amounts = [Decimal(repr(income.amount)) for income in rounded.registry.incomes]
+    assert all(amount == round(amount, 8) for amount in amounts)
+    assert Decimal(repr(rounded.books.wallet)) == 100_000 + sum(amounts)
+    for trade in rounded.registry.trades:
+        assert (trade.commission, trade.realised) == (round(trade.commission, 8), round(trade.realised, 8))
+    # the same rows with all their digits are half a unit away at most
+    assert len(whole.registry.incomes) == len(amounts)
+    off = rounded.books.wallet - whole.books.wallet
+    assert 0.0 < abs(off) <= 0.5e-8 * len(amounts)

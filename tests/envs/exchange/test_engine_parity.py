@@ -50,7 +50,8 @@ class Client:
 
     def __init__(self, tape: Tape, config: EnvConfig, start: int = START) -> None:
         self.config, self.tape = config, tape
-        self.engine = Engine(Replay(tape, start_bar=start + 1), config)
+        # all digits of the env's arithmetic: what is compared is the arithmetic
+        self.engine = Engine(Replay(tape, start_bar=start + 1), config, money_decimals=None)
         self.books: Books = self.engine.books
         self.count = 0
         self.entries = [0.0] * len(tape.contracts)

@@ -61,6 +61,9 @@ class SumBooks:
         self.quantities = {name: p.quantity for name, p in truth.positions.items()}
         self.prices = {name: p.entry_price for name, p in truth.positions.items()}
 
+    def keep_stops(self, truth: AccountTruth) -> None:
+        """They are where the entry says."""
+
     def book_fill(self, fill: Fill) -> None:
         key = (fill.contract, fill.trade_id)
         if key in self._told:

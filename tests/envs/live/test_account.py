@@ -50,6 +50,35 @@ def test_a_stream_whose_key_expires_is_opened_anew(open_desk: Open) -> None:
     asyncio.run(story())
 
 
+def test_the_streams_key_is_told_to_nobody(
+    open_desk: Open, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With it anybody hears every order. Here ccxt itself ends the connection, in words that hold the key."""
+
+    async def story() -> None:
+        async with open_desk() as here:
+            key = here.venue.listen_key.text
+            (client,) = here.broker._exchange.clients.values()
+            assert key in client.url
+            # no pong since the beginning of time
+            client.keepAlive, client.lastPong = 20, 0
+            client.ping_looper.cancel()
+            client.ping_looper = asyncio.ensure_future(client.ping_loop())
+            await until(lambda: "stream" in " ".join(here.desk.status().reasons))
+            (reason,) = here.desk.status().reasons
+            await until(lambda: here.desk.status().state == "ready")
+            await here.trade(0.05)
+            assert here.position == 0.05
+            told = reason + caplog.text + "".join(capsys.readouterr())
+            told += "".join(str(row) for row in here.journal.events())
+            assert "RequestTimeout" in reason
+            assert key not in told
+            for part in here.folder.glob("journal.sqlite*"):
+                assert key.encode() not in part.read_bytes()
+
+    asyncio.run(story())
+
+
 @pytest.mark.parametrize("by", ["a trade that it does not tell", "the answer to a prolongation"])
 def test_a_stream_that_is_deaf_without_a_word_is_found_out(open_desk: Open, by: str) -> None:
     async def story() -> None:

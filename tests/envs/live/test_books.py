@@ -19,6 +19,8 @@ from perpgym.envs.account import ORDER_STYLE, STOP_PRICE
 from perpgym.envs.arrays import BatchState
 from perpgym.envs.batch import observe_batch
 from perpgym.envs.buffers import StepBuffers
+from perpgym.envs.exchange.engine import Engine, OrderRequest
+from perpgym.envs.exchange.market import Replay
 from perpgym.envs.fills import (
     FILL_ASSET,
     FILL_FEE,
@@ -35,6 +37,7 @@ from perpgym.envs.spaces import CONTRACT_LEDGER, LEDGER, LEDGER_COLUMNS
 
 MakeTape = Callable[..., Tape]
 START = 3
+SYMBOL = "TEST/USDT:USDT"
 FREE = RiskLimits(max_leverage=150.0, max_daily_loss=None)
 
 
@@ -339,3 +342,54 @@ def test_books_that_were_saved_go_on_as_if_nothing_had_been(make_tape: MakeTape)
         assert again.books.load_state(saved) == int(tape.open_time_ms[bar + 1]) + tape.bar_ms
         np.testing.assert_array_equal(again.books.account.wallet, told.books.account.wallet)
         np.testing.assert_array_equal(again.books.account.positions, told.books.account.positions)
+
+
+@pytest.mark.parametrize("settled_every", [1, 40, 3_000])
+def test_thousands_of_trades_at_an_exchange_that_rounds_are_no_drift(
+    make_tape: MakeTape, settled_every: int
+) -> None:
+    """Its profits have 8 decimals, ours have all: by what each trade may lose the wallets may differ."""
+    tape = make_tape(bars=60, seed=4)
+    engine = Engine(Replay(tape, start_bar=50), EnvConfig(initial_wallet=100_000.0))
+    config, rng = settings(initial_wallet=100_000.0), np.random.default_rng(4)
+    books, naive = Books(config, FREE), Books(config, FREE, wallet_tolerance=0.0)
+    for each in (books, naive):
+        each.see(cut(tape, 50))
+        each.open(truth(100_000.0))
+    worst = 0.0
+    for number in range(3_000):
+        held = engine.books.position(0)
+        is_buy = held <= 0.0 if abs(held) > 1.0 else bool(rng.integers(2))
+        size = float(rng.integers(5, 300)) / 1_000.0
+        engine.place(
+            OrderRequest(
+                asset=0, side="BUY" if is_buy else "SELL", kind="MARKET", quantity=size,
+                client_id=f"o{number}",
+            )
+        )  # fmt: skip
+        trade = engine.registry.trades[-1]
+        fill = Fill(
+            trade_id=str(number), contract=SYMBOL, quantity=trade.quantity if is_buy else -trade.quantity,
+            price=trade.price, fee=trade.commission, time_ms=trade.time_ms,
+        )  # fmt: skip
+        books.book_fill(fill)
+        naive.book_fill(fill)
+        said = said_by(engine)
+        worst = max(worst, abs(naive.wallet - said.wallet))
+        if (number + 1) % settled_every == 0:
+            assert books.compare(said) == []
+            books.trust(said)
+            assert books.wallet == said.wallet
+    # ten times what was once allowed, whatever had been traded
+    assert worst > 1e-7
+    # and what no rounding explains is seen
+    assert books.compare(replace(said_by(engine), wallet=books.wallet + 2e-8))
+    assert naive.compare(replace(said_by(engine), wallet=naive.wallet + 4e-5))
+
+
+def said_by(engine: Engine) -> AccountTruth:
+    held = engine.books.position(0)
+    position = Position(
+        contract=SYMBOL, quantity=held, entry_price=engine.books.entry_price(0), mark_price=1.0
+    )
+    return truth(engine.books.wallet, {SYMBOL: position} if held else {})

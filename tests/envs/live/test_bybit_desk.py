@@ -129,6 +129,9 @@ class Books:
     def open(self, truth: AccountTruth) -> None:
         self.held, self.wallet = truth.quantity(SYMBOL), truth.wallet
 
+    def keep_stops(self, truth: AccountTruth) -> None:
+        """They are where they are."""
+
     def book_fill(self, fill: Fill) -> None:
         self.held = round(self.held + fill.quantity, 6)
 

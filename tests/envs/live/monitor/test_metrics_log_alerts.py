@@ -19,8 +19,8 @@ from perpgym.envs.live.monitor.follow import Follower
 from perpgym.envs.live.monitor.log import JournalLog, close_log, open_log
 from perpgym.envs.live.monitor.metrics import Metrics
 from perpgym.envs.live.monitor.reader import JournalReader
-from perpgym.envs.live.monitor.redact import REPLACED, Redactor, secrets_of
 from perpgym.envs.live.monitor.view import LiveView
+from perpgym.envs.live.redact import REPLACED, Redactor, learn, secrets_of
 from perpgym.envs.live.wishes import DeskStatus
 
 BTC = "BTC/USDT:USDT"
@@ -200,6 +200,13 @@ def test_the_same_kind_is_told_once_and_then_counted(inbox: Any) -> None:
         "again", "again (49 more of this kind since the last word of it)",
     ]  # fmt: skip
     assert alerts.held_back == 49
+
+
+def test_a_secret_that_is_learned_later_is_hidden_by_who_was_there_before() -> None:
+    redactor = Redactor()
+    assert redactor.text("it said streamkey0815") == "it said streamkey0815"
+    learn("streamkey0815")
+    assert redactor.value({"why": "it said streamkey0815"}) == {"why": f"it said {REPLACED}"}
 
 
 def test_warnings_have_an_hourly_share_and_alarms_have_none(inbox: Any) -> None:

@@ -21,6 +21,17 @@ _INSIDE = re.compile(
 )
 _USER = re.compile(r"(://)[^/\s:@]*:[^/\s@]*@")
 _SHORTEST = 8
+# of this process, the newest ones: an exchange gives a new key with every connection
+_MOST_LEARNED = 64
+_learned: tuple[str, ...] = ()
+
+
+def learn(secret: str) -> None:
+    """A secret that came up on the way, e.g. the key of a stream: every redactor hides it from now on."""
+    global _learned
+    if secret and secret not in _learned:
+        # a new tuple each time: another thread may be reading the old one
+        _learned = (*_learned, secret)[-_MOST_LEARNED:]
 
 
 def secrets_of(environment: Mapping[str, str]) -> set[str]:
@@ -35,7 +46,7 @@ class Redactor:
     """Replaces secrets in whatever is going to be written.
 
     Args:
-        secrets: exact texts; what looks like a secret is replaced without being named.
+        secrets: exact texts, beside those of :func:`learn`; what looks like a secret is replaced unnamed.
     """
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
@@ -47,6 +58,8 @@ class Redactor:
         """A text without secrets."""
         if self._exact is not None:
             text = self._exact.sub(REPLACED, text)
+        for secret in _learned:
+            text = text.replace(secret, REPLACED)
         return _INSIDE.sub(rf"\1{REPLACED}", _USER.sub(rf"\1{REPLACED}@", text))
 
     def value(self, value: Any) -> Any:
