@@ -33,6 +33,8 @@ from perpgym.envs.live.limits import DeskLimits
 from perpgym.envs.live.thread import DeskThread
 
 CAP = 1.5
+# fraction of the entry price
+STOP_LOSS = 0.02
 _WINDOW = 8
 _COLUMNS = ("log_return_1",)
 # the waits of a real account, shortened with the round trips: here one takes a millisecond
@@ -40,6 +42,11 @@ _TIMINGS = DeskTimings(
     first_wait_s=0.02, longest_wait_s=0.1, absent_after_s=0.3, absent_asks=3, settle_s=3.0, start_s=20.0,
     reconcile_s=0.5, settings_s=2.0, clock_s=10.0, stream_grace_s=0.2,
 )  # fmt: skip
+# how many times shorter than shipped: what a bound that the soak has kept does not say
+SHORTENED = {
+    name: round(getattr(DeskTimings(), name) / getattr(_TIMINGS, name), 1)
+    for name in ("reconcile_s", "absent_after_s", "settle_s")
+}
 _LIVE = LiveSettings(
     feed=FeedConfig(settle_delay_ms=0, readings=2, reread_ms=5, patience_ms=1_500),
     desk=DeskLimits(max_exposure=CAP),
@@ -90,7 +97,7 @@ class Told:
 def account(seed: int, wallet: float = 100_000.0) -> EnvConfig:
     """Of program and exchange: a stop on the mark and a target; every other seed rests its orders."""
     return EnvConfig(
-        initial_wallet=wallet, stop_loss=0.02, take_profit=0.04, max_drawdown=1.0, window_bars=_WINDOW,
+        initial_wallet=wallet, stop_loss=STOP_LOSS, take_profit=0.04, max_drawdown=1.0, window_bars=_WINDOW,
         execution="limit" if seed % 2 else "market", leverage=10.0,
     )  # fmt: skip
 
