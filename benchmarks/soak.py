@@ -25,6 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from soak_life import SHORTENED
 from soak_seed import Asked, Soak, rehearse
 
 
@@ -65,6 +66,7 @@ def summary(asked: Asked, results: list[dict[str, Any]]) -> dict[str, Any]:
         "recovery_s_median": round(statistics.median(seconds), 3) if seconds else None,
         "recovery_s_worst": round(max(seconds), 3) if seconds else None,
         "bare_s_worst": max(found["worst_bare_ms"] for found in results) / 1000.0,
+        "waits_shortened": SHORTENED,
     }
 
 

@@ -41,15 +41,21 @@ class Stage:
         server: listening.
         journal: of the program.
         seed: of incidents.
-        cap: see ``Judge``.
+        cap, stop_loss: see ``Judge``.
         count: is told the number of bars that have closed.
     """
 
     def __init__(
-        self, server: Server, journal: Path, seed: int, cap: float, count: Callable[[int], None]
+        self,
+        server: Server,
+        journal: Path,
+        seed: int,
+        cap: float,
+        stop_loss: float,
+        count: Callable[[int], None],
     ) -> None:
         self.server, self.venue = server, server.venue
-        self.judge = Judge(server, journal, seed, cap)
+        self.judge = Judge(server, journal, seed, cap, stop_loss)
         self.incidents = Incidents(server, self.judge, seed)
         self._count, self._closed = count, 0
         self._dwell_until_ms = 0
@@ -182,6 +188,7 @@ async def exchange(
     journal: Path,
     seed: int,
     cap: float,
+    stop_loss: float,
     count: Callable[[int], None],
     told: Callable[[str], None],
 ) -> None:
@@ -191,7 +198,7 @@ async def exchange(
         told: is given the address.
     """
     async with serving(venue) as server:
-        stage = Stage(server, journal, seed, cap, count)
+        stage = Stage(server, journal, seed, cap, stop_loss, count)
         for name, answer in stage.calls.items():
             admin.HANDLERS[name] = partial(_answer, answer)
         told(server.url)

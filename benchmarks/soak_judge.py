@@ -15,13 +15,18 @@ from perpgym.envs.exchange.margins import equity
 from perpgym.envs.exchange.orders import sign
 from perpgym.envs.exchange.server import Server
 
-# of the exchange's clock, of one position without its stop while the program is up
+# of the exchange's clock, of one position without its stop while the program is up; the soak's programs wait
+# less than shipped ones for their looks and for orders to prove absent (``soak_life.SHORTENED``), and a stop
+# that is found missing by one of these is missing so much longer with the shipped waits
 BARE_MS = 2_000
 MONEY = 1e-8
 _QUANTITY = 1e-9
 # between the account that the desk read and the order that it sent, a fee and a spread are paid
 _CAP_SLACK = 1e-3
 _OURS = "pg"
+# a stop so many times further from the entry than it should be protects nothing: a position that is added to
+# has a new entry, and its stop follows
+_REACH = 2.0
 # after which a program has heard of a trade, or settles anew
 _HEARD_MS = 1_000
 
@@ -57,7 +62,8 @@ class Found:
 class Judge:
     """Watches one account.
 
-    A position is bare while no closing stop rests against it. Its time counts while the program is up (from
+    A position is bare while no closing stop rests against it within reach of its entry: whoever's it is, one
+    that is far away protects nothing. Its time counts while the program is up (from
     the end of its recovery to its death) and the exchange admits its requests; a restart begins the count
     anew: what a dead program cannot place is bounded by the recovery time, which is told apart.
 
@@ -66,15 +72,17 @@ class Judge:
         journal: of the program, read as somebody else would: what is found there is on the disk.
         seed: for the words.
         cap: gross notional over equity that the desk may reach.
+        stop_loss: of the program's account, fraction of the entry price.
     """
 
-    def __init__(self, server: Server, journal: Path, seed: int, cap: float) -> None:
+    def __init__(self, server: Server, journal: Path, seed: int, cap: float, stop_loss: float) -> None:
         self.venue, self.books = server.venue, server.venue.books
         self.found = Found()
         self.life, self.is_up = 0, False
         # until when (exchange's clock) nobody's requests are admitted
         self.shut_until_ms = 0
         self._seed, self._cap, self._path = seed, cap, journal
+        self._reach = _REACH * stop_loss
         self._db: sqlite3.Connection | None = None
         self._names: set[str] = set()
         self.bare_ms, self._looked_ms, self._is_told = 0, self.venue.now_ms, False
@@ -145,10 +153,14 @@ class Judge:
 
     @property
     def is_bare(self) -> bool:
-        """Whether a position has no closing stop."""
-        held = self.books.position(0)
+        """Whether a position has no closing stop that would act in time."""
+        held, entry = self.books.position(0), self.books.entry_price(0)
+        side = 1.0 if held > 0.0 else -1.0
         return held != 0.0 and not any(
-            algo.close_position and algo.is_stop and held * sign(algo.side) < 0.0
+            algo.close_position
+            and algo.is_stop
+            and held * sign(algo.side) < 0.0
+            and side * (1.0 - algo.trigger_price / entry) <= self._reach
             for algo in self.books.registry.open_algos(0)
         )
 

@@ -35,6 +35,8 @@ from perpgym.envs.live.thread import DeskThread
 from perpgym.envs.live.wishes import SLOW_STYLES
 
 CAP = 1.5
+# fraction of the entry price
+STOP_LOSS = 0.02
 _WINDOW = 8
 _COLUMNS = ("log_return_1",)
 # the waits of a real account, shortened with the round trips: here one takes a millisecond
@@ -42,6 +44,11 @@ _TIMINGS = DeskTimings(
     first_wait_s=0.02, longest_wait_s=0.1, absent_after_s=0.3, absent_asks=3, settle_s=3.0, start_s=20.0,
     reconcile_s=0.5, settings_s=2.0, clock_s=10.0, stream_grace_s=0.2, slice_ms=3_600_000 // 4,
 )  # fmt: skip
+# how many times shorter than shipped: what a bound that the soak has kept does not say
+SHORTENED = {
+    name: round(getattr(DeskTimings(), name) / getattr(_TIMINGS, name), 1)
+    for name in ("reconcile_s", "absent_after_s", "settle_s")
+}
 STYLES: tuple[ExecutionStyle, ...] = ("market", "limit", "twap", "iceberg")
 # what takes a bar gets it in so many steps, and a moment at each for what is due
 _STEPS, _MOMENT_S = 4, 0.06
@@ -95,7 +102,7 @@ class Told:
 def account(seed: int, wallet: float = 100_000.0) -> EnvConfig:
     """Of program and exchange: a stop on the mark and a target; every seed its way of execution."""
     return EnvConfig(
-        initial_wallet=wallet, stop_loss=0.02, take_profit=0.04, max_drawdown=1.0, window_bars=_WINDOW,
+        initial_wallet=wallet, stop_loss=STOP_LOSS, take_profit=0.04, max_drawdown=1.0, window_bars=_WINDOW,
         execution=STYLES[seed % len(STYLES)], leverage=10.0,
     )  # fmt: skip
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from soak_exchange import exchange, make_venue
-from soak_life import CAP, STYLES, Death, Life, Told, account, post
+from soak_life import CAP, STOP_LOSS, STYLES, Death, Life, Told, account, post
 
 from perpgym.data.features.build import build_tape
 from perpgym.data.synthetic import SimulatedMarketConfig, simulate_market
@@ -104,7 +104,7 @@ def open_exchange(tape: Tape, folder: Path, seed: int, count: Callable[[int], No
 
     def work() -> None:
         venue = make_venue(tape, _HISTORY, account(seed))
-        asyncio.run(exchange(venue, folder / "journal.sqlite", seed, CAP, count, tell))
+        asyncio.run(exchange(venue, folder / "journal.sqlite", seed, CAP, STOP_LOSS, count, tell))
 
     server = fork(work, folder / "exchange.log")
     os.close(mouth)

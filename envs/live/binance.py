@@ -33,6 +33,7 @@ from perpgym.envs.live.broker import (
     TradingStatus,
     Unknown,
 )
+from perpgym.envs.live.marks import believed_mark
 from perpgym.envs.live.rounding import digits, nearest_on_grid, on_grid
 from perpgym.envs.live.wire import finite, rows_of, understood
 
@@ -278,17 +279,18 @@ class Binance:
         out = {}
         for name in self.config.contracts:
             row = await self.wire.call("fapiPublicGetPremiumIndex", {"symbol": self._symbol(name)})
-            out[name] = float(row["markPrice"])
+            last = await self._last_price(name)
+            out[name] = believed_mark(name, row["markPrice"], last=last, index=row.get("indexPrice"))
         return out
 
     @understood
     async def last_prices(self) -> Mapping[str, float]:
         """The price of every contract's newest trade, quote."""
-        out = {}
-        for name in self.config.contracts:
-            row = await self.wire.call("fapiPublicV2GetTickerPrice", {"symbol": self._symbol(name)})
-            out[name] = float(row["price"])
-        return out
+        return {name: await self._last_price(name) for name in self.config.contracts}
+
+    async def _last_price(self, name: str) -> float:
+        row = await self.wire.call("fapiPublicV2GetTickerPrice", {"symbol": self._symbol(name)})
+        return finite(row["price"])
 
     def _order(self, row: Json) -> Order:
         self._client_ids[str(row["orderId"])] = row["clientOrderId"]

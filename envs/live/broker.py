@@ -256,6 +256,10 @@ class Unreachable(BrokerError):  # noqa: N818
     """A read that was not answered; nothing can have happened."""
 
 
+class Disbelieved(BrokerError):  # noqa: N818
+    """An answer that was read and cannot be so: nothing may be built on it."""
+
+
 class Broker(Protocol):
     """An exchange with one account. Every call may raise a :class:`BrokerError`."""
 
@@ -285,7 +289,11 @@ class Broker(Protocol):
         """Leverage, margin and position mode, read back."""
 
     async def mark_prices(self) -> Mapping[str, float]:
-        """The mark price of every contract traded here, quote."""
+        """The mark price of every contract traded here, quote.
+
+        Raises:
+            Disbelieved: one is no price, or away from what is traded.
+        """
 
     async def set_up(self, settings: Settings) -> None:
         """Bring the account to ``settings`` and read them back; what is so already is left alone.

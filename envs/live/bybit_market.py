@@ -9,7 +9,8 @@ from perpgym.data.contract import Contract
 from perpgym.envs.live.broker import BarRow, PriceKind, Rejected, TradingStatus
 from perpgym.envs.live.bybit_payloads import Json, read_brackets
 from perpgym.envs.live.bybit_wire import Wire
-from perpgym.envs.live.wire import understood
+from perpgym.envs.live.marks import believed_mark
+from perpgym.envs.live.wire import finite, understood
 
 _MINUTE_MS = 60_000
 # rows of a page: instruments, bars, funding rates
@@ -112,21 +113,24 @@ class Market:
         row = await self._instrument(contract)
         return "trading" if row is not None and row["status"] == "Trading" else "halted"
 
+    @understood
     async def mark_prices(self) -> Mapping[str, float]:
         """Of every contract, quote."""
-        return await self._prices("markPrice")
-
-    async def last_prices(self) -> Mapping[str, float]:
-        """Of every contract's newest trade, quote."""
-        return await self._prices("lastPrice")
+        rows = {name: await self._ticker(name) for name in self._wanted}
+        return {
+            name: believed_mark(name, row["markPrice"], last=row["lastPrice"], index=row.get("indexPrice"))
+            for name, row in rows.items()
+        }
 
     @understood
-    async def _prices(self, field: str) -> Mapping[str, float]:
-        out = {}
-        for name in self._wanted:
-            rows = (await self._wire.call("publicGetV5MarketTickers", self.of(name)))["list"]
-            out[name] = float(rows[0][field])
-        return out
+    async def last_prices(self) -> Mapping[str, float]:
+        """Of every contract's newest trade, quote."""
+        return {name: finite((await self._ticker(name))["lastPrice"]) for name in self._wanted}
+
+    async def _ticker(self, name: str) -> Json:
+        rows = (await self._wire.call("publicGetV5MarketTickers", self.of(name)))["list"]
+        row: Json = rows[0]
+        return row
 
     @understood
     async def bars(self, contract: str, kind: PriceKind, since_ms: int, limit: int) -> Sequence[BarRow]:

@@ -20,6 +20,7 @@ from perpgym.envs.live.broker import (
     AccountTruth,
     Broker,
     BrokerError,
+    Disbelieved,
     Order,
     Settings,
 )
@@ -221,7 +222,7 @@ class Desk:
         try:
             await self._keeper.collect()
             x.truth = await x.broker.account()
-            x.marks = await x.broker.mark_prices()
+            await self.read_marks()
         except BrokerError as error:
             x.blame(error)
 
@@ -307,12 +308,22 @@ class Desk:
             return f"not known: {', '.join(o.client_id for o in x.table.unsure())}"
         try:
             why = await self.reconcile()
-            x.marks = await x.broker.mark_prices()
+            await self.read_marks()
             await self._check_settings()
             return why
         except BrokerError as error:
             self._x.blame(error)
             return str(error)
+
+    async def read_marks(self) -> None:
+        """What exposure is measured by; while it is not believed nothing is opened, and all else goes on."""
+        x = self._x
+        try:
+            x.marks = await x.broker.mark_prices()
+        except Disbelieved as error:
+            x.hold("marks", "recovering", str(error))
+        else:
+            x.lift("marks")
 
     async def reconcile(self) -> str:
         """Books, orders and stops against the account; a difference that stays is the exchange's word."""

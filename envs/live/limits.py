@@ -109,10 +109,21 @@ class Watchman:
                 return f"an order of {notional:.2f}, above max_order_notional {limits.max_order_notional:g}"
             if notional < contracts[name].min_notional:
                 return f"an order of {notional:.2f}, below the exchange's {contracts[name].min_notional:g}"
-        exposure = reserved_notional(truth, table, marks, opening) / max(truth.equity, 1e-9)
-        if exposure > limits.max_exposure:
+        exposure = reserved_notional(truth, table, marks, opening) / max(_equity(truth, marks), 1e-9)
+        # what is no number admits nothing
+        if not exposure <= limits.max_exposure:
             return f"exposure could reach {exposure:.3f}, above max_exposure {limits.max_exposure:g}"
         return ""
+
+
+def _equity(truth: AccountTruth, marks: Mapping[str, float]) -> float:
+    """quote: what the exchange says, but never more than wallet and positions can be worth at the marks."""
+    profits = [
+        abs(position.quantity) * abs(marks[name] - position.entry_price)
+        for name, position in truth.positions.items()
+        if name in marks
+    ]
+    return min(truth.equity, truth.wallet + sum(profits))
 
 
 def reserved_notional(

@@ -181,6 +181,8 @@ class Watch:
         await self._desk.check_settings_if_due()
         await self._desk.reconcile()
         x.lift("sleep")
+        if "marks" in x.holds:
+            await self._desk.read_marks()
         await self._recovery.arm()
         x.lift("watch")
         if self._heard.is_set():

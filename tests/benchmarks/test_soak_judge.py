@@ -38,7 +38,9 @@ class Court:
         self.engine = Engine(Replay(tape, start_bar=50), EnvConfig(initial_wallet=10_000.0))
         self.venue = Venue(engine=self.engine, clock=Clock(self.engine.now_ms, 0.0))
         self.journal = Journal.open(folder / "journal.sqlite")
-        self.judge = judging.Judge(Server(self.venue), folder / "journal.sqlite", seed=3, cap=1.0)
+        self.judge = judging.Judge(
+            Server(self.venue), folder / "journal.sqlite", seed=3, cap=1.0, stop_loss=0.08
+        )
         self.judge.begin(2)
         self.judge.rise()
 
@@ -51,9 +53,9 @@ class Court:
             OrderRequest(asset=0, side=side, kind="MARKET", quantity=abs(quantity), client_id=name)
         )
 
-    def protect(self) -> None:
+    def protect(self, share: float = 0.9) -> None:
         self.intend("pgx-stop", -1.0)
-        trigger = round(0.9 * float(self.venue.market.last_price(0)), 1)
+        trigger = round(share * float(self.venue.market.last_price(0)), 1)
         self.engine.place_algo(
             AlgoRequest(
                 asset=0, side="SELL", kind="STOP_MARKET", trigger_price=trigger, close_position=True,
@@ -124,6 +126,16 @@ def test_a_position_without_a_stop_is_seen_after_two_seconds(court: Court) -> No
     court.wait(1)
     court.wait(5_000)
     assert court.rules == ["bare"]
+
+
+@pytest.mark.parametrize(("share", "rules"), [(0.85, []), (0.8, ["bare", "end"]), (0.2, ["bare", "end"])])
+def test_a_stop_that_is_too_far_away_protects_nothing(court: Court, share: float, rules: list[str]) -> None:
+    court.intend("pgx-1", 0.05)
+    court.order("pgx-1", 0.05)
+    court.protect(share)
+    court.wait(2_001)
+    court.judge.give_verdict()
+    assert court.rules == rules
 
 
 def test_the_time_of_a_dead_program_does_not_count(court: Court) -> None:

@@ -10,7 +10,7 @@ import bybit_messages as say
 import pytest
 from bybit_server import SYMBOL, LocalBybit, broker_on, trading
 
-from perpgym.envs.live.broker import Unreachable
+from perpgym.envs.live.broker import Disbelieved, Unreachable
 from perpgym.envs.live.bybit import Bybit, BybitConfig
 
 H = say.HOUR_MS
@@ -120,6 +120,26 @@ def test_mark_and_last_price_are_the_tickers() -> None:
     async def step(_server: LocalBybit, broker: Bybit) -> None:
         assert await broker.mark_prices() == {SYMBOL: 42_100.5}
         assert await broker.last_prices() == {SYMBOL: 42_099.0}
+
+    play(step)
+
+
+@pytest.mark.parametrize("lie", [{"markPrice": "4210.05"}, {"markPrice": "NaN"}, {"indexPrice": "4210.0"}])
+def test_a_mark_price_away_from_trade_or_index_is_not_believed(lie: dict[str, str]) -> None:
+    async def step(server: LocalBybit, broker: Bybit) -> None:
+        server.rows["/v5/market/tickers"] = [server.rows["/v5/market/tickers"][0] | lie]
+        with pytest.raises(Disbelieved, match="the mark price must lie within"):
+            await broker.mark_prices()
+
+    play(step)
+
+
+@pytest.mark.parametrize("rows", [{}, {"0": {}}, "none", [{"size": "NaN"}]])
+def test_positions_that_are_no_list_are_not_taken_for_none(rows: Any) -> None:
+    async def step(server: LocalBybit, broker: Bybit) -> None:
+        server.results["/v5/position/list"] = {"list": rows}
+        with pytest.raises(Unreachable, match="cannot be read"):
+            await broker.account()
 
     play(step)
 
