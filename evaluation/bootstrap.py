@@ -88,10 +88,10 @@ def sharpe_difference_interval(
     """Percentile interval of the difference of two annualised Sharpe ratios of the same bars.
 
     Both series are resampled with the same blocks, because two accounts in one market are lucky together
-    (Ledoit and Wolf 2008, "Robust performance hypothesis testing with the Sharpe ratio"). Of several seeds the
-    Sharpe ratios are averaged within each draw; that of the seeds' mean return would be another number, which
-    rewards seeds that disagree. An account that never moved has a Sharpe ratio of 0, so that the difference
-    from it is as uncertain as the other one alone.
+    (Ledoit and Wolf 2008, "Robust performance hypothesis testing with the Sharpe ratio"). Of several seeds
+    the Sharpe ratios are averaged within each draw; that of the seeds' mean return would be another number,
+    which rewards seeds that disagree. An account that never moved has a Sharpe ratio of 0, so that the
+    difference from it is as uncertain as the other one alone.
 
     Args:
         excess, other: (n,) bar excess returns of the two accounts, or (n, S) of S seeds of each.

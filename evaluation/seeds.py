@@ -21,7 +21,7 @@ class Spread(NamedTuple):
 
 
 def interquartile_mean(values: Sequence[float]) -> Spread:
-    """Mean of the middle half (Agarwal et al. 2021, section 4.3) with its 95 % percentile bootstrap over seeds.
+    """Mean of the middle half (Agarwal et al. 2021, section 4.3), 95 % percentile bootstrap over seeds.
 
     The interval is too narrow for few seeds: of normal ones it covers the truth in 50 % of all cases with two
     seeds, in 75 % with three and in 91 % with five. :func:`mean_over_seeds` is for those who conclude.

@@ -108,7 +108,9 @@ def test_seeds_that_disagree_are_not_better_for_it() -> None:
     held = sharpe_difference_interval(apart, alike, bars_per_year=YEAR, draws=300)
     assert abs(held.low + held.high) / 2 < 0.5
     # the negative control: nobody holds the mean of five seeds, whose Sharpe ratio is twice theirs
-    averaged = sharpe_difference_interval(apart.mean(axis=1), alike.mean(axis=1), bars_per_year=YEAR, draws=300)
+    averaged = sharpe_difference_interval(
+        apart.mean(axis=1), alike.mean(axis=1), bars_per_year=YEAR, draws=300
+    )
     assert (averaged.low + averaged.high) / 2 > 2.0
 
 
