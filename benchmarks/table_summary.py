@@ -158,7 +158,7 @@ def compare(out: Path, results: Mapping[Unit, Any], one: str, other: str, *, is_
             "that were cut short, and run again."
         )
     sharpes = [_values([results[side[seed]]["chosen"] for seed in seeds], "sharpe") for side in sides]
-    by_seed = mean_over_seeds(np.subtract(*sharpes).tolist())
+    by_seed = mean_over_seeds([a - b for a, b in zip(*sharpes, strict=True)])
     by_bar = sharpe_difference_interval(
         *(np.column_stack(side) for side in returns),
         bars_per_year=results[sides[0][seeds[0]]]["bars_per_year"],

@@ -13,6 +13,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from table_plan import Plan, pin_market
 
+from perpgym.agents.algorithms import make_algorithm
 from perpgym.agents.baselines import make_baseline
 from perpgym.agents.checkpoint import read_checkpoint, write_atomically
 from perpgym.evaluation.backtest import BacktestResult, run_backtest
@@ -20,7 +21,7 @@ from perpgym.evaluation.comparison import compare
 from perpgym.evaluation.scorecard import measure, returns_of
 from perpgym.evaluation.trials import plain
 from perpgym.experiments.judging import load_candidates
-from perpgym.experiments.market import Market, open_market, set_threads
+from perpgym.experiments.market import Market, open_market, set_threads, training_env
 from perpgym.experiments.run_folder import RunFolder, commit, config_hash
 from perpgym.experiments.settings import Settings
 from perpgym.experiments.training import train_seed
@@ -123,13 +124,14 @@ def run_unit(unit: Unit, plan: Plan, out: Path) -> None:
     market = open_market(settings)
     pinned = pin_market(out, unit.market, market.facts())
     if unit.contender == BASELINES:
-        record, returns = _judge_baselines(market), {}
+        record, returns = _judge_baselines(market), dict[str, Any]()
     else:
         folder = RunFolder(unit.folder(out) / "run")
         if not folder.provenance.exists():
             facts = {"name": settings.name, "seeds": list(settings.seeds), **market.facts()}
             folder.create(config, facts, overwrite=False)
         if not folder.selection(unit.seed).exists():
+            _compile(market, settings, unit.seed)
             train_seed(market, settings, unit.seed, folder, config_hash(config))
         record, returns = _judge_seed(folder, settings, market, unit.seed)
     tape = market.tape
@@ -144,6 +146,20 @@ def run_unit(unit: Unit, plan: Plan, out: Path) -> None:
     # the result comes last: where it is, all of the unit is
     np.savez_compressed(unit.returns(out), **returns)
     write_atomically({unit.result(out): json.dumps(plain(record), indent=1).encode()})
+
+
+def _compile(market: Market, settings: Settings, seed: int) -> None:
+    """Train one rollout for nothing: whoever came first would be charged seconds for compiling."""
+    model = make_algorithm(
+        settings.agent,
+        training_env(market, settings, seed),
+        policy=settings.policy,
+        market_scaler=market.market_scaler,
+        risk_scaler=market.risk_scaler,
+        seed=seed,
+        device=settings.training.device,
+    )
+    model.learn(1)
 
 
 def _judge_seed(
