@@ -90,7 +90,7 @@ class A2CConfig(StockConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class _ClippedConfig(StockConfig):
-    """What the two kinds of PPO have in common (Schulman et al. 2017)."""
+    """What the two kinds of PPO have in common (Schulman et al. 2017), with RecurrentPPO's defaults."""
 
     n_steps: int = 128
     batch_size: int = 128

@@ -1,13 +1,14 @@
 """Every contender and every rule on the same bars with the same processor time, as one table.
 
-    python benchmarks/real_table.py --data DATA --out runs/table           # BTC, seven contracts; five seeds
-    python benchmarks/real_table.py --data DATA --out runs/table --show    # what is done, without running
+    python benchmarks/real_table.py --data DATA --out runs/table    # BTC, seven contracts; five seeds
+    python benchmarks/real_table.py --out runs/table --show         # what is done, without running
     python benchmarks/real_table.py --out runs/small --markets simulated --seeds 2 --seconds 10
 
 Trains to 2023-12-31, chooses checkpoints to 2024-06-30, judges to 2025-06-30 (``configs/config.yaml``). Each
 seed is a process of its own and is kept when it is done: the same command goes on where it was stopped, and
-tries again what failed. A contender is the experiment ``<name>_btc`` of the config folder; all of these trade
-seven contracts as well as one.
+tries again what failed. Units of other settings, code or data are refused: run a long table from a checkout
+that nobody changes. A contender is the experiment ``<name>_btc`` of the config folder, or one of them with
+settings of its own; all of these trade seven contracts as well as one.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from table_plan import Plan
 from table_summary import write_table
-from table_units import CONTENDERS, MARKETS, Plan, Unit, list_units, run_unit
+from table_units import CONTENDERS, MARKETS, Unit, list_units, run_unit
 
 from perpgym.experiments.console import set_up_log
 from perpgym.experiments.training import StopRequestedError
@@ -33,18 +35,12 @@ _STOPPED = 130
 def main() -> None:
     """Run what is not done, then print the table; exit code 1 if a unit failed."""
     arguments = _arguments()
-    plan = Plan(
-        data=arguments.data,
-        seconds=arguments.seconds,
-        checkpoints=arguments.checkpoints,
-        overrides=tuple(arguments.set),
-    )
     if arguments.unit is not None:
         market, contender, seed = arguments.unit
-        _run_here(Unit(market, contender, int(seed)), plan, arguments.out)
+        _run_here(Unit(market, contender, int(seed)), _asked(arguments), arguments.out)
         return
     try:
-        plan.claim(arguments.out)
+        plan = _plan_of(arguments)
     except ValueError as error:
         sys.exit(f"error: {error}")
     units = list_units(arguments.markets, arguments.contenders, arguments.seeds)
@@ -57,6 +53,24 @@ def main() -> None:
         sys.exit(_STOPPED)
     print(write_table(arguments.out, plan, units, failed))
     sys.exit(1 if failed else 0)
+
+
+def _plan_of(arguments: argparse.Namespace) -> Plan:
+    if arguments.show:
+        # what is only looked at keeps its own settings and code
+        return Plan.read(arguments.out)
+    plan = _asked(arguments)
+    plan.claim(arguments.out)
+    return plan
+
+
+def _asked(arguments: argparse.Namespace) -> Plan:
+    return Plan(
+        data=arguments.data,
+        seconds=arguments.seconds,
+        checkpoints=arguments.checkpoints,
+        overrides=tuple(arguments.set),
+    )
 
 
 def run_all(units: list[Unit], plan: Plan, out: Path) -> dict[Unit, str]:

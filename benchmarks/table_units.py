@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,62 +11,49 @@ from typing import Any
 import numpy as np
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
+from table_plan import Plan, pin_market
 
+from perpgym.agents.algorithms import make_algorithm
 from perpgym.agents.baselines import make_baseline
-from perpgym.agents.checkpoint import write_atomically
+from perpgym.agents.checkpoint import read_checkpoint, write_atomically
 from perpgym.evaluation.backtest import BacktestResult, run_backtest
 from perpgym.evaluation.comparison import compare
 from perpgym.evaluation.scorecard import measure, returns_of
 from perpgym.evaluation.trials import plain
 from perpgym.experiments.judging import load_candidates
-from perpgym.experiments.market import Market, open_market, set_threads
-from perpgym.experiments.run_folder import RunFolder, config_hash
+from perpgym.experiments.market import Market, open_market, set_threads, training_env
+from perpgym.experiments.run_folder import RunFolder, commit, config_hash
 from perpgym.experiments.settings import Settings
 from perpgym.experiments.training import train_seed
 
-CONTENDERS = ("hppo", "ppo", "hqrdqn", "qrdqn", "a2c", "sac", "tqc", "recurrent_ppo", "maskable_ppo")
+CONTENDERS = (
+    "hppo", "ppo_heads", "ppo", "ppo_bare", "hqrdqn", "qrdqn",
+    "a2c", "sac", "tqc", "recurrent_ppo", "maskable_ppo",
+)  # fmt: skip
+# those that are another's experiment with settings of their own
+_VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    # the actions of hppo, so that the two differ by the second level alone
+    "ppo_heads": ("ppo", ("env.action=heads",)),
+    # no more than what the libraries' algorithms can have
+    "ppo_bare": ("ppo", ("policy.forecast_bars=[]", "agent.forecast_coef=0")),
+}
 # every rule, in one unit that has nothing to learn
 BASELINES = "baselines"
 # an experiment of the config folder each; a contender's own comes on top of it
 MARKETS = {"btc": (), "seven": ("ppo_portfolio",), "simulated": ()}
-# controls that encode a window for every sample would spend their time on one rollout of the usual length
+# controls encode a window for every sample: rollouts of the usual length would be one or two in their time,
+# and batches of the usual size a hundred
 _SHORT_ROLLOUTS = ("agent.n_steps=8", "agent.batch_size=256")
-_FITTED = {"recurrent_ppo": _SHORT_ROLLOUTS, "maskable_ppo": _SHORT_ROLLOUTS}
+_SMALL_BATCHES = ("agent.batch_size=64",)
+_FITTED = {
+    "recurrent_ppo": _SHORT_ROLLOUTS,
+    "maskable_ppo": _SHORT_ROLLOUTS,
+    "sac": _SMALL_BATCHES,
+    "tqc": _SMALL_BATCHES,
+}
 _CALL = ("run_dir", "overwrite", "resume")
 _FIGURES = ("sharpe", "log_growth", "max_drawdown", "turnover_per_day", "mean_exposure", "liquidations")
 _COSTS = ("fees", "spread", "impact", "funding")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What all units of a table have in common.
-
-    Attributes:
-        data: freqtrade data folder; not read by ``simulated``.
-        seconds: processor time of training, for each seed.
-        checkpoints: how often validation looks.
-        overrides: of the config, for all.
-    """
-
-    data: str
-    seconds: float
-    checkpoints: int = 6
-    overrides: tuple[str, ...] = ()
-
-    def claim(self, out: Path) -> None:
-        """Put the plan into the output folder.
-
-        Raises:
-            ValueError: units of another plan lie there.
-        """
-        path, mine = out / "plan.json", plain(asdict(self))
-        if path.exists() and (theirs := json.loads(path.read_text("utf-8"))) != mine:
-            raise ValueError(
-                f"{out} holds units of another plan, which cannot be compared with these: it has {theirs}, "
-                f"this one is {mine}; give --out another folder, or the same settings"
-            )
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomically({path: json.dumps(mine, indent=1).encode()})
 
 
 @dataclass(frozen=True)
@@ -102,12 +89,14 @@ def list_units(markets: Sequence[str], contenders: Sequence[str], seeds: int) ->
 def words(unit: Unit, plan: Plan) -> list[str]:
     """What ``train.py`` would be called with."""
     contender = "ppo" if unit.contender == BASELINES else unit.contender
-    experiments = ",".join((*MARKETS[unit.market], f"{contender}_btc"))
+    experiment, own = _VARIANTS.get(contender, (contender, ()))
+    experiments = ",".join((*MARKETS[unit.market], f"{experiment}_btc"))
     data = ["data=simulated"] if unit.market == "simulated" else ["data=freqtrade", f"data.path={plan.data}"]
     return [
         f"+experiment=[{experiments}]",
         *data,
         f"seeds=[{unit.seed}]",
+        *own,
         *_FITTED.get(contender, ()),
         f"training.max_seconds={plan.seconds}",
         # time is up long before
@@ -124,33 +113,53 @@ def run_unit(unit: Unit, plan: Plan, out: Path) -> None:
 
     Raises:
         StopRequestedError: asked to stop; the training goes on from there the next time.
+        ValueError: code or data are not those of the units before.
     """
+    plan.claim(out)
     with initialize_config_module("perpgym.configs", version_base="1.3"):
         composed: Any = OmegaConf.to_container(compose("config", overrides=words(unit, plan)), resolve=True)
     config = {name: value for name, value in composed.items() if name not in _CALL}
     settings = Settings.from_mapping(config)
     set_threads(settings.training.threads)
     market = open_market(settings)
+    pinned = pin_market(out, unit.market, market.facts())
     if unit.contender == BASELINES:
-        record, returns = _judge_baselines(market), {}
+        record, returns = _judge_baselines(market), dict[str, Any]()
     else:
         folder = RunFolder(unit.folder(out) / "run")
         if not folder.provenance.exists():
             facts = {"name": settings.name, "seeds": list(settings.seeds), **market.facts()}
             folder.create(config, facts, overwrite=False)
         if not folder.selection(unit.seed).exists():
+            _compile(market, settings, unit.seed)
             train_seed(market, settings, unit.seed, folder, config_hash(config))
         record, returns = _judge_seed(folder, settings, market, unit.seed)
     tape = market.tape
     record |= {
         **asdict(unit),
+        **pinned,
+        "code": plan.code,
+        "commit": commit(),
         "bars_per_year": tape.bars_per_year,
-        "periods": market.split.describe(tape),
         "data": tape.source,
     }
     # the result comes last: where it is, all of the unit is
     np.savez_compressed(unit.returns(out), **returns)
     write_atomically({unit.result(out): json.dumps(plain(record), indent=1).encode()})
+
+
+def _compile(market: Market, settings: Settings, seed: int) -> None:
+    """Train one rollout for nothing: whoever came first would be charged seconds for compiling."""
+    model = make_algorithm(
+        settings.agent,
+        training_env(market, settings, seed),
+        policy=settings.policy,
+        market_scaler=market.market_scaler,
+        risk_scaler=market.risk_scaler,
+        seed=seed,
+        device=settings.training.device,
+    )
+    model.learn(1)
 
 
 def _judge_seed(
@@ -171,6 +180,7 @@ def _judge_seed(
     selection = folder.read_selection(seed)
     record = {
         "steps": selection["last"],
+        "updates": count_updates(read_checkpoint(folder.resume(seed))),
         "chosen_step": selection["best"],
         "seconds": selection["seconds"],
         "chosen": _figures(chosen, market),
@@ -178,6 +188,15 @@ def _judge_seed(
     }
     floor = market.env_config.reward_equity_floor
     return record, {"chosen": returns_of(chosen, floor=floor), "last": returns_of(last, floor=floor)}
+
+
+def count_updates(state: Any) -> int:
+    """Steps that the busiest optimiser of a checkpoint has taken; SB3's own count is of epochs for some."""
+    if not isinstance(state, Mapping):
+        return 0
+    if {"state", "param_groups"} <= set(state):
+        return max((int(moments["step"]) for moments in state["state"].values()), default=0)
+    return max(map(count_updates, state.values()), default=0)
 
 
 def _judge_baselines(market: Market) -> dict[str, Any]:

@@ -88,18 +88,19 @@ def sharpe_difference_interval(
     """Percentile interval of the difference of two annualised Sharpe ratios of the same bars.
 
     Both series are resampled with the same blocks, because two accounts in one market are lucky together
-    (Ledoit and Wolf 2008, "Robust performance hypothesis testing with the Sharpe ratio").
+    (Ledoit and Wolf 2008, "Robust performance hypothesis testing with the Sharpe ratio"). Of several seeds
+    the Sharpe ratios are averaged within each draw; that of the seeds' mean return would be another number,
+    which rewards seeds that disagree. An account that never moved has a Sharpe ratio of 0, so that the
+    difference from it is as uncertain as the other one alone.
 
     Args:
-        excess, other: (n,) bar excess returns of the two accounts.
+        excess, other: (n,) bar excess returns of the two accounts, or (n, S) of S seeds of each.
         bars_per_year: bars in 365 days.
         draws: bootstrap samples.
         level: coverage, a fraction.
         seed: of the resampling.
     """
-    if not (math.isfinite(bar_sharpe(excess)) and math.isfinite(bar_sharpe(other))):
-        return Interval(low=math.nan, high=math.nan, level=level, draws=0, block_bars=0)
-    block = block_length(excess, other)
+    block = block_length(*excess.reshape(len(excess), -1).T, *other.reshape(len(other), -1).T)
     sampler = StationaryBootstrap(block, excess, other, seed=np.random.default_rng(seed))
     samples = sampler.apply(_sharpe_gap, draws)[:, 0] * math.sqrt(bars_per_year)
     return _percentiles(samples, level=level, draws=draws, block=block)
@@ -107,7 +108,8 @@ def sharpe_difference_interval(
 
 def _sharpe(excess: Floats) -> Floats:
     # a resample of bars without a position has no risk and, by the same token, no return over it
-    return np.array([np.nan_to_num(bar_sharpe(excess))])
+    columns = excess.reshape(len(excess), -1).T
+    return np.array([np.mean([np.nan_to_num(bar_sharpe(column)) for column in columns])])
 
 
 def _sharpe_gap(excess: Floats, other: Floats) -> Floats:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import math
+import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
 from real_table import run_all
-from table_summary import verdict, write_table
-from table_units import Plan, Unit, list_units
-
-from perpgym.evaluation.bootstrap import Interval
-from perpgym.evaluation.seeds import Spread
+from table_plan import Plan
+from table_summary import write_table
+from table_units import CONTENDERS, Unit, count_updates, list_units, run_unit, words
 
 PLAN = Plan(
     data="",
@@ -45,6 +47,10 @@ def test_every_rule_and_every_contender_has_a_line_with_what_it_took(
     lines = {line.split(" | ")[0].removeprefix("| "): line for line in table.splitlines() if "|" in line}
     assert {"a2c", "Flat", "Buy and hold", "Time-series momentum"} <= set(lines)
     assert len({line.count("|") for line in lines.values()}) == 1
+    titles = next(line for line in lines.values() if line.startswith("| account")).split(" | ")
+    took = dict(zip(titles, lines["a2c"].split(" | "), strict=True))
+    # an update of A2C is of one rollout of 16 bars of 2 x 2 accounts
+    assert int(took["updates"]) * 16 * 4 == int(took["steps"].replace(",", "")) > 0
     # neither of the two levels was asked for
     assert "pairs of seeds" not in table
 
@@ -71,11 +77,28 @@ def test_what_is_done_is_not_done_again_and_what_is_not_goes_on(out: Path, faile
     assert log.read_text().count("took") == before.count("took") == 1
 
 
-def test_units_of_another_plan_are_refused(tmp_path: Path) -> None:
-    PLAN.claim(tmp_path)
-    PLAN.claim(tmp_path)
-    with pytest.raises(ValueError, match="another plan"):
-        Plan(data="", seconds=1.0).claim(tmp_path)
+def test_units_that_were_copied_from_elsewhere_are_left_out_and_named(
+    out: Path, failed: dict[Unit, str], tmp_path: Path
+) -> None:
+    shutil.copytree(out, tmp_path / "table")
+    path = Unit("simulated", "a2c", 0).result(tmp_path / "table")
+    record = json.loads(path.read_text())
+    for name in ("code", "data_hash", "periods"):
+        path.write_text(json.dumps({**record, name: "another"}))
+        table = write_table(tmp_path / "table", PLAN, UNITS, failed)
+        assert "| a2c |" not in table
+        assert "### 1 left out" in table
+        assert "- simulated a2c seed 0" in table
+    path.write_text(json.dumps(record))
+    assert "left out" not in write_table(tmp_path / "table", PLAN, UNITS, failed)
+
+
+def test_a_unit_of_code_that_has_changed_since_is_not_run(tmp_path: Path) -> None:
+    replace(PLAN, code="000000000000").claim(tmp_path)
+    unit = Unit("simulated", "a2c", 0)
+    with pytest.raises(ValueError, match="code was 000000000000, now is"):
+        run_unit(unit, PLAN, tmp_path)
+    assert not unit.result(tmp_path).exists()
 
 
 def test_an_unfinished_table_has_as_many_seeds_of_each() -> None:
@@ -83,20 +106,28 @@ def test_an_unfinished_table_has_as_many_seeds_of_each() -> None:
     assert [unit.seed for unit in units[2:]] == [0] * 4 + [1] * 4
 
 
-@pytest.mark.parametrize(
-    ("by_seed", "by_bar", "pairs", "says"),
-    [
-        ((0.1, 0.9), (0.1, 0.9), 5, "earns its keep here"),
-        ((0.1, 0.9), (-0.1, 0.9), 5, "does not earn its keep"),
-        ((-0.1, 0.9), (0.1, 0.9), 5, "does not earn its keep"),
-        ((-0.9, -0.1), (-0.9, -0.1), 5, "costs more than it brings"),
-        # an account that never moved has no interval
-        ((-0.9, -0.1), (math.nan, math.nan), 5, "does not earn its keep"),
-        ((0.1, 0.9), (0.1, 0.9), 2, "too few seeds"),
-    ],
-)
-def test_the_hierarchy_earns_its_keep_only_if_seeds_and_bars_both_say_so(
-    by_seed: tuple[float, float], by_bar: tuple[float, float], pairs: int, says: str
-) -> None:
-    bars = Interval(low=by_bar[0], high=by_bar[1], level=0.95, draws=1, block_bars=1)
-    assert says in verdict(Spread(0.5, *by_seed), bars, pairs, "hppo", "ppo")
+def test_flat_ppo_has_the_actions_of_the_hierarchy_once_and_no_more_than_the_libraries_once() -> None:
+    with initialize_config_module("perpgym.configs", version_base="1.3"):
+        configs = {
+            name: OmegaConf.to_container(
+                compose("config", overrides=words(Unit("seven", name, 0), Plan(data="d", seconds=1.0)))
+            )
+            for name in ("hppo", "ppo_heads", "ppo", "ppo_bare", "sac")
+        }
+    assert set(configs) < set(CONTENDERS)
+    hppo, heads, ppo, bare, sac = configs.values()
+    assert hppo["env"] == heads["env"] != ppo["env"] == bare["env"]
+    assert hppo["policy"] == heads["policy"] == ppo["policy"]
+    assert bare["policy"] == sac["policy"] == {**ppo["policy"], "forecast_bars": []}
+    # what the two share of PPO's settings is the same
+    assert {name: hppo["agent"][name] for name in heads["agent"]} | {"_target_": ""} == {
+        **heads["agent"], "_target_": "",
+    }  # fmt: skip
+
+
+def test_updates_are_steps_of_the_busiest_optimiser_wherever_it_lies() -> None:
+    few = {"state": {0: {"step": 3}, 1: {"step": 3}}, "param_groups": []}
+    many = {"state": {0: {"step": 9}}, "param_groups": []}
+    assert count_updates({"parameters": {"actor.optimizer": few, "critic.optimizer": many}}) == 9
+    assert count_updates({"optimizer": few, "own": {"noise": [1, 2]}}) == 3
+    assert count_updates({"optimizer": {"state": {}, "param_groups": []}}) == 0

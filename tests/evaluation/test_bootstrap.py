@@ -83,3 +83,41 @@ def test_an_account_differs_from_itself_by_nothing() -> None:
     excess = np.random.default_rng(6).normal(0.0, 0.01, 500)
     same = sharpe_difference_interval(excess, excess, bars_per_year=YEAR, draws=100)
     assert (same.low, same.high) == (0.0, 0.0)
+
+
+def test_the_difference_from_an_account_that_never_moved_is_as_uncertain_as_the_other_alone() -> None:
+    excess = np.random.default_rng(7).normal(1e-3, 0.01, 2_000)
+    alone = sharpe_interval(excess, bars_per_year=YEAR, draws=300)
+    above = sharpe_difference_interval(excess, np.zeros(2_000), bars_per_year=YEAR, draws=300)
+    below = sharpe_difference_interval(np.zeros(2_000), excess, bars_per_year=YEAR, draws=300)
+    assert (above.low, above.high) == pytest.approx((alone.low, alone.high))
+    assert (below.low, below.high) == pytest.approx((-alone.high, -alone.low))
+    assert above.low > 0
+
+
+def _of_sharpe(rng: np.random.Generator, own: float, seeds: int) -> np.ndarray:
+    """(3000, seeds) returns of one common market and of a noise of each, all with the same Sharpe ratio."""
+    common, noise = rng.standard_normal((3_000, 1)), rng.standard_normal((3_000, seeds))
+    mixed = (1.0 - own) * common + own * noise
+    return 0.01 * (mixed - mixed.mean(axis=0)) / mixed.std(axis=0) + 3e-4
+
+
+def test_seeds_that_disagree_are_not_better_for_it() -> None:
+    rng = np.random.default_rng(8)
+    apart, alike = _of_sharpe(rng, 1.0, 5), _of_sharpe(rng, 0.01, 5)
+    held = sharpe_difference_interval(apart, alike, bars_per_year=YEAR, draws=300)
+    assert abs(held.low + held.high) / 2 < 0.5
+    # the negative control: nobody holds the mean of five seeds, whose Sharpe ratio is twice theirs
+    averaged = sharpe_difference_interval(
+        apart.mean(axis=1), alike.mean(axis=1), bars_per_year=YEAR, draws=300
+    )
+    assert (averaged.low + averaged.high) / 2 > 2.0
+
+
+def test_several_seeds_of_one_account_are_one_account() -> None:
+    excess = np.random.default_rng(9).normal(1e-3, 0.01, 1_000)
+    once = sharpe_difference_interval(excess, np.zeros(1_000), bars_per_year=YEAR, draws=100)
+    twice = sharpe_difference_interval(
+        np.column_stack((excess, excess)), np.zeros((1_000, 2)), bars_per_year=YEAR, draws=100
+    )
+    assert (twice.low, twice.high) == pytest.approx((once.low, once.high))
