@@ -60,15 +60,16 @@ def _stock(problem: Problem, *, seed: int, share: float, progress: Progress) -> 
 
 
 _WORKER_FIRST = ("carry_pays", "carry_does_not_pay")
+# what is best lies at the end of a worker's range: exploration that is cut off there pulls its mean away
+_WHOLE_RANGE = ("almgren_chriss",)
 
 
 def _hierarchical(problem: Problem) -> Settings:
     """Two levels with the flat agent's action, settings and steps."""
     settings = settings_of(problem.name, OWN_ACTION.get(problem.name, "target"))
     flat = {f.name: getattr(settings.ppo, f.name) for f in fields(settings.ppo)}
-    # as far as from one limit to the other: exploration that the worker's own range cuts off pulls its mean
-    # away from the best
-    hierarchy = HierarchyConfig(budgets=(1.0,), min_bars=2, max_bars=6, reach=2.0)
+    reach = 2.0 if problem.name in _WHOLE_RANGE else 1.0
+    hierarchy = HierarchyConfig(budgets=(1.0,), min_bars=2, max_bars=6, reach=reach)
     # a manager that learns from the first step settles where exploration is cut off and so costs the least
     warmup = int(0.3 * settings.steps) if problem.name in _WORKER_FIRST else 0
     return replace(settings, ppo=HierarchicalPPOConfig(**flat, hierarchy=hierarchy, warmup_steps=warmup))
