@@ -115,12 +115,16 @@ class FlatDriver:
         # need not be fetched
         paths = -(-_SAMPLES_AT_ONCE // rollout.state[0, :, :, 0].numel())
         for first in range(0, rollout.n_paths, paths):
-            some = slice(first, first + paths)
-            values = self.policy.state_values(self.context[some].unsqueeze(2), rollout.state[some])
-            rollout.values[some] = values
+            self.value(slice(first, first + paths))
         parameters = torch.stack(self._parameters, 1)
         rollout.log_prob.copy_(self.heads.log_prob(parameters, rollout.actions, rollout.masks))
         rollout.finish(self.final_value)
+
+    def value(self, some: slice) -> None:
+        """Put the values of some paths' states into the rollout."""
+        rollout = self.rollout
+        values = self.policy.state_values(self.context[some].unsqueeze(2), rollout.state[some])
+        rollout.values[some] = values
 
 
 # makes a driver from objective, env, rollout, context and noise

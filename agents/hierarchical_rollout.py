@@ -57,11 +57,13 @@ class HierarchicalRollout(PathRollout):
         self.choices = torch.zeros(*lead, len(counts), device=device)
         self.choice_mask = torch.ones(*lead, sum(counts), dtype=torch.bool, device=device)
         self.choice_log_prob = torch.zeros(lead, device=device)
-        # V where the manager decided
+        # V where the manager decided, and everywhere the value of being within the option
         self.manager_values = torch.zeros(lead, device=device)
+        self.within = torch.zeros(lead, device=device)
+        # of the manager's decisions; between them, by how much the option went better than it was worth
         self.manager_advantages = torch.zeros(lead, device=device)
         self.option_returns = torch.zeros(lead, device=device)
-        self._manager_center, self._manager_spread = 0.0, 1.0
+        self._is_manager_relative, self._manager_center, self._manager_spread = False, 0.0, 1.0
 
     @property
     def ends(self) -> torch.Tensor:
@@ -87,20 +89,31 @@ class HierarchicalRollout(PathRollout):
             gamma=self.gamma,
             gae_lambda=self.manager_lambda,
         )
-        self.manager_advantages.copy_(self._by_path(found.advantages))
+        surprise = found.targets - self._by_step(self.within)
+        self.manager_advantages.copy_(self._by_path(np.where(decided[:-1], found.advantages, surprise)))
         self.option_returns.copy_(self._by_path(found.targets))
 
-    def weigh_decisions(self, *, normalise: bool) -> None:
-        """Say what minibatches make of the manager's advantages: mean 0, deviation 1 over its decisions."""
-        self._manager_center, self._manager_spread = 0.0, 1.0
-        advantages = self.manager_advantages[self.decided[:, :-1]]
+    def weigh_decisions(self, *, path_baseline: bool, normalise: bool) -> None:
+        """Say what minibatches make of the manager's advantages.
+
+        Args:
+            path_baseline: take from each the mean over its path's accounts at that step: of their managers'
+                advantages, or within an option of what it brought beyond its value. That is what the market
+                did next, as in ``weigh_advantages``.
+            normalise: to mean 0 and deviation 1 over the manager's decisions.
+        """
+        self._is_manager_relative, self._manager_center, self._manager_spread = path_baseline, 0.0, 1.0
+        advantages = self._relative(self.manager_advantages)[self.decided[:, :-1]]
         if normalise and advantages.numel() > 1:
             self._manager_center = float(advantages.mean())
             self._manager_spread = float(advantages.std()) + 1e-8
 
+    def _relative(self, advantages: torch.Tensor) -> torch.Tensor:
+        return advantages - advantages.mean(dim=2, keepdim=True) if self._is_manager_relative else advantages
+
     def _columns(self, paths: torch.Tensor) -> dict[str, Any]:
         decided = self.decided[paths, :-1]
-        advantages = self.manager_advantages[paths][decided]
+        advantages = self._relative(self.manager_advantages[paths])[decided]
         return {
             **super()._columns(paths),
             "decided": decided,

@@ -126,6 +126,12 @@ class OptionDriver(FlatDriver):
         distance: NDArray[np.float64] = np.abs(exposure - targets).mean(axis=1)
         return distance
 
+    def value(self, some: slice) -> None:
+        """The worker's values, and from the same latents those of being within the options."""
+        context, rollout = self.context[some].unsqueeze(2), self.rollout
+        values, within = self.policy.values_within(context, rollout.state[some])
+        rollout.values[some], rollout.within[some] = values, within[:, :-1]
+
     def finish(self) -> None:
         """Values of both levels after the last step, then everything of the rollout."""
         rollout, last = self.rollout, self._state[-1]

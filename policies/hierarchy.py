@@ -137,9 +137,12 @@ class PerpHierarchicalPolicy(PerpActorCriticPolicy):
 
     def option_values(self, context: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         """(...,) value of being within an option, in the raw reward; ``state`` (..., S + Z)."""
+        return self.values_within(context, state)[1]
+
+    def values_within(self, context: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(...,) the worker's values, and those of being within an option; ``state`` (..., S + Z)."""
         latent = self.mlp_extractor.value_net(self._fuse(context, state))
-        value: torch.Tensor = self.option_value(latent)
-        return value.squeeze(-1)
+        return self.value_net(latent).squeeze(-1), self.option_value(latent).squeeze(-1)
 
     def choose(self, context: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         """(..., Z) the options that the deterministic manager begins, of ``midpoint`` bars."""

@@ -485,3 +485,33 @@ def test_a_program_that_was_away_goes_on_in_its_option(tape: Tape, later: int, l
     # whoever was not away has jumped to another period
     ask(before, bar + 2)
     assert float(before.in_force[0, -1]) == 3.0
+
+
+def test_what_a_market_did_to_all_accounts_of_a_path_is_no_managers_merit(tape: Tape) -> None:
+    model = build(tape, replace(SETTINGS, path_baseline=True))
+    roll(model, 2)
+    rollout, policy = model.rollout_buffer, model.policy
+    decided = rollout.decided[:, :-1]
+    assert 0.0 < decided.float().mean() < 1.0
+    # between decisions: what the option brought beyond the value of being in it
+    context = policy.stretch_context(torch.tensor([s.first_bar for s in rollout.segments[:N_PATHS]]), 16)
+    with torch.no_grad():
+        within = policy.option_values(context.unsqueeze(2), rollout.state[:, :-1])
+    assert len(rollout.segments) == N_PATHS
+    expected = torch.where(
+        decided, rollout.option_returns - rollout.manager_values, rollout.option_returns - within
+    )
+    torch.testing.assert_close(rollout.manager_advantages, expected, atol=1e-5, rtol=0.0)
+
+    def weighed() -> torch.Tensor:
+        rollout.weigh_decisions(path_baseline=True, normalise=True)
+        batch = next(iter(rollout.minibatches(N_PATHS, np.random.default_rng(0))))
+        return batch.choice_advantages  # type: ignore[attr-defined, no-any-return]
+
+    before = weighed()
+    market = torch.randn(N_PATHS, 16, 1, generator=torch.Generator().manual_seed(1))
+    rollout.manager_advantages += market
+    torch.testing.assert_close(weighed(), before, atol=1e-4, rtol=0.0)
+    rollout.weigh_decisions(path_baseline=False, normalise=True)
+    batch = next(iter(rollout.minibatches(N_PATHS, np.random.default_rng(0))))
+    assert not torch.allclose(batch.choice_advantages, before, atol=0.1)  # type: ignore[attr-defined]
