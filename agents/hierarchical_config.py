@@ -20,6 +20,8 @@ class HierarchicalPPOConfig(PPOConfig):
         manager_ent_coef: weight of the manager's entropy.
         manager_vf_coef: weight of the manager's value loss, and of that of the value within an option.
         manager_target_kl: as ``target_kl``, of the manager: either level stops by itself.
+        manager_path_baseline: ``path_baseline`` for the manager, whose advantages are then measured against
+            what options brought the other accounts of its path at that bar.
         worker_shaping: what the worker loses a bar for each ``max_exposure`` of distance from the target, in
             the unit of the reward; 0 leaves it the env's reward.
         warmup_steps: account steps at the beginning in which the manager draws its choices evenly and learns
@@ -32,8 +34,14 @@ class HierarchicalPPOConfig(PPOConfig):
     manager_ent_coef: float = 0.01
     manager_vf_coef: float = 0.5
     manager_target_kl: float | None = None
+    manager_path_baseline: bool = False
     worker_shaping: float = 0.0
     warmup_steps: int = 0
+
+    @property
+    def compares_accounts(self) -> bool:
+        """Whether accounts are measured against the others of their path, at either level."""
+        return self.path_baseline or self.manager_path_baseline
 
     def __post_init__(self) -> None:
         super().__post_init__()

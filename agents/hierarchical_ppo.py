@@ -168,7 +168,9 @@ class HierarchicalPPO(PerpPPO):
         per_path = rollout.n_steps * rollout.n_accounts
         paths_per_batch = max(1, self.batch_size // per_path)
         rollout.weigh_advantages(path_baseline=config.path_baseline, normalise=self.normalize_advantage)
-        rollout.weigh_decisions(path_baseline=config.path_baseline, normalise=self.normalize_advantage)
+        rollout.weigh_decisions(
+            path_baseline=config.manager_path_baseline, normalise=self.normalize_advantage
+        )
         if config.popart:
             self._rescale()
         limits = {"worker": config.target_kl, "manager": config.manager_target_kl}

@@ -133,7 +133,7 @@ class PerpPPO(PathAlgorithm, PPO):
             ValueError: a setting of agent, policy and env contradicts another.
         """
         native, horizons = self.native, self.policy.config.forecast_bars
-        if self.config.path_baseline and native.accounts_per_path < 2:
+        if self.config.compares_accounts and native.accounts_per_path < 2:
             raise ValueError(
                 "path_baseline compares the accounts of a path, there is 1: "
                 "set accounts_per_path to 2 or more, or path_baseline=False"

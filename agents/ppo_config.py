@@ -65,6 +65,11 @@ class PPOConfig(AgentConfig):
     bf16: bool = False
     target_kl: float | None = None
 
+    @property
+    def compares_accounts(self) -> bool:
+        """Whether accounts are measured against the others of their path."""
+        return self.path_baseline
+
     def __post_init__(self) -> None:
         for name, low, high in (
             ("learning_rate", 0.0, 1.0),

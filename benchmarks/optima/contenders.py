@@ -72,7 +72,10 @@ def _hierarchical(problem: Problem) -> Settings:
     hierarchy = HierarchyConfig(budgets=(1.0,), min_bars=2, max_bars=6, reach=reach)
     # a manager that learns from the first step settles where exploration is cut off and so costs the least
     warmup = int(0.3 * settings.steps) if problem.name in _WORKER_FIRST else 0
-    return replace(settings, ppo=HierarchicalPPOConfig(**flat, hierarchy=hierarchy, warmup_steps=warmup))
+    ppo = HierarchicalPPOConfig(
+        **flat, hierarchy=hierarchy, manager_path_baseline=settings.ppo.path_baseline, warmup_steps=warmup
+    )
+    return replace(settings, ppo=ppo)
 
 
 AGENTS: dict[str, Trainer] = {

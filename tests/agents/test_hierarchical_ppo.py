@@ -42,11 +42,15 @@ def tape(make_tape: Callable[..., Tape]) -> Tape:
 
 
 def build(
-    tape: Tape, settings: HierarchicalPPOConfig = SETTINGS, env: EnvConfig = HEADS, seed: int = 0
+    tape: Tape,
+    settings: HierarchicalPPOConfig = SETTINGS,
+    env: EnvConfig = HEADS,
+    seed: int = 0,
+    accounts: int = ACCOUNTS,
 ) -> HierarchicalPPO:
     return HierarchicalPPO(
         PerpHierarchicalPolicy,
-        PerpVecEnv(tape, n_paths=N_PATHS, accounts_per_path=ACCOUNTS, config=env, seed=seed),
+        PerpVecEnv(tape, n_paths=N_PATHS, accounts_per_path=accounts, config=env, seed=seed),
         config=settings,
         policy_kwargs={
             "config": SMALL,
@@ -488,7 +492,7 @@ def test_a_program_that_was_away_goes_on_in_its_option(tape: Tape, later: int, l
 
 
 def test_what_a_market_did_to_all_accounts_of_a_path_is_no_managers_merit(tape: Tape) -> None:
-    model = build(tape, replace(SETTINGS, path_baseline=True))
+    model = build(tape)
     roll(model, 2)
     rollout, policy = model.rollout_buffer, model.policy
     decided = rollout.decided[:, :-1]
@@ -515,3 +519,8 @@ def test_what_a_market_did_to_all_accounts_of_a_path_is_no_managers_merit(tape: 
     rollout.weigh_decisions(path_baseline=False, normalise=True)
     batch = next(iter(rollout.minibatches(N_PATHS, np.random.default_rng(0))))
     assert not torch.allclose(batch.choice_advantages, before, atol=0.1)  # type: ignore[attr-defined]
+
+
+def test_a_lone_account_has_nothing_to_be_compared_with(tape: Tape) -> None:
+    with pytest.raises(ValueError, match="compares the accounts of a path, there is 1"):
+        build(tape, replace(SETTINGS, manager_path_baseline=True), accounts=1)
