@@ -73,7 +73,12 @@ def _hierarchical(problem: Problem) -> Settings:
     # a manager that learns from the first step settles where exploration is cut off and so costs the least
     warmup = int(0.3 * settings.steps) if problem.name in _WORKER_FIRST else 0
     ppo = HierarchicalPPOConfig(
-        **flat, hierarchy=hierarchy, manager_path_baseline=settings.ppo.path_baseline, warmup_steps=warmup
+        **flat,
+        hierarchy=hierarchy,
+        # as of the flat agent where it learns a target: noise is large, and the manager needs no bonus to try
+        manager_path_baseline=settings.ppo.path_baseline,
+        manager_ent_coef=0.0,
+        warmup_steps=warmup,
     )
     return replace(settings, ppo=ppo)
 
