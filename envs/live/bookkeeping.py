@@ -24,6 +24,7 @@ class Bookkeeper:
     Attributes:
         fills, income: what was booked since the last settlement.
         unheard: when a trade was learned that the user stream has not told, by trade.
+        is_told: the user stream has told a trade that nobody has protected yet.
     """
 
     def __init__(self, context: Context) -> None:
@@ -31,6 +32,7 @@ class Bookkeeper:
         self.fills: list[Fill] = []
         self.income: list[Income] = []
         self.unheard: dict[tuple[str, str], float] = {}
+        self.is_told = False
         self._seen_fills: set[tuple[str, str]] = set()
         self._seen_income: set[str] = set()
         self._since_ms = 0
@@ -59,7 +61,9 @@ class Bookkeeper:
             return False
         self._seen_fills.add(key)
         self._write(lambda: x.journal.fill(fill))
-        if not is_heard:
+        if is_heard:
+            self.is_told = True
+        else:
             self.unheard[key] = asyncio.get_running_loop().time()
         x.counts["fills"] += 1
         self.fills.append(fill)

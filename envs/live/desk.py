@@ -37,6 +37,7 @@ from perpgym.envs.live.sender import Sender
 from perpgym.envs.live.slices import Job, Slicer
 from perpgym.envs.live.trader import Trader
 from perpgym.envs.live.watch import Watch
+from perpgym.envs.live.wire import hurried
 from perpgym.envs.live.wishes import Books, Decision, DeskStatus, NoteLevel, Settled, Wish
 
 __all__ = ["Decision", "Desk", "DeskLimits", "DeskStatus", "DeskTimings", "Settled", "StartRefused", "Wish"]
@@ -264,13 +265,30 @@ class Desk:
         return True
 
     async def protect(self) -> bool:
-        """Book new trades and make the exchange hold the stops that follow from them; whether it does."""
+        """Make the exchange hold the stops that follow from all trades; whether it does.
+
+        What the stream has told is protected before anything is asked, and whatever became of the question.
+        """
+        is_asked = False
         try:
-            await self._keeper.collect()
-            return await self._protection.hold()
+            if self._keeper.is_told:
+                self._keeper.is_told = False
+                await self._protection.hold()
+            try:
+                with hurried():
+                    await self._keeper.collect()
+                is_asked = True
+            except BrokerError as error:
+                self._x.blame(error)
+            return await self._protection.hold() and is_asked
         except BrokerError as error:
             self._x.blame(error)
             return False
+
+    @property
+    def stops_wait_s(self) -> float | None:
+        """How long until a refused stop is tried again; None where none was refused."""
+        return self._protection.wait_s
 
     # --- settling ---
 

@@ -142,7 +142,8 @@ class Watch:
             self._stops_due.clear()
             wait_s = t.first_wait_s
             while not await self._desk.protect() and "access" not in self._x.holds:
-                await asyncio.sleep(wait_s)
+                refused_s = self._desk.stops_wait_s
+                await asyncio.sleep(wait_s if refused_s is None else refused_s)
                 wait_s = min(2.0 * wait_s, t.reconcile_s)
 
     async def _feel_sleep(self) -> None:
