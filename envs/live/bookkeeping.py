@@ -192,6 +192,25 @@ class Bookkeeper:
             await asyncio.sleep(wait_s)
         return truth, differences
 
+    def believed(self) -> dict[str, float]:
+        """base, signed, by contract: what is held if the account cannot be read.
+
+        As it was read last, or kept after a settlement of an earlier program, and what was booked since.
+        """
+        x, truth = self._x, self._x.truth
+        snapshot = None if truth else x.journal.last_snapshot()
+        if truth is not None:
+            held = {name: position.quantity for name, position in truth.positions.items()}
+            since_ms, fills = truth.time_ms, self.fills
+        else:
+            held, since_ms = (snapshot.positions, snapshot.at_ms) if snapshot else ({}, 0)
+            fills = x.journal.fills(since_ms)
+        for fill in fills:
+            # one of that very moment may be counted twice: an exit that is too large is cut
+            if fill.time_ms >= since_ms:
+                held[fill.contract] = held.get(fill.contract, 0.0) + fill.quantity
+        return held
+
     def adopt(self, truth: AccountTruth, differences: list[str]) -> None:
         """The exchange is right, and somebody must look why."""
         x = self._x
