@@ -146,3 +146,40 @@ def test_a_stop_that_stays_refused_is_not_sent_at_every_look(open_desk: Open) ->
             assert "stops:" in " ".join(here.desk.status().reasons)
 
     asyncio.run(story())
+
+
+@pytest.mark.parametrize("row", ["F05", "F05b"])
+def test_an_exit_that_the_exchange_is_too_busy_for_does_not_wait_for_the_next_decision(
+    open_desk: Open, row: str
+) -> None:
+    async def story() -> None:
+        async with open_desk() as here:
+            await here.trade(0.05)
+            # the exchange spares exits where it is only overloaded: here it does not
+            here.faults({"id": row, "path": "/fapi/v1/order", "times": 3, "spares_exits": False})
+            sent = await here.trade(-0.05)
+            assert (len(sent), here.hits()) == (4, 3)
+            assert here.position == 0.0
+            assert (await here.settle()).is_whole
+            here.check_sound()
+
+    asyncio.run(story())
+
+
+def test_an_exit_that_stays_refused_gives_way_to_who_wants_to_stop(open_desk: Open) -> None:
+    async def story() -> None:
+        async with open_desk(timings=SHIPPED) as here:
+            await here.trade(0.05)
+            here.faults({**BUSY, "path": "/fapi/v1/order", "times": None})
+            trading = asyncio.ensure_future(here.trade(-0.05))
+            await asyncio.sleep(0.3)
+            begun = time.monotonic()
+            flattening = asyncio.ensure_future(here.desk.flatten("somebody stops it"))
+            await asyncio.sleep(0.1)
+            here.faults()
+            assert await flattening
+            assert time.monotonic() - begun < 10.0
+            await trading
+            assert here.position == 0.0
+
+    asyncio.run(story())
