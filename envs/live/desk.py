@@ -7,7 +7,8 @@ sent twice, and while an outcome, the stream or the account is in doubt nothing 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ class Desk:
         self._protection = Protection(x, self._sender, self._exits)
         self._recovery = Recovery(x, self._sender, self._keeper, self._protection)
         self._stopping = Stopping(x, self._sender, self._keeper, self._exits, self._protection)
-        self._watch = Watch(self, x, self._keeper, self._recovery)
+        self._watch = Watch(self, x, self._keeper, self._recovery, self._protection, self._setup)
         self._lock = InstanceLock(lock_folder or user_state_path("perpgym") / "locks", broker.account_id)
         # one at a time: decisions, settlements, comparisons
         self._turn = asyncio.Lock()
@@ -292,11 +293,6 @@ class Desk:
             self._x.blame(error)
             return False
 
-    @property
-    def stops_wait_s(self) -> float | None:
-        """How long until a refused stop is tried again; None where none was refused."""
-        return self._protection.wait_s
-
     # --- settling ---
 
     async def settle(self, bar_close_ms: int) -> Settled:
@@ -372,10 +368,6 @@ class Desk:
 
     # --- settings, failures, state ---
 
-    async def check_settings_if_due(self) -> None:
-        """Once every ``settings_s``."""
-        await self._setup.check_if_due()
-
     @property
     def timings(self) -> DeskTimings:
         """How long it waits for what."""
@@ -447,6 +439,15 @@ class Desk:
             StartRefused, AccountTaken: the account is none of ours.
             JournalBroken: the journal cannot be used.
         """
+        return await self._end_unstarted(lambda: self._stopping.close_all(is_started=False), reason, told)
+
+    async def freeze_unstarted(self, reason: str, told: NoteLevel = "warning") -> bool:
+        """As :meth:`flatten_unstarted`; what the journal's earlier program left resting is cancelled."""
+        return await self._end_unstarted(self._stopping.cancel_left, reason, told)
+
+    async def _end_unstarted(
+        self, end: Callable[[], Coroutine[Any, Any, bool]], reason: str, told: NoteLevel
+    ) -> bool:
         x = self._x
         x.hold("operator", "halted", reason, told)
         async with self._life:
@@ -457,12 +458,16 @@ class Desk:
                 x.table = OrderTable(x.journal.orders())
                 x.contracts = {}
                 self._keeper.begin(int(x.journal.meta("began_ms") or 0))
-                return await self._stopping.close_all(is_started=False)
+                return await end()
             finally:
                 await self._let_go()
 
     async def left(self) -> list[str]:
         """What stays open if the program ends now, in words; nothing if nothing does."""
+        if not self._is_running:
+            # everything was let go of
+            with suppress(BrokerError):
+                await self._x.broker.open()
         return await self._stopping.left()
 
     async def resume(self) -> AccountTruth:

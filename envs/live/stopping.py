@@ -73,10 +73,7 @@ class Stopping:
 
     async def _round(self) -> tuple[bool, str]:
         x = self._x
-        if not x.contracts:
-            # the start did not come as far
-            await x.broker.open()
-            x.contracts = await x.broker.contracts()
+        await self._connect()
         await self._sender.cancel_all(x.table.open(), x.timings.first_wait_s)
         await self._sender.wait_resolved(x.timings.first_wait_s)
         held, why = await self._held()
@@ -90,6 +87,22 @@ class Stopping:
             except BrokerError as error:
                 x.blame(error)
         return not (held or why), why or ("positions remain" if held else "")
+
+    async def _connect(self) -> None:
+        """Where the start did not come as far."""
+        if not self._x.contracts:
+            await self._x.broker.open()
+            self._x.contracts = await self._x.broker.contracts()
+
+    async def cancel_left(self) -> bool:
+        """Cancel what an earlier program left resting, before anything was started; whether it is gone."""
+        try:
+            with hurried():
+                await self._connect()
+        except BrokerError as error:
+            self._x.note("alarm", "freeze_incomplete", why=str(error))
+            return False
+        return await self.cancel_all(self._x.timings.first_wait_s)
 
     async def _held(self) -> tuple[Mapping[str, float], str]:
         """(base, signed, by contract; why that is only what was known last)."""
