@@ -456,6 +456,8 @@ def test_a_contract_that_is_being_closed_is_not_opened(open_desk: Open) -> None:
             assert order.state is OrderState.REJECTED
             assert here.desk.status().state == "reduce_only"
         async with open_desk(start=False) as here:
+            here.journal.close()
+            here.build(journal=here.folder / "another.sqlite")
             here.admin("status", symbol="TESTUSDT", status="SETTLING")
             with pytest.raises(StartRefused, match="must be trading, is halted"):
                 await here.desk.start()
