@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
@@ -21,12 +22,14 @@ from perpgym.envs.live.compose import LiveSettings, make_live_env
 from perpgym.envs.live.context import DeskTimings
 from perpgym.envs.live.env import Columns, LiveConfig
 from perpgym.envs.live.feed import FeedConfig, IncompleteBar
+from perpgym.envs.live.insist import insist
 from perpgym.envs.live.instance_lock import AccountTaken
 from perpgym.envs.live.journal import Journal, JournalBroken
 from perpgym.envs.live.limits import DeskLimits
 from perpgym.envs.live.monitor.monitor import MonitorConfig
 from perpgym.envs.live.recovery import StartRefused
-from perpgym.envs.live.thread import DeskThread
+from perpgym.envs.live.redact import Redactor, secrets_of
+from perpgym.envs.live.thread import DeskThread, Interrupted
 from perpgym.experiments.command_line import run
 from perpgym.experiments.console import CONSOLE, errors_in_words, set_up_log
 from perpgym.experiments.live_account import (
@@ -46,11 +49,13 @@ from perpgym.experiments.live_watch import facts_of, read_monitor, watching
 from perpgym.experiments.market import set_threads
 from perpgym.experiments.settings import build
 
+T = TypeVar("T")
+
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="live")
 def main(config: DictConfig) -> None:
     """Load the policy, take the account, trade until somebody stops it."""
-    set_up_log(LOG_TIME)
+    set_up_log(LOG_TIME, Redactor(secrets_of(os.environ)).text)
     with errors_in_words():
         values: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
         call = build(plain(values), Call, "live")
@@ -65,9 +70,10 @@ def main(config: DictConfig) -> None:
         set_threads(1)
         with DeskThread() as thread:
             try:
-                trade(call, settings, monitor, artifact, keys, thread)
+                is_done = trade(call, settings, monitor, artifact, keys, thread)
             except (BrokerError, StartRefused, AccountTaken, JournalBroken, IncompleteBar) as error:
                 raise ValueError(f"{call.exchange}, {call.mode}: {error}") from error
+        sys.exit(0 if is_done else 1)
 
 
 def read_settings(sections: dict[str, Any]) -> LiveSettings:
@@ -89,21 +95,42 @@ def trade(
     artifact: Artifact,
     keys: Keys,
     thread: DeskThread,
-) -> None:
-    """Compose the account and run it."""
+) -> bool:
+    """Compose the account and run it; whether the account is left as ``on_stop`` asks."""
+    stop = Stop(thread, call.kill_path())
+    with stop.listening():
+        try:
+            return _trade(call, settings, monitor, artifact, keys, stop, thread)
+        except Interrupted:
+            say(f"stopped before the account could be read: {stop.reason}; nothing was cancelled or closed")
+            return False
+
+
+def _trade(
+    call: Call,
+    settings: LiveSettings,
+    monitor: MonitorConfig | None,
+    artifact: Artifact,
+    keys: Keys,
+    stop: Stop,
+    thread: DeskThread,
+) -> bool:
     broker = thread.call(make_broker(call, artifact, keys))
+
+    def ask(question: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        asking = insist(question, broker, settings.timings, lambda why: say(f"the start waits: {why}"))
+        return thread.call(asking, is_patient=False)
+
     try:
-        thread.call(broker.open())
-        rules = thread.call(broker.contracts())
+        ask(broker.open)
+        rules = ask(broker.contracts)
         changed = check_rules(artifact, rules, is_change_accepted=call.accept_changed_rules)
-    except BaseException:
-        thread.call(broker.close())
-        raise
-    for text in changed:
-        CONSOLE.print(f"[yellow]rules have changed since training: {text}")
-    try:
+        for text in changed:
+            say(f"rules have changed since training: {text}")
         journal = Journal.open(call.free_journal_path())
         check_journal(journal, broker.now_ms())
+        if call.accept_new_key:
+            journal.set_meta("account_id", broker.account_id)
     except BaseException:
         thread.call(broker.close())
         raise
@@ -113,9 +140,8 @@ def trade(
         columns=Columns(features=artifact.feature_names, risk=artifact.risk_names),
     )  # fmt: skip
     agent = TrainedAgent(artifact.policy, config=artifact.env_config)
-    stop = Stop(thread, call.kill_path())
     facts = facts_of(call, artifact, settings.desk)
-    with stop.listening(), watching(env, facts, monitor, os.environ) as (watch, page):
+    with watching(env, facts, monitor, os.environ) as (watch, page):
         say(
             f"{call.exchange}, {call.mode}; journal {journal.path}; stop with Ctrl-C or {call.kill_path()}"
             + (f"; page {page}" if page else "")
@@ -132,12 +158,16 @@ def trade(
             watch.note()
             say(decision_line(decided, facts.currency))
 
-        why = run_live(
+        ended = run_live(
             env, agent, stop, on_stop=call.on_stop, decisions=call.decisions, on_start=on_start,
             on_decision=on_decision, seconds=time.perf_counter,
         )  # fmt: skip
     journal.close()
-    say(f"stopped ({call.on_stop}): {why}")
+    is_done = "" if ended.is_done else ", NOT DONE: look at the account yourself, now"
+    say(f"stopped ({call.on_stop}{is_done}): {ended.why}")
+    for line in ended.left:
+        say(f"left open: {line}")
+    return ended.is_done
 
 
 def say(line: str) -> None:

@@ -19,12 +19,29 @@ CONSOLE = Console(width=None if sys.stdout.isatty() else 140)
 _LOG = logging.getLogger(__name__)
 
 
-def set_up_log(time_format: str = "%H:%M:%S") -> None:
-    """Every message of perpgym on the console, with this machine's time; warnings of libraries only."""
+class _Told(logging.Formatter):
+    """A message and its traceback, as far as they may be told."""
+
+    def __init__(self, redact: Callable[[str], str]) -> None:
+        super().__init__("%(message)s")
+        self._redact = redact
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self._redact(super().format(record))
+
+
+def set_up_log(time_format: str = "%H:%M:%S", redact: Callable[[str], str] = str) -> None:
+    """Every message of perpgym on the console, with this machine's time; warnings of libraries only.
+
+    Args:
+        time_format: of ``strftime``.
+        redact: whatever is told passes it.
+    """
     handler = RichHandler(console=CONSOLE, show_path=False, show_level=True, log_time_format=time_format)
     # rows of a live journal are for the log's file; a person reads a line a decision
     handler.addFilter(lambda record: record.name != "perpgym.journal")
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    handler.setFormatter(_Told(redact))
     logging.getLogger("perpgym").setLevel(logging.INFO)
 
 

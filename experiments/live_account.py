@@ -46,6 +46,7 @@ class Call:
     decisions: int | None = None
     wallet: float | None = None
     accept_changed_rules: bool = False
+    accept_new_key: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mode", _ALIASES.get(self.mode, self.mode))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from perpgym.agents.trained import TrainedAgent
 from perpgym.envs.live.env import LiveEnv, Observation
+from perpgym.envs.live.instance_lock import AccountTaken
+from perpgym.envs.live.recovery import StartRefused
 from perpgym.envs.live.thread import DeskThread, Interrupted
 from perpgym.envs.live.wishes import NoteLevel
 
@@ -46,6 +48,21 @@ class Decided:
     reward: float
     info: dict[str, Any]
     seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How a run ended.
+
+    Attributes:
+        why: in words.
+        is_done: the account is as ``on_stop`` asks; else somebody must look at it.
+        left: what stays open, in words, a line each.
+    """
+
+    why: str
+    is_done: bool
+    left: tuple[str, ...] = ()
 
 
 class Stop:
@@ -106,7 +123,7 @@ def run_live(
     on_start: Callable[[dict[str, Any]], None] = lambda _info: None,
     on_decision: Callable[[Decided], None] = lambda _decided: None,
     seconds: Callable[[], float],
-) -> str:
+) -> Ended:
     """Trade until somebody wants to stop, the episode ends, or ``decisions`` are made; then stop as asked.
 
     Args:
@@ -119,7 +136,7 @@ def run_live(
         seconds: a clock, for how long a decision takes.
 
     Returns:
-        Why it stopped, in words.
+        Why it stopped, and how it left the account.
     """
     reason, told = "", TROUBLE
     try:
@@ -129,12 +146,16 @@ def run_live(
         reason, told = _decide_on(env, agent, stop, seen, decisions, on_decision, seconds)
     except Interrupted:
         reason, told = stop.reason or "a stop was asked for", ORDINARY
+    except (StartRefused, AccountTaken) as error:
+        # what is not to be traded on is not to be closed either
+        on_stop, reason = "nothing", f"the start was refused: {error}"
+        raise
     except BaseException as error:
         reason = f"the program failed: {type(error).__name__}: {error}"
         raise
     finally:
-        _wind_down(env, on_stop, reason, told)
-    return reason
+        ended = _wind_down(env, on_stop, reason, told)
+    return ended
 
 
 def _decide_on(
@@ -149,6 +170,8 @@ def _decide_on(
     """Decide bar by bar; (why it ended, how loudly that is told)."""
     made = 0
     while decisions is None or made < decisions:
+        if stop.reason:
+            return stop.reason, ORDINARY
         made += 1
         begun, close_ms = seconds(), env.close_ms
         action = decide(env, agent, seen)
@@ -163,8 +186,6 @@ def _decide_on(
         )  # fmt: skip
         if is_over:
             return "the episode is over: liquidation or ruin", TROUBLE
-        if stop.reason:
-            return stop.reason, ORDINARY
     return "all decisions are made", ORDINARY
 
 
@@ -184,10 +205,29 @@ def _restore(env: LiveEnv, agent: TrainedAgent) -> None:
         agent.load_state(kept[1])
 
 
-def _wind_down(env: LiveEnv, on_stop: str, reason: str, told: NoteLevel) -> None:
-    """Freeze or flatten, then let go."""
-    if env.is_started:
-        end = env.desk.flatten if on_stop == "flatten" else env.desk.freeze
-        if not env.thread.call(end(reason, told)):
+def _wind_down(env: LiveEnv, on_stop: str, reason: str, told: NoteLevel) -> Ended:
+    """Freeze or flatten, say what stays open, then let go."""
+    is_done, left = False, ["what stays open is not known"]
+    try:
+        is_done = on_stop != "nothing" and env.thread.call(_end(env, on_stop)(reason, told))
+        left = env.thread.call(env.desk.left())
+    except Exception as error:
+        # whoever reads this must look at the account, whatever it was
+        left = [f"what stays open is not known ({type(error).__name__})"]
+        _LOG.critical("%s has failed: %s", on_stop, error)
+    finally:
+        if not is_done and on_stop != "nothing":
             _LOG.critical("%s is not complete: look at the account yourself, now", on_stop)
-    env.close()
+        if told != ORDINARY or not is_done:
+            # nobody may be left to print what is returned
+            for line in left:
+                _LOG.warning("left open: %s", line)
+        env.close()
+    return Ended(why=reason, is_done=is_done, left=tuple(left))
+
+
+def _end(env: LiveEnv, on_stop: str) -> Callable[[str, NoteLevel], Coroutine[Any, Any, bool]]:
+    """How the desk is ended; a start that failed may have left orders and positions of an earlier program."""
+    if env.is_started:
+        return env.desk.flatten if on_stop == "flatten" else env.desk.freeze
+    return env.desk.flatten_unstarted if on_stop == "flatten" else env.desk.freeze_unstarted

@@ -137,6 +137,8 @@ class Binance:
 
     @understood
     async def open(self) -> None:
+        # a start that failed has closed it
+        self._exchange.open()
         await self.wire.sync_clock()
         await self.contracts()
 

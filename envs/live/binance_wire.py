@@ -98,7 +98,7 @@ def judge(failure: HttpFailure, now_ms: int, *, is_write: bool) -> BrokerError:
     if code in _ACCESS_CODES or status == 451:
         return AccessDenied(f"{code or status}: {text}")
     if code == _OVERLOADED:
-        return Rejected(code, text)
+        return Rejected(code, text, "busy")
     unsure: BrokerError = (
         Unknown(f"{status} {code}: {text}") if is_write else Unreachable(f"{status}: {text}")
     )
@@ -107,7 +107,7 @@ def judge(failure: HttpFailure, now_ms: int, *, is_write: bool) -> BrokerError:
     if code:
         return Rejected(code, text, _REASONS.get(code, "other"))
     if status == 503 and any(text.startswith(start) for start in _NOT_DONE) and is_write:
-        return Rejected(-status, text)
+        return Rejected(-status, text, "busy")
     return unsure
 
 

@@ -13,6 +13,10 @@ from perpgym.envs.live.journal import JournalBroken, Snapshot
 
 # trades and income are asked for again from so long before the newest known: late rows have earlier times
 OVERLAP_MS = 60_000
+# and from so long before the last complete answer: a row may be told that late
+_LATE_MS = 3_600_000
+# the newest moment up to which everything was collected
+_MARK = "collected_ms"
 # of orders that the exchange sends for us: liquidation, auto-deleveraging, settlement of what is delisted
 FORCED_PREFIXES = ("autoclose-", "adl_autoclose", "settlement_autoclose-")
 _TRIES = 4
@@ -24,6 +28,7 @@ class Bookkeeper:
     Attributes:
         fills, income: what was booked since the last settlement.
         unheard: when a trade was learned that the user stream has not told, by trade.
+        is_told: the user stream has told a trade that nobody has protected yet.
     """
 
     def __init__(self, context: Context) -> None:
@@ -31,19 +36,23 @@ class Bookkeeper:
         self.fills: list[Fill] = []
         self.income: list[Income] = []
         self.unheard: dict[tuple[str, str], float] = {}
+        self.is_told = False
         self._seen_fills: set[tuple[str, str]] = set()
         self._seen_income: set[str] = set()
-        self._since_ms = 0
+        self._since_ms = self._marked_ms = 0
+        self._known_ms: int | None = None
         self._is_new = True
 
     def begin(self, since_ms: int) -> None:
         """Know what the journal knows; what happened before ``since_ms`` is no business of this account."""
         journal = self._x.journal
         self._is_new = True
-        known = journal.fills()
-        self._seen_fills = {(fill.contract, fill.trade_id) for fill in known}
+        self._seen_fills = {(fill.contract, fill.trade_id) for fill in journal.fills()}
         self._seen_income = {row.income_id for row in journal.incomes()}
-        self._since_ms = max([since_ms, *(fill.time_ms - OVERLAP_MS for fill in known[-1:])])
+        # what the stream told is no proof that everything before it was told too
+        mark = journal.meta(_MARK)
+        self._known_ms = None if mark is None else int(mark)
+        self._since_ms = max(since_ms, int(mark or 0) - _LATE_MS)
 
     def book_fill(self, fill: Fill, *, is_heard: bool, is_counted: bool = True) -> bool:
         """A trade; whether it is new.
@@ -59,7 +68,9 @@ class Bookkeeper:
             return False
         self._seen_fills.add(key)
         self._write(lambda: x.journal.fill(fill))
-        if not is_heard:
+        if is_heard:
+            self.is_told = True
+        else:
             self.unheard[key] = asyncio.get_running_loop().time()
         x.counts["fills"] += 1
         self.fills.append(fill)
@@ -107,16 +118,21 @@ class Bookkeeper:
 
     async def collect(self, *, is_counted: bool = True) -> int:
         """Ask for trades and income; returns how many were new."""
-        x = self._x
-        new = 0
+        x, began_ms, new = self._x, self._x.broker.now_ms(), 0
         for name in x.contracts:
             for fill in await x.broker.fills(name, self._since_ms):
                 new += self.book_fill(fill, is_heard=False, is_counted=is_counted)
         for income in await x.broker.income(self._since_ms):
             new += self.book_income(income, is_counted=is_counted)
-        newest = [*(fill.time_ms for fill in self.fills), *(row.time_ms for row in self.income)]
-        self._since_ms = max([self._since_ms, *(time_ms - OVERLAP_MS for time_ms in newest)])
+        self._mark(began_ms)
         return new
+
+    def _mark(self, at_ms: int) -> None:
+        """Everything until then is known: a later question, of a later program too, need not go back far."""
+        self._since_ms = max(self._since_ms, at_ms - _LATE_MS)
+        if at_ms - self._marked_ms >= OVERLAP_MS:
+            self._marked_ms = at_ms
+            self._write(lambda: self._x.journal.set_meta(_MARK, str(at_ms)))
 
     async def open(self) -> AccountTruth:
         """Write down what was missed, then take the exchange's word for what is.
@@ -146,7 +162,9 @@ class Bookkeeper:
     def _tell_since(self, snapshot: Snapshot) -> None:
         """What the journal has of the time since the books were saved; they know what they know."""
         books, journal = self._x.books, self._x.journal
-        since = int(snapshot.books.get("close_ms", snapshot.at_ms)) - OVERLAP_MS
+        close_ms = int(snapshot.books.get("close_ms", snapshot.at_ms))
+        # a snapshot may be younger than what was collected last
+        since = min(close_ms, self._known_ms or close_ms) - OVERLAP_MS
         for fill in journal.fills(since):
             if fill.contract in self._x.contracts:
                 books.book_fill(fill)
@@ -187,6 +205,25 @@ class Bookkeeper:
                 break
             await asyncio.sleep(wait_s)
         return truth, differences
+
+    def believed(self) -> dict[str, float]:
+        """base, signed, by contract: what is held if the account cannot be read.
+
+        As it was read last, or kept after a settlement of an earlier program, and what was booked since.
+        """
+        x, truth = self._x, self._x.truth
+        snapshot = None if truth else x.journal.last_snapshot()
+        if truth is not None:
+            held = {name: position.quantity for name, position in truth.positions.items()}
+            since_ms, fills = truth.time_ms, self.fills
+        else:
+            held, since_ms = (snapshot.positions, snapshot.at_ms) if snapshot else ({}, 0)
+            fills = x.journal.fills(since_ms)
+        for fill in fills:
+            # one of that very moment may be counted twice: an exit that is too large is cut
+            if fill.time_ms >= since_ms:
+                held[fill.contract] = held.get(fill.contract, 0.0) + fill.quantity
+        return held
 
     def adopt(self, truth: AccountTruth, differences: list[str]) -> None:
         """The exchange is right, and somebody must look why."""

@@ -20,7 +20,7 @@ TradingStatus = Literal["trading", "close_only", "halted"]
 PriceKind = Literal["last", "mark"]
 # why an exchange refuses, as far as the desk acts on it: the price is beyond a stop's trigger; a closing stop
 # of that side is there; a post-only order would take; nothing is to be reduced; only exits are taken; a
-# filter or a leverage bracket is not as we know it
+# filter or a leverage bracket is not as we know it; it is too busy, and takes the same a moment later
 RefusalReason = Literal[
     "would_trigger",
     "stop_exists",
@@ -29,6 +29,7 @@ RefusalReason = Literal[
     "only_exits",
     "filter",
     "bracket",
+    "busy",
     "other",
 ]
 # open time, open, high, low, close, volume

@@ -163,6 +163,8 @@ class Bybit:
 
     @understood
     async def open(self) -> None:
+        # a start that failed has closed it
+        self._exchange.open()
         await self.wire.sync_clock()
         info = await self.wire.call("privateGetV5AccountInfo", {})
         if int(info.get("unifiedMarginStatus", 0)) == _CLASSIC:

@@ -75,6 +75,7 @@ class Context:
         truth: the newest that the exchange said of the account.
         marks: quote, the newest mark price by contract.
         redactor: whatever is noted passes it.
+        is_urgent: somebody wants to stop: what waits gives way.
     """
 
     broker: Broker
@@ -89,6 +90,7 @@ class Context:
     truth: AccountTruth | None = None
     marks: Mapping[str, float] = field(default_factory=dict)
     redactor: Redactor = field(default_factory=lambda: Redactor(secrets_of(os.environ)))
+    is_urgent: bool = False
     _number: int = 0
 
     def next_id(self) -> str:

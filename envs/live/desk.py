@@ -7,7 +7,8 @@ sent twice, and while an outcome, the stream or the account is in doubt nothing 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from perpgym.envs.live.broker import (
     Order,
     Settings,
 )
-from perpgym.envs.live.context import LOG, Context, DeskTimings
+from perpgym.envs.live.context import Context, DeskTimings
 from perpgym.envs.live.exits import Exits
 from perpgym.envs.live.insist import StartRefused, insist
 from perpgym.envs.live.instance_lock import InstanceLock
@@ -32,11 +33,14 @@ from perpgym.envs.live.journal import Journal, JournalBroken
 from perpgym.envs.live.limits import DeskLimits, reserved_notional
 from perpgym.envs.live.order_table import OrderTable
 from perpgym.envs.live.protection import Protection
-from perpgym.envs.live.recovery import Recovery
+from perpgym.envs.live.recovery import Recovery, bind
 from perpgym.envs.live.sender import Sender
+from perpgym.envs.live.setup import Setup
 from perpgym.envs.live.slices import Job, Slicer
+from perpgym.envs.live.stopping import Stopping
 from perpgym.envs.live.trader import Trader
 from perpgym.envs.live.watch import Watch
+from perpgym.envs.live.wire import hurried
 from perpgym.envs.live.wishes import Books, Decision, DeskStatus, NoteLevel, Settled, Wish
 
 __all__ = ["Decision", "Desk", "DeskLimits", "DeskStatus", "DeskTimings", "Settled", "StartRefused", "Wish"]
@@ -65,7 +69,7 @@ class Desk:
         lock_folder: Path | None = None,
     ) -> None:
         self._x = x = Context(broker=broker, journal=journal, books=books, timings=timings or DeskTimings())
-        self.settings = settings
+        self.settings, self._setup = settings, Setup(x, settings)
         self._sender = Sender(x)
         self._keeper = Bookkeeper(x)
         self._exits = Exits(x, self._sender)
@@ -73,14 +77,14 @@ class Desk:
         self._slicer = Slicer(x, self._sender, self._carry_on)
         self._protection = Protection(x, self._sender, self._exits)
         self._recovery = Recovery(x, self._sender, self._keeper, self._protection)
-        self._watch = Watch(self, x, self._keeper, self._recovery)
+        self._stopping = Stopping(x, self._sender, self._keeper, self._exits, self._protection)
+        self._watch = Watch(self, x, self._keeper, self._recovery, self._protection, self._setup)
         self._lock = InstanceLock(lock_folder or user_state_path("perpgym") / "locks", broker.account_id)
         # one at a time: decisions, settlements, comparisons
         self._turn = asyncio.Lock()
-        # somebody wants to stop: what waits gives way
-        self._is_urgent = False
+        # a start lets go of everything before somebody else takes it up
+        self._life = asyncio.Lock()
         self._is_running = False
-        self._settings_at = -float("inf")
         self._status = DeskStatus(state="stopped")
 
     # --- starting and recovering ---
@@ -93,9 +97,14 @@ class Desk:
             AccountTaken: somebody else trades on it.
             BrokerError: the exchange would not say within ``start_s``, or wanted quiet for ``quiet_s``.
         """
+        async with self._life:
+            return await self._start()
+
+    async def _start(self) -> AccountTruth:
         x = self._x
+        bind(x.journal, x.broker.account_id)
         self._lock.acquire()
-        self._is_urgent = False
+        x.is_urgent = False
         try:
             x.hold("start", "starting", "not started yet", told="info")
             x.epoch = x.journal.begin_epoch()
@@ -142,7 +151,7 @@ class Desk:
         """Cancel what rests, leave positions to their stops, and let go of the account."""
         x = self._x
         x.hold("stop", "halted", "stopped", told="info")
-        self._is_urgent = True
+        self._x.is_urgent = True
         async with self._turn:
             self._slicer.end()
             try:
@@ -205,7 +214,7 @@ class Desk:
         # what rests or has filled since would be news
         is_settled = is_settled and not x.table.open() and not self._keeper.fills
         if not is_settled:
-            await self._check_settings()
+            await self._setup.check()
         if "access" in x.holds:
             # each further request would be one more with a bad key
             return []
@@ -259,15 +268,27 @@ class Desk:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._x.timings.settle_s
         while not await until(self._x.timings.first_wait_s):
-            if self._is_urgent or loop.time() >= deadline:
+            if self._x.is_urgent or loop.time() >= deadline:
                 return False
         return True
 
     async def protect(self) -> bool:
-        """Book new trades and make the exchange hold the stops that follow from them; whether it does."""
+        """Make the exchange hold the stops that follow from all trades; whether it does.
+
+        What the stream has told is protected before anything is asked, and whatever became of the question.
+        """
+        is_asked = False
         try:
-            await self._keeper.collect()
-            return await self._protection.hold()
+            if self._keeper.is_told:
+                self._keeper.is_told = False
+                await self._protection.hold()
+            try:
+                with hurried():
+                    await self._keeper.collect()
+                is_asked = True
+            except BrokerError as error:
+                self._x.blame(error)
+            return await self._protection.hold() and is_asked
         except BrokerError as error:
             self._x.blame(error)
             return False
@@ -287,7 +308,7 @@ class Desk:
             while True:
                 why = await self._compare()
                 truth = x.truth or truth
-                if not why or "access" in x.holds or self._is_urgent or loop.time() >= until:
+                if not why or "access" in x.holds or self._x.is_urgent or loop.time() >= until:
                     break
                 await asyncio.sleep(x.timings.first_wait_s)
             assert truth is not None
@@ -309,7 +330,7 @@ class Desk:
         try:
             why = await self.reconcile()
             await self.read_marks()
-            await self._check_settings()
+            await self._setup.check()
             return why
         except BrokerError as error:
             self._x.blame(error)
@@ -346,23 +367,6 @@ class Desk:
             self._x.break_journal(error)
 
     # --- settings, failures, state ---
-
-    async def _check_settings(self) -> None:
-        """Leverage and modes must read back as they were set, or nothing is opened."""
-        x = self._x
-        try:
-            found = await x.broker.settings()
-        except BrokerError as error:
-            self._x.blame(error)
-            return
-        self._settings_at = asyncio.get_running_loop().time()
-        if found != self.settings:
-            x.hold("settings", "halted", f"must be {self.settings}, reads {found}: set it back and resume")
-
-    async def check_settings_if_due(self) -> None:
-        """Once every ``settings_s``."""
-        if asyncio.get_running_loop().time() - self._settings_at >= self._x.timings.settings_s:
-            await self._check_settings()
 
     @property
     def timings(self) -> DeskTimings:
@@ -408,58 +412,63 @@ class Desk:
         """
         x = self._x
         x.hold("operator", "halted", reason, told)
-        self._is_urgent = True
+        x.is_urgent = True
         async with self._turn:
-            self._is_urgent = False
+            x.is_urgent = False
             self._slicer.end()
-            is_clear = await self._sender.cancel_all(x.table.open(), x.timings.settle_s)
-            if not is_clear:
-                left = [o.client_id for o in x.table.open()]
-                x.note("alarm", "freeze_incomplete", orders=left)
+            is_clear = await self._stopping.cancel_all(x.timings.settle_s)
             self.tell()
             return is_clear
 
     async def flatten(self, reason: str, told: NoteLevel = "warning") -> bool:
-        """Freeze, and close every position; whether the account is flat."""
-        await self.freeze(reason, told)
-        x = self._x
-        loop = asyncio.get_running_loop()
-        until = loop.time() + x.timings.settle_s
+        """Cancel what rests and close every position; whether the account is flat."""
+        self._x.hold("operator", "halted", reason, told)
+        self._x.is_urgent = True
         async with self._turn:
-            while True:
-                try:
-                    if await self._close_everything():
-                        return True
-                except BrokerError as error:
-                    x.note("warning", "flatten_waits", why=str(error))
-                except Exception as error:
-                    # whatever is wrong, it is no reason to stay in the market
-                    LOG.exception("a round of closing has failed")
-                    x.note("alarm", "flatten_waits", why=type(error).__name__)
-                if loop.time() >= until:
-                    x.note("alarm", "flatten_incomplete", why="positions remain")
-                    return False
-                await asyncio.sleep(x.timings.first_wait_s)
-
-    async def _close_everything(self) -> bool:
-        """One round; whether nothing was left to close."""
-        x = self._x
-        await self._sender.wait_resolved(x.timings.first_wait_s)
-        # an exit that may have been executed is not sent again
-        unsure = {order.contract for order in x.table.unsure()}
-        truth, _differences = await self._keeper.reconcile()
-        held = [p for name, p in truth.positions.items() if name in x.contracts]
-        for position in held:
-            if position.contract in unsure:
-                continue
+            self._x.is_urgent = False
+            self._slicer.end()
             try:
-                await self._exits.close(position.contract, -position.quantity)
-            except BrokerError as error:
-                x.blame(error)
-        if not held:
-            await self._protection.hold()
-        self.tell()
-        return not held
+                return await self._stopping.close_all()
+            finally:
+                self.tell()
+
+    async def flatten_unstarted(self, reason: str, told: NoteLevel = "warning") -> bool:
+        """The same where the start failed or was given up; everything is let go of afterwards.
+
+        Raises:
+            StartRefused, AccountTaken: the account is none of ours.
+            JournalBroken: the journal cannot be used.
+        """
+        return await self._end_unstarted(lambda: self._stopping.close_all(is_started=False), reason, told)
+
+    async def freeze_unstarted(self, reason: str, told: NoteLevel = "warning") -> bool:
+        """As :meth:`flatten_unstarted`; what the journal's earlier program left resting is cancelled."""
+        return await self._end_unstarted(self._stopping.cancel_left, reason, told)
+
+    async def _end_unstarted(
+        self, end: Callable[[], Coroutine[Any, Any, bool]], reason: str, told: NoteLevel
+    ) -> bool:
+        x = self._x
+        x.hold("operator", "halted", reason, told)
+        async with self._life:
+            bind(x.journal, x.broker.account_id)
+            self._lock.acquire()
+            try:
+                x.epoch = x.journal.begin_epoch()
+                x.table = OrderTable(x.journal.orders())
+                x.contracts = {}
+                self._keeper.begin(int(x.journal.meta("began_ms") or 0))
+                return await end()
+            finally:
+                await self._let_go()
+
+    async def left(self) -> list[str]:
+        """What stays open if the program ends now, in words; nothing if nothing does."""
+        if not self._is_running:
+            # everything was let go of
+            with suppress(BrokerError):
+                await self._x.broker.open()
+        return await self._stopping.left()
 
     async def resume(self) -> AccountTruth:
         """Lift what only somebody can lift, and recover; returns what the account is.
@@ -469,7 +478,7 @@ class Desk:
         """
         x = self._x
         async with self._turn:
-            self._is_urgent = False
+            self._x.is_urgent = False
             self._slicer.end()
             x.holds.clear_halts()
             x.note("info", "resume")
@@ -483,7 +492,7 @@ class Desk:
             finally:
                 self._watch.start()
                 self.tell()
-            await self._check_settings()
+            await self._setup.check()
             self._x.lift("exchange")
             self.tell()
             return truth

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
+from dataclasses import replace
 
-from perpgym.envs.live.broker import Order, OrderState
+from perpgym.envs.live.broker import Order, OrderState, Rejected
 from perpgym.envs.live.context import Context
 from perpgym.envs.live.rounding import order_sizes
 from perpgym.envs.live.sender import Sender
@@ -39,6 +41,25 @@ class Exits:
         if await self._sender.learn(order.client_id) not in ("nothing_to_reduce", "filter"):
             return [after]
         return [after, *await self._again(after)]
+
+    async def send_patiently(self, order: Order) -> list[Order]:
+        """The same, and once more whenever the exchange is too busy, for at most ``settle_s``.
+
+        A decision's exit does not wait for the next decision.
+        """
+        x, loop = self._x, asyncio.get_running_loop()
+        until, wait_s = loop.time() + x.timings.settle_s, x.timings.first_wait_s
+        sent = await self.send(order)
+        while self._is_busy(sent[-1]) and not x.is_urgent and loop.time() + wait_s < until:
+            await asyncio.sleep(wait_s)
+            wait_s = min(2.0 * wait_s, x.timings.longest_wait_s)
+            (again,) = self._sender.prepare([replace(order, client_id=x.next_id())])
+            sent += await self.send(again)
+        return sent
+
+    def _is_busy(self, order: Order) -> bool:
+        error = self._sender.refusals.get(order.client_id)
+        return isinstance(error, Rejected) and error.reason == "busy"
 
     async def _again(self, order: Order) -> list[Order]:
         """Others may be in its way, the rules may have changed, or it is flat. Once more, with the rest."""

@@ -9,10 +9,30 @@ from perpgym.envs.live.broker import AccountTruth, Order, OrderState, Settings
 from perpgym.envs.live.context import PREFIX, Context
 from perpgym.envs.live.insist import StartRefused
 from perpgym.envs.live.instance_lock import AccountTaken
+from perpgym.envs.live.journal import Journal
 from perpgym.envs.live.protection import Protection
 from perpgym.envs.live.sender import Sender
 
-__all__ = ["Recovery", "StartRefused"]
+__all__ = ["Recovery", "StartRefused", "bind"]
+
+
+def bind(journal: Journal, account_id: str) -> None:
+    """A journal is of one account: its wallet, books and decisions mean nothing to another.
+
+    Args:
+        account_id: see ``Broker``.
+
+    Raises:
+        StartRefused: this one is another's.
+    """
+    known = journal.meta("account_id")
+    if known not in (None, account_id):
+        raise StartRefused(
+            f"{journal.path} is the journal of account {known}, this one is {account_id} (made of the "
+            "exchange's address and the key): name another with journal=; if it is the same account with a "
+            "new key, start once with accept_new_key=true"
+        )
+    journal.set_meta("account_id", account_id)
 
 
 class Recovery:

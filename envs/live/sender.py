@@ -63,6 +63,12 @@ class Sender:
         if "journal" in x.holds and not (order.reduce_only or order.closes_position):
             return self.drop(order, "the journal could not be written")
         x.counts["orders"] += 1
+        after = await self._submit(order)
+        self._lift_unknown()
+        return after
+
+    async def _submit(self, order: Order) -> Order:
+        x = self._x
         try:
             report = await x.broker.submit(order)
         except Unknown as error:
@@ -141,6 +147,9 @@ class Sender:
         error = None if done.cancelled() else done.exception()
         if error is not None:
             self._x.hold("search", "halted", f"{client_id} could not be looked for: {error!r}")
+        self._lift_unknown()
+
+    def _lift_unknown(self) -> None:
         if not self._x.table.unsure():
             self._x.lift("unknown")
 
@@ -149,6 +158,11 @@ class Sender:
         tasks = list(self._resolving.values())
         if tasks:
             await asyncio.wait(tasks, timeout=seconds)
+        elif self._x.table.unsure():
+            # one is on its way, and whoever sent it waits for the answer
+            self._x.table.changed.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._x.table.changed.wait(), seconds)
         return not self._x.table.unsure()
 
     async def _resolve(self, client_id: str) -> None:

@@ -111,7 +111,7 @@ class Trader:
         """One prepared order, unless something has come between; a refused exit is followed by another."""
         x = self._x
         if order.reduce_only:
-            return await self._exits.send(order)
+            return await self._exits.send_patiently(order)
         if x.holds:
             return [self._sender.drop(order, "; ".join(x.holds.reasons))]
         self._watchman.count(x.broker.now_ms())

@@ -19,7 +19,9 @@ from perpgym.envs.live.broker import (
     StreamOpened,
 )
 from perpgym.envs.live.context import LOG, PREFIX, Context
+from perpgym.envs.live.protection import Protection
 from perpgym.envs.live.recovery import Recovery
+from perpgym.envs.live.setup import Setup
 
 if TYPE_CHECKING:
     from perpgym.envs.live.desk import Desk
@@ -31,8 +33,17 @@ _SLEPT = 3.0
 class Watch:
     """The background of one desk."""
 
-    def __init__(self, desk: Desk, context: Context, keeper: Bookkeeper, recovery: Recovery) -> None:
+    def __init__(
+        self,
+        desk: Desk,
+        context: Context,
+        keeper: Bookkeeper,
+        recovery: Recovery,
+        protection: Protection,
+        setup: Setup,
+    ) -> None:
         self._desk, self._x, self._keeper, self._recovery = desk, context, keeper, recovery
+        self._protection, self._setup = protection, setup
         self._tasks: list[asyncio.Task[None]] = []
         self._due = asyncio.Event()
         self._heard = asyncio.Event()
@@ -142,7 +153,8 @@ class Watch:
             self._stops_due.clear()
             wait_s = t.first_wait_s
             while not await self._desk.protect() and "access" not in self._x.holds:
-                await asyncio.sleep(wait_s)
+                refused_s = self._protection.wait_s
+                await asyncio.sleep(wait_s if refused_s is None else refused_s)
                 wait_s = min(2.0 * wait_s, t.reconcile_s)
 
     async def _feel_sleep(self) -> None:
@@ -178,7 +190,7 @@ class Watch:
             await x.learn_rules()
             self._clock_at = loop.time()
         self.start()
-        await self._desk.check_settings_if_due()
+        await self._setup.check_if_due()
         await self._desk.reconcile()
         x.lift("sleep")
         if "marks" in x.holds:

@@ -6,7 +6,9 @@ import asyncio
 import functools
 import math
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, ClassVar, ParamSpec, TypeVar
 
@@ -19,6 +21,7 @@ T = TypeVar("T")
 # what reading an answer can raise where it is not what it should be
 _STRANGE = (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError, BaseError)
 _CLOCK_SAMPLES, _GOOD_ROUND_TRIP_MS = 3, 250
+_is_hurried: ContextVar[bool] = ContextVar("is_hurried", default=False)
 
 
 @dataclass(eq=False)
@@ -36,6 +39,16 @@ class HttpFailure(Exception):  # noqa: N818 - an answer
     text: str
     retry_after_s: float | None
     retry_at_ms: int | None = None
+
+
+@contextmanager
+def hurried() -> Iterator[None]:
+    """What is asked inside is asked to protect or to close: it may use the budget that is kept for that."""
+    token = _is_hurried.set(True)
+    try:
+        yield
+    finally:
+        _is_hurried.reset(token)
 
 
 def understood(read: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
@@ -127,11 +140,13 @@ class RestWire:
         Args:
             name: ccxt's name of the endpoint, e.g. ``fapiPrivateGetOrder``.
             is_write: it may change something: no answer then means nobody knows.
-            is_urgent: it cancels or closes, and may use the part of the budget kept for that.
+            is_urgent: it cancels or closes, and may use the part of the budget kept for that; so may what is
+                asked while :func:`hurried`.
 
         Raises:
             BrokerError: it did not simply succeed.
         """
+        is_urgent = is_urgent or _is_hurried.get()
         try:
             return await self._send(name, params, is_write, is_urgent)
         except Rejected as refusal:

@@ -330,10 +330,13 @@ def test_a_stop_that_the_exchanges_lists_hide_is_not_doubled(open_desk: Open) ->
             deny = {**reply, "status": 400, "code": -2013, "text": "-", "path": "/fapi/v1/algoOrder"}
             here.faults(hide, deny)
             await until(lambda: here.desk.status().counts.get("rejects", 0) >= 2)
-            assert (await here.settle()).is_whole
+            # some closing stop is there: until it is seen, nobody knows which
+            assert here.desk.status().state == "recovering"
             assert len(here.venue.books.registry.algos) == 1
             assert len(here.stops()) == 1
             here.faults()
+            assert (await here.settle()).is_whole
+            assert len(here.venue.books.registry.algos) == 1
             await here.trade(-0.05)
             await here.settle()
             assert here.stops() == []
@@ -453,6 +456,8 @@ def test_a_contract_that_is_being_closed_is_not_opened(open_desk: Open) -> None:
             assert order.state is OrderState.REJECTED
             assert here.desk.status().state == "reduce_only"
         async with open_desk(start=False) as here:
+            here.journal.close()
+            here.build(journal=here.folder / "another.sqlite")
             here.admin("status", symbol="TESTUSDT", status="SETTLING")
             with pytest.raises(StartRefused, match="must be trading, is halted"):
                 await here.desk.start()

@@ -136,11 +136,11 @@ def test_people_are_told_of_a_program_that_fails_and_not_of_one_that_ends(
             agent: Any = Holder(breaks_at)
             stop = Stop(env.thread, tmp_path / "STOP")
             with pytest.raises(ArithmeticError) if breaks_at else nullcontext():
-                why = run_live(
+                ended = run_live(
                     env, agent, stop, on_stop="freeze", decisions=3, on_start=lambda _info: watch.note(),
                     seconds=lambda: 0.0,
                 )  # fmt: skip
-                assert why == "all decisions are made"
+                assert (ended.why, ended.is_done) == ("all decisions are made", True)
         levels = {(e["text"]["name"], e["level"]) for e in env.journal.events("hold")}
     ordinary = {("start", "info"), ("operator", "info"), ("stop", "info")}
     failed = {("start", "info"), ("operator", "alarm"), ("stop", "info")}
