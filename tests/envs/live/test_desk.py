@@ -145,9 +145,13 @@ def test_an_account_is_set_up_or_refused(open_desk: Open) -> None:
             rules = here.venue.books.rules(0)
             assert (rules.leverage, rules.is_isolated) == (7.0, 1.0)
         async with open_desk(start=False, account=Settings(leverage={SYMBOL: 7}, is_hedged=True)) as here:
+            here.journal.close()
+            here.build(journal=here.folder / "another.sqlite")
             with pytest.raises(StartRefused, match="-4084"):
                 await here.desk.start()
         async with open_desk(start=False, account=Settings(leverage={SYMBOL: 500})) as here:
+            here.journal.close()
+            here.build(journal=here.folder / "a third.sqlite")
             with pytest.raises(StartRefused, match="-4028"):
                 await here.desk.start()
 
