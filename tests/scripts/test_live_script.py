@@ -127,8 +127,10 @@ def test_a_paper_account_begins_with_the_wallet_that_is_named_and_ends_without_a
     assert re.search(
         r"close 2024-\d\d-\d\d \d\d:00 UTC  #1 of \d\d:00  equity 2\d,\d{3}\.\d\d USDT", done.stdout
     )
-    for said in ("CRITICAL", "WARNING  hold"):
-        assert said not in done.stdout
+    assert "CRITICAL" not in done.stdout
+    # a busy machine may be told of the exchange's clock, which runs fast; of its own start and end it is not
+    assert not re.search(r'WARNING\s+hold \{"name": "(start|stop)"', done.stdout)
+    assert re.search(r'INFO\s+hold \{"name": "stop"', done.stdout), done.stdout
 
 
 def test_a_signal_makes_it_flat_where_that_is_asked_for(tape: Tape, policy: Path, tmp_path: Path) -> None:
