@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from perpgym.agents.rollout import Bool, Float64, Minibatch, PathRollout
+from perpgym.agents.rollout import Bool, Float64, Minibatch, PathRollout, Weights
 from perpgym.agents.smdp import smdp_gae
 
 
@@ -63,7 +63,7 @@ class HierarchicalRollout(PathRollout):
         # of the manager's decisions; between them, by how much the option went better than it was worth
         self.manager_advantages = torch.zeros(lead, device=device)
         self.option_returns = torch.zeros(lead, device=device)
-        self._is_manager_relative, self._manager_center, self._manager_spread = False, 0.0, 1.0
+        self.manager_weights = Weights()
 
     @property
     def ends(self) -> torch.Tensor:
@@ -102,25 +102,20 @@ class HierarchicalRollout(PathRollout):
                 did next, as in ``weigh_advantages``.
             normalise: to mean 0 and deviation 1 over the manager's decisions.
         """
-        self._is_manager_relative, self._manager_center, self._manager_spread = path_baseline, 0.0, 1.0
-        advantages = self._relative(self.manager_advantages)[self.decided[:, :-1]]
-        if normalise and advantages.numel() > 1:
-            self._manager_center = float(advantages.mean())
-            self._manager_spread = float(advantages.std()) + 1e-8
-
-    def _relative(self, advantages: torch.Tensor) -> torch.Tensor:
-        return advantages - advantages.mean(dim=2, keepdim=True) if self._is_manager_relative else advantages
+        self.manager_weights = weights = Weights(is_relative=path_baseline)
+        weighed = weights.of(self.manager_advantages)[self.decided[:, :-1]]
+        if normalise and weighed.numel() > 1:
+            self.manager_weights = weights.normalising(weighed)
 
     def _columns(self, paths: torch.Tensor) -> dict[str, Any]:
         decided = self.decided[paths, :-1]
-        advantages = self._relative(self.manager_advantages[paths])[decided]
         return {
             **super()._columns(paths),
             "decided": decided,
             "choices": self.choices[paths][decided],
             "choice_mask": self.choice_mask[paths][decided],
             "choice_log_prob": self.choice_log_prob[paths][decided],
-            "choice_advantages": (advantages - self._manager_center) / self._manager_spread,
+            "choice_advantages": self.manager_weights.of(self.manager_advantages[paths])[decided],
             "choice_returns": self.option_returns[paths][decided],
             "option_returns": self.option_returns[paths],
         }

@@ -16,6 +16,24 @@ Float64 = NDArray[np.float64]
 Bool = NDArray[np.bool_]
 
 
+class Weights(NamedTuple):
+    """How minibatches weigh advantages: against their path's mean or not, less a center, over a spread."""
+
+    is_relative: bool = False
+    center: float = 0.0
+    spread: float = 1.0
+
+    def of(self, advantages: torch.Tensor) -> torch.Tensor:
+        """(P, T, K) weighed."""
+        if self.is_relative:
+            advantages = advantages - advantages.mean(dim=2, keepdim=True)
+        return (advantages - self.center) / self.spread
+
+    def normalising(self, weighed: torch.Tensor) -> Weights:
+        """The same, with mean 0 and deviation 1 over what these gave."""
+        return self._replace(center=float(weighed.mean()), spread=float(weighed.std()) + 1e-8)
+
+
 class Segment(NamedTuple):
     """Consecutive bars of one path: from ``first_step`` on, it decides from bar ``first_bar`` on."""
 
@@ -103,8 +121,7 @@ class PathRollout:
         self.log_prob = torch.zeros(*lead, self.n_accounts, device=device)
         self.values = torch.zeros(n_paths, buffer_size + 1, self.n_accounts, device=device)
         self.advantages = torch.zeros_like(self.log_prob)
-        # how minibatches weigh the advantages: against their path's mean or not, less this, over that
-        self._is_relative, self._center, self._spread = False, 0.0, 1.0
+        self.weights = Weights()
         self.reward = np.zeros((buffer_size, n_envs), np.float32)
         self.terminated = np.zeros((buffer_size, n_envs), np.bool_)
         self.truncated = np.zeros((buffer_size, n_envs), np.bool_)
@@ -159,7 +176,7 @@ class PathRollout:
         ends = self.terminated | self.truncated
         advantages = gae(self.reward, value[:-1], next_value, ends, self.gamma, self.gae_lambda)
         self.advantages.copy_(self._by_path(advantages))
-        self._is_relative, self._center, self._spread = False, 0.0, 1.0
+        self.weights = Weights()
 
     @property
     def returns(self) -> torch.Tensor:
@@ -175,16 +192,10 @@ class PathRollout:
                 what the market did next; including the account itself only scales it by 1 - 1/K.
             normalise: to mean 0 and deviation 1 over the whole rollout, as SB3 does over a minibatch.
         """
-        self._is_relative, self._center, self._spread = path_baseline, 0.0, 1.0
+        self.weights = weights = Weights(is_relative=path_baseline)
         if normalise:
-            weighed = self._weigh(self.advantages)
             # the one moment before the epochs at which the host waits for the device
-            self._center, self._spread = float(weighed.mean()), float(weighed.std()) + 1e-8
-
-    def _weigh(self, advantages: torch.Tensor) -> torch.Tensor:
-        if self._is_relative:
-            advantages = advantages - advantages.mean(dim=2, keepdim=True)
-        return (advantages - self._center) / self._spread
+            self.weights = weights.normalising(weights.of(self.advantages))
 
     def explained_variance(self) -> float:
         """1 - Var(returns - values) / Var(returns); nan if the returns do not vary."""
@@ -219,7 +230,7 @@ class PathRollout:
             "state": self.state[paths, :-1],
             "actions": self.actions[paths],
             "log_prob": self.log_prob[paths],
-            "advantages": self._weigh(advantages),
+            "advantages": self.weights.of(advantages),
             "returns": advantages + self.values[paths, :-1],
             "embedding": None if self.embedding is None else self.embedding[paths, :-1],
             "masks": None if self.masks is None else self.masks[paths],

@@ -100,7 +100,7 @@ class PerpActorCriticPolicy(ActorCriticPolicy):
     @property
     def n_forecasts(self) -> int:
         """A * H, the last columns of the features."""
-        return self.features_extractor.n_assets * len(self.config.forecast_bars)
+        return self.features_extractor.n_forecasts
 
     @property
     def receptive_field(self) -> int:

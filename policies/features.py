@@ -67,6 +67,7 @@ class PerpFeatures(BaseFeaturesExtractor):
         n_assets = self.n_assets = count_contracts(observation_space)
         n_forecasts = n_assets * len(config.forecast_bars)
         super().__init__(observation_space, features_dim=config.d_model + n_forecasts)
+        self.n_forecasts = n_forecasts
         self.receptive_field = config.receptive_field
         self.market_scaler = FrozenScaler(market_scaler, n_assets)
         self.risk_scaler = FrozenScaler(risk_scaler, n_assets)

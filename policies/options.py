@@ -195,20 +195,17 @@ class Options:
             is_near = (level - targets).abs() <= self.config.reach + _SLACK
             return is_near & (level.abs() <= budget + _SLACK)  # ... A L
 
-        first = 0
-        if self.action == "heads":
-            first, sizes = len(DECISIONS), fits(levels).new_ones(len(levels))
-            for decision, side in (("long", fits(levels)), ("short", fits(-levels))):
-                is_open = side.any(-1, keepdim=True)
-                by_contract[..., DECISIONS.index(decision)] &= is_open[..., 0]
-                sizes = sizes & (side | ~is_open)
-        else:
-            sizes = fits(levels)
+        first = len(DECISIONS) if self.action == "heads" else 0
         last = first + len(self.levels)
-        sizes = by_contract[..., first:last] & sizes
+        sizes = by_contract[..., first:last]
         if self.action == "heads":
-            for decision in ("long", "short"):
-                by_contract[..., DECISIONS.index(decision)] &= sizes.any(-1)
+            sides = {"long": fits(levels), "short": fits(-levels)}
+            for side in sides.values():
+                sizes = sizes & (side | ~side.any(-1, keepdim=True))
+            for decision, side in sides.items():
+                by_contract[..., DECISIONS.index(decision)] &= side.any(-1) & sizes.any(-1)
+        else:
+            sizes = sizes & fits(levels)
         # a number of which nothing is left has no distribution
         smallest = min(range(len(self.levels)), key=lambda i: abs(self.levels[i]))
         sizes[..., smallest] |= ~sizes.any(-1)
