@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -193,6 +194,14 @@ def serve(run: Run) -> Iterator[Callable[..., Served]]:
         yield start
 
 
+class PageLeftError(Exception):
+    """The page that was asked gave way to another before it answered."""
+
+
+# in the words of the protocol
+_LEFT = ("Inspected target navigated or closed", "Cannot find context", "Execution context was destroyed")
+
+
 class Browser:
     """Headless Chromium, driven through the DevTools protocol over two pipes."""
 
@@ -230,6 +239,9 @@ class Browser:
         while True:
             message = self._next()
             if message.get("id") == self._count:
+                error = message.get("error", {}).get("message", "")
+                if any(words in error for words in _LEFT):
+                    raise PageLeftError(error)
                 assert "error" not in message, message
                 return message["result"]
             self.messages.append(message)
@@ -255,8 +267,11 @@ class Browser:
         self.call("Page.navigate", url=url)
 
     def run(self, script: str) -> Any:
-        """The value of an expression; a promise is waited for."""
-        done = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        """The value of an expression; a promise is waited for. None where the page was left meanwhile."""
+        try:
+            done = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        except PageLeftError:
+            return None
         assert "exceptionDetails" not in done, done
         return done["result"].get("value")
 
@@ -267,7 +282,7 @@ class Browser:
             asked = f"(() => {{ try {{ return Boolean({condition}) }} catch {{ return false }} }})()"
             if self.run(asked):
                 return
-            self.run("new Promise(done => setTimeout(done, 25))")
+            time.sleep(0.025)
         raise AssertionError(f"never true: {condition}; the page says: {self.text()[:800]}")
 
     def text(self) -> str:
