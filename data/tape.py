@@ -21,19 +21,19 @@ CLOCK_PERIOD = 2**20
 
 Index = TypeVar("Index", int, NDArray[np.int64])
 
-_ARRAYS = (
-    "open_time_ms",
-    "last",
-    "mark",
-    "volume",
-    "sigma_per_bar",
-    "stamp_start",
-    "stamp_time_ms",
-    "stamp_rate",
-    "features",
-    "risk",
-    "is_valid",
-)
+_ARRAYS: dict[str, type[np.generic]] = {
+    "open_time_ms": np.int64,
+    "last": np.float64,
+    "mark": np.float64,
+    "volume": np.float64,
+    "sigma_per_bar": np.float64,
+    "stamp_start": np.int64,
+    "stamp_time_ms": np.int64,
+    "stamp_rate": np.float64,
+    "features": np.float32,
+    "risk": np.float32,
+    "is_valid": np.bool_,
+}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -94,6 +94,10 @@ class Tape:
     _cache: dict[str, str] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
+        for name, kind in _ARRAYS.items():
+            # machine code is compiled anew, for a minute, where prices happen to be whole numbers
+            if (given := getattr(self, name)).dtype != kind:
+                object.__setattr__(self, name, given.astype(kind, casting="same_kind"))
         bars, assets = len(self), len(self.contracts)
         if self.is_valid.size == 0:
             rows = np.arange(bars)[:, None] >= self.first_valid_bar

@@ -68,7 +68,7 @@ def make_account_rules(
     push, keep = config.impact.kernel_numbers(bar_ms, fine_ms)
     fees = config.fees
     is_exchange, is_limited = config.cost == "exchange", config.limits == "on"
-    return AccountRules(
+    rules = AccountRules(
         action=float(ACTION_KINDS.index(config.action)),
         max_exposure=config.max_exposure,
         is_fixed_size=float(config.sizing == "fixed_notional"),
@@ -117,6 +117,8 @@ def make_account_rules(
         max_daily_loss=_or_inf(limits.max_daily_loss),
         drawdown_start=_or_inf(limits.drawdown_start),
     )
+    # a setting that is a whole number would be another type, for which numba compiles everything anew
+    return AccountRules(*map(float, rules))
 
 
 def pack_contracts(contracts: tuple[Contract, ...], config: EnvConfig) -> tuple[Float64, Float64]:
@@ -161,9 +163,7 @@ def make_world(tape: Tape, config: EnvConfig, limits: RiskLimits, finer: Finer |
             "reward_on_conditional_mean needs a tape that knows its mean (Tape.planted: simulated markets "
             "and the problems of benchmarks/optima do); set it to false for real data"
         )
-    market = market_arrays(tape, finer)
-    if config.impact.kind != "none":
-        market = market._replace(root_illiquidity=config.impact.root_illiquidity(tape))
+    market = market_arrays(tape, config, finer)
     account_rules = make_account_rules(config, limits, bar_ms=tape.bar_ms, fine_ms=market.fine_ms)
     if account_rules.latency_ms % tape.bar_ms > (market.fine_per_bar - 1) * market.fine_ms:
         raise ValueError(
@@ -172,7 +172,6 @@ def make_world(tape: Tape, config: EnvConfig, limits: RiskLimits, finer: Finer |
             "whole bars with latency_bars"
         )
     tiers = np.zeros((0, 3)) if config.fees is None else config.fees.tier_table()
-    market = Market(*(frozen(part) if isinstance(part, np.ndarray) else part for part in market))
     return World(market, rules, brackets, account_rules, make_choices(config), tiers)
 
 
@@ -198,10 +197,11 @@ def make_choices(config: EnvConfig) -> Choices:
     )
 
 
-def market_arrays(tape: Tape, finer: Finer | None = None) -> Market:
-    """The tape as the kernels see it, with the bars inside its bars."""
+def market_arrays(tape: Tape, config: EnvConfig, finer: Finer | None = None) -> Market:
+    """The tape as the kernels see it, with the bars inside its bars and what impact needs; read-only."""
     finer = finer or Finer.same(tape)
-    return Market(
+    unscaled = np.zeros(tape.volume.shape)
+    market = Market(
         open_time_ms=tape.open_time_ms,
         last=tape.last,
         mark=tape.mark,
@@ -210,7 +210,7 @@ def market_arrays(tape: Tape, finer: Finer | None = None) -> Market:
         stamp_start=tape.stamp_start,
         stamp_time_ms=tape.stamp_time_ms,
         stamp_rate=tape.stamp_rate,
-        root_illiquidity=np.zeros(tape.volume.shape),
+        root_illiquidity=unscaled if config.impact.kind == "none" else config.impact.root_illiquidity(tape),
         planted=np.empty((0, len(tape.contracts))) if tape.planted is None else tape.planted,
         bar_ms=tape.bar_ms,
         fine_last=finer.last,
@@ -222,6 +222,11 @@ def market_arrays(tape: Tape, finer: Finer | None = None) -> Market:
         fine_ms=tape.bar_ms // finer.per_bar,
         fine_sigma_scale=finer.per_bar**-0.5,
     )
+    return _frozen_market(market)
+
+
+def _frozen_market(market: Market) -> Market:
+    return Market(*(frozen(part) if isinstance(part, np.ndarray) else part for part in market))
 
 
 def one_bar_market(
@@ -252,14 +257,14 @@ def one_bar_market(
     starts = ends - [len(rows) for rows in owned]
     flat = [stamp for rows in owned for stamp in rows]
     before = np.repeat(mark_before[:, None], 4, axis=1)
-    both_last, both_mark = np.stack([before, last]), np.stack([before, mark])
-    both_volume = np.stack([np.ones_like(volume), volume])
-    return Market(
+    both_last, both_mark = (np.stack([before, prices]).astype(np.float64) for prices in (last, mark))
+    both_volume = np.stack([np.ones_like(volume), volume]).astype(np.float64)
+    market = Market(
         open_time_ms=np.array([open_ms - bar_ms, open_ms], np.int64),
         last=both_last,
         mark=both_mark,
         volume=both_volume,
-        sigma_per_bar=np.stack([sigma_per_bar, sigma_per_bar]),
+        sigma_per_bar=np.stack([sigma_per_bar, sigma_per_bar]).astype(np.float64),
         stamp_start=np.stack([starts, starts, ends], axis=1).astype(np.int64),
         stamp_time_ms=np.array([time for time, _rate in flat], np.int64),
         stamp_rate=np.array([rate for _time, rate in flat], np.float64),
@@ -275,6 +280,7 @@ def one_bar_market(
         fine_ms=bar_ms,
         fine_sigma_scale=1.0,
     )
+    return _frozen_market(market)
 
 
 def settle_currency(contract: Contract) -> str:

@@ -97,10 +97,7 @@ class Books:
             self._symbols = tuple(contract.symbol for contract in tape.contracts)
             self.account, self._base = (make_account(len(self._symbols)) for _ in range(2))
         else:
-            market = market_arrays(tape)
-            if self.config.impact.kind != "none":
-                market = market._replace(root_illiquidity=self.config.impact.root_illiquidity(tape))
-            self.world = self.world._replace(market=market)
+            self.world = self.world._replace(market=market_arrays(tape, self.config))
         self._now = len(tape)
         self._bar_ms = tape.bar_ms
         self._close_ms = int(tape.open_time_ms[-1]) + tape.bar_ms

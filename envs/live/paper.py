@@ -185,7 +185,7 @@ class PaperBroker:
                     return self._account
             if bars or is_priced:
                 self._market.show(bars, *await self._prices())
-                market = market_arrays(self._market.tape)
+                market = market_arrays(self._market.tape, venue.books.config)
                 venue.books.world = venue.books.world._replace(market=market)
                 self._clock.held_at_ms = int(self._market.tape.open_time_ms[-1]) + self._bar_ms - 1
                 self._server.pass_time()

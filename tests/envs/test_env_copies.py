@@ -19,6 +19,7 @@ from perpgym.data.tape import Tape
 from perpgym.envs import EnvConfig, PerpEnv, PerpVecEnv
 from perpgym.envs.actions import ACTION_KINDS, ActionKind
 from perpgym.envs.impact_model import ImpactModel
+from perpgym.envs.rules import market_arrays, one_bar_market
 
 MakeTape = Callable[..., Tape]
 CONFIG = EnvConfig(window_bars=8, episode_bars=30, restart="random", execution="limit", remainder="carry")
@@ -121,13 +122,24 @@ def test_every_tape_meets_the_same_machine_code(make_tape: MakeTape, tmp_path: P
     tape.save(tmp_path)
     one = make_tape().last
     turned = replace(tape, last=np.asfortranarray(one), mark=one[:, :, [0, 1, 2, 3]], _cache={})
-    envs = [single(market, CONFIG) for market in (tape, Tape.load(tmp_path), turned)]
+    rounded = {name: getattr(tape, name).round().astype(np.int64) for name in ("last", "mark")}
+    whole = replace(tape, **rounded, _cache={})
+    envs = [single(market, CONFIG) for market in (tape, Tape.load(tmp_path), turned, whole)]
     envs += [
         pickle.loads(pickle.dumps(envs[0])),
         single(tape, replace(CONFIG, impact=ImpactModel(kind="permanent"))),
+        # whole numbers, where a setting may have a fraction
+        single(tape, replace(CONFIG, max_bars_held=4, latency_bars=1, max_exposure=1, reward_scale=1)),
     ]
     assert len({typeof(env.batch._world) for env in envs}) == 1
     assert len({typeof((env.batch._features, env.batch._risk)) for env in envs}) == 1
+    # bars that arrive one by one, of a growing tape or of a worked case, are no other kind of market
+    prices = np.array([[100, 101, 99, 100]])
+    one_bar = one_bar_market(
+        mark_before=np.array([100]), last=prices, mark=prices, volume=np.array([1]), sigma_per_bar=np.zeros(1)
+    )
+    markets = (envs[0].batch._world.market, market_arrays(tape, CONFIG), one_bar)
+    assert len({typeof(market) for market in markets}) == 1
 
 
 @pytest.mark.parametrize("action", ACTION_KINDS)
