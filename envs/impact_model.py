@@ -87,6 +87,10 @@ class ImpactModel:
             return power_law_kernel(self.power)
         return DecayKernel(weights=(1.0, 0.0, 0.0), half_lives_minutes=(self.half_life_minutes,) * 3)
 
+    def usual_bars(self, bar_ms: int) -> int:
+        """How many bars the usual turnover looks back, this one included; 0 where nothing needs it."""
+        return 0 if self.kind == "none" else max(1, round(self.turnover_days * DAY_MS / bar_ms))
+
     def root_illiquidity(self, tape: Tape) -> NDArray[np.float64]:
         """(T, A) float64, sqrt(volatility / usual turnover) of a bar as known at its close.
 
@@ -95,7 +99,7 @@ class ImpactModel:
         is_inverse = np.array([c.kind == "inverse" for c in tape.contracts])
         # an inverse contract's settle currency is its base
         turnover = np.where(is_inverse, tape.volume, tape.volume * tape.last[:, :, CLOSE])
-        usual = trailing_turnover(turnover, max(1, round(self.turnover_days * DAY_MS / tape.bar_ms)))
+        usual = trailing_turnover(turnover, max(1, self.usual_bars(tape.bar_ms)))
         ratio = np.divide(tape.sigma_per_bar, usual, out=np.zeros_like(usual), where=usual > 0.0)
         return np.ascontiguousarray(np.sqrt(ratio))
 

@@ -34,7 +34,6 @@ from perpgym.envs.rules import make_choices
 from perpgym.envs.spaces import LEDGER, LEDGER_COLUMNS, TOTAL_COLUMNS, window_space
 
 _LOG = logging.getLogger(__name__)
-_DAY_MS = 86_400_000
 # how long a settlement says what is: inference and little more
 _FRESH_S = 2.0
 # summed where several bars pass in one step; of the others the last bar's count
@@ -199,9 +198,7 @@ class LiveEnv(gym.Env[Observation, NDArray[np.float32]]):
         saved = self._saved_books()
         close_ms = None if saved is None else int(saved["close_ms"])
         config = self.config
-        usual = 0
-        if config.impact.kind != "none":
-            usual = max(1, round(config.impact.turnover_days * _DAY_MS / self.feed.bar_ms))
+        usual = config.impact.usual_bars(self.feed.bar_ms)
         names = (self.columns.features, self.columns.risk)
         keep = bars_kept(*names, self.feed.bar_ms, config.window_bars, usual)
         bars = self._ask(lambda: self.feed.history(keep, close_ms))

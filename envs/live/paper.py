@@ -139,7 +139,7 @@ class PaperBroker:
         if self._server is not None:
             return
         await self._source.open_market()
-        bars = await self._feed.history(_HISTORY)
+        bars = await self._feed.history(max(_HISTORY, self._config.impact.usual_bars(self._bar_ms)))
         self._market = PaperMarket(bars, *await self._prices())
         engine = Engine(self._market, self._config, self._money_decimals)
         self._clock = _PaperClock(self._source, engine.now_ms)

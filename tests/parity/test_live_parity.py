@@ -21,6 +21,7 @@ from perpgym.data.features.scaler import fit_scaler
 from perpgym.data.tape import Tape
 from perpgym.envs import RiskLimits
 from perpgym.envs.actions import action_space
+from perpgym.envs.impact_model import ImpactKind, ImpactModel
 from perpgym.envs.spaces import window_space
 from perpgym.policies import PerpActorCriticPolicy, PolicyConfig
 
@@ -130,9 +131,17 @@ def test_a_policy_from_disk_decides_live_as_beside_the_env(
     assert found.counts["fills"] > 3
 
 
-def test_a_paper_account_beside_the_market_does_too(parity: ModuleType, tape: Tape) -> None:
-    """Without impact, which needs the volume of a bar that is not over."""
-    config = parity.settings(impact_coefficient=0.0, stop_loss=0.01, take_profit=0.012)
+@pytest.mark.parametrize("trace", ["none", "power_law"])
+def test_a_paper_account_beside_the_market_does_too(
+    parity: ModuleType, tape: Tape, trace: ImpactKind
+) -> None:
+    """Without the impact of an order, which needs the volume of a bar that is not over."""
+    config = parity.settings(
+        impact_coefficient=0.0,
+        stop_loss=0.01,
+        take_profit=0.012,
+        impact=ImpactModel(kind=trace, permanent_coefficient=0.5),
+    )
     found = parity.compare(
         tape, config, RiskLimits(), start_bar=parity._HISTORY, bars=50, act=parity.random_policy(1),
         is_paper=True,
