@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+import soak_judge
 
 from perpgym.data.tape import Tape
 from perpgym.envs import EnvConfig
@@ -20,25 +19,17 @@ from perpgym.envs.exchange.venue import Venue
 from perpgym.envs.live.broker import Income, Order
 from perpgym.envs.live.journal import Journal
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 SYMBOL = "TEST/USDT:USDT"
-
-
-@pytest.fixture(scope="module")
-def judging() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        yield importlib.import_module("soak_judge")
 
 
 class Court:
     """An exchange whose clock stands, a journal, and the judge of both."""
 
-    def __init__(self, judging: ModuleType, tape: Tape, folder: Path) -> None:
+    def __init__(self, tape: Tape, folder: Path) -> None:
         self.engine = Engine(Replay(tape, start_bar=50), EnvConfig(initial_wallet=10_000.0))
         self.venue = Venue(engine=self.engine, clock=Clock(self.engine.now_ms, 0.0))
         self.journal = Journal.open(folder / "journal.sqlite")
-        self.judge = judging.Judge(
+        self.judge = soak_judge.Judge(
             Server(self.venue), folder / "journal.sqlite", seed=3, cap=1.0, stop_loss=0.08
         )
         self.judge.begin(2)
@@ -73,8 +64,8 @@ class Court:
 
 
 @pytest.fixture
-def court(judging: ModuleType, make_tape: Callable[..., Tape], tmp_path: Path) -> Iterator[Court]:
-    here = Court(judging, make_tape(), tmp_path)
+def court(make_tape: Callable[..., Tape], tmp_path: Path) -> Iterator[Court]:
+    here = Court(make_tape(), tmp_path)
     yield here
     here.judge.close()
     here.journal.close()

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import bench_tape_memory as bench
 import pytest
 
 from perpgym.data.tape import Tape
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 # six years of hours, seven contracts, the number of default columns
 BARS, CONTRACTS, SETTINGS = 52_608, 7, {"n_features": 22, "n_risk": 7}
 
@@ -23,8 +22,6 @@ def test_six_years_of_seven_contracts_in_four_processes_cost_their_size_once(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    bench = importlib.import_module("bench_tape_memory")
     for folder, bars in (("tape", BARS), ("short", 500)):
         merge_tapes([make_tape(bars=bars, seed=i, **SETTINGS) for i in range(CONTRACTS)]).save(
             tmp_path / folder

@@ -78,6 +78,8 @@ def test_a_rule_is_judged_in_place_of_the_agents_and_answers_for_no_trials(
     alone, _ = judged(folder, market, baseline="buy_and_hold", period="valid")
     assert alone.comparison.headline == "Buy and hold"
     assert (folder.path / "report_buy_and_hold_valid").is_dir()
+    trained_on, _ = judged(folder, market, baseline="flat", period="train")
+    assert trained_on.verdict.kind == alone.verdict.kind == "seen"
 
 
 def test_a_rule_has_no_ensemble_and_a_band_no_votes(folder: RunFolder, market: Market) -> None:

@@ -4,13 +4,11 @@ fills, fees, funding, equity, rewards and observations. ``benchmarks/live_parity
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import live_parity as parity
 import numpy as np
 import pytest
 import torch
@@ -25,41 +23,31 @@ from perpgym.envs.impact_model import ImpactKind, ImpactModel
 from perpgym.envs.spaces import window_space
 from perpgym.policies import PerpActorCriticPolicy, PolicyConfig
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 EXACT = 1e-8
 
 
 @pytest.fixture(scope="module")
-def parity() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        yield importlib.import_module("live_parity")
-
-
-@pytest.fixture(scope="module")
-def tape(parity: ModuleType) -> Tape:
+def tape() -> Tape:
     found: Tape = parity.simulated_tape(200)
     return found
 
 
-def play(parity: ModuleType, tape: Tape, bars: int, seed: int = 1, **changes: Any) -> Any:
+def play(tape: Tape, bars: int, seed: int = 1, **changes: Any) -> Any:
     return parity.compare(
         tape, parity.settings(**changes), RiskLimits(), start_bar=parity._HISTORY, bars=bars,
         act=parity.random_policy(seed),
     )  # fmt: skip
 
 
-def test_a_live_account_earns_and_sees_what_its_env_does(parity: ModuleType, tape: Tape) -> None:
-    found = play(parity, tape, 120, stop_loss=0.01, take_profit=0.012)
+def test_a_live_account_earns_and_sees_what_its_env_does(tape: Tape) -> None:
+    found = play(tape, 120, stop_loss=0.01, take_profit=0.012)
     assert found.largest <= EXACT
     assert found.counts["fills"] > 60
     assert found.counts["stopped"] > 5
     assert found.counts["funding"] > 0.0
 
 
-def test_an_exchange_that_rounds_its_money_halts_nobody_and_earns_what_rounding_leaves(
-    parity: ModuleType, tape: Tape
-) -> None:
+def test_an_exchange_that_rounds_its_money_halts_nobody_and_earns_what_rounding_leaves(tape: Tape) -> None:
     """To 8 decimals a row, as the real one does: the desk stays ready (``see`` raises where it does not)."""
     config = parity.settings(stop_loss=0.01, take_profit=0.012)
     found = parity.compare(
@@ -82,31 +70,27 @@ def test_an_exchange_that_rounds_its_money_halts_nobody_and_earns_what_rounding_
         {"stop_volatility": 2.0, "stop_loss": None, "impact": {"kind": "exponential"}},
     ],
 )
-def test_every_kind_of_action_stop_and_margin_does(
-    parity: ModuleType, tape: Tape, changes: dict[str, Any]
-) -> None:
-    found = play(parity, tape, 30, seed=2, **changes)
+def test_every_kind_of_action_stop_and_margin_does(tape: Tape, changes: dict[str, Any]) -> None:
+    found = play(tape, 30, seed=2, **changes)
     assert found.largest <= EXACT
     assert found.counts["fills"] > 5
 
 
-def test_real_bitcoin_does(parity: ModuleType, shared_data: Path) -> None:
+def test_real_bitcoin_does(shared_data: Path) -> None:
     tape = parity.real_tape(shared_data / "freqtrade", ("BTC/USDT:USDT",), "2022-05-08", 100)
-    found = play(parity, tape, 100, stop_loss=0.015)
+    found = play(tape, 100, stop_loss=0.015)
     assert found.largest <= EXACT
     assert found.counts["stopped"] > 3
 
 
-def test_seven_contracts_on_one_wallet_do(parity: ModuleType, shared_data: Path) -> None:
+def test_seven_contracts_on_one_wallet_do(shared_data: Path) -> None:
     tape = parity.real_tape(shared_data / "freqtrade", shipped_contracts(), "2022-05-08", 15)
-    found = play(parity, tape, 12, action="target", max_exposure=1.0, initial_wallet=1e6)
+    found = play(tape, 12, action="target", max_exposure=1.0, initial_wallet=1e6)
     assert found.largest <= EXACT
     assert found.counts["fills"] > 50
 
 
-def test_a_policy_from_disk_decides_live_as_beside_the_env(
-    parity: ModuleType, tape: Tape, tmp_path: Path
-) -> None:
+def test_a_policy_from_disk_decides_live_as_beside_the_env(tape: Tape, tmp_path: Path) -> None:
     torch.manual_seed(0)
     policy_config = PolicyConfig(
         d_model=16, n_heads=2, risk_hidden=8, policy_hidden=(16,), value_hidden=(16,)
@@ -132,9 +116,7 @@ def test_a_policy_from_disk_decides_live_as_beside_the_env(
 
 
 @pytest.mark.parametrize("trace", ["none", "power_law"])
-def test_a_paper_account_beside_the_market_does_too(
-    parity: ModuleType, tape: Tape, trace: ImpactKind
-) -> None:
+def test_a_paper_account_beside_the_market_does_too(tape: Tape, trace: ImpactKind) -> None:
     """Without the impact of an order, which needs the volume of a bar that is not over."""
     config = parity.settings(
         impact_coefficient=0.0,
@@ -152,7 +134,7 @@ def test_a_paper_account_beside_the_market_does_too(
     assert found.counts["funding"] > 0.0
 
 
-def test_another_fee_at_the_exchange_shows(parity: ModuleType, tape: Tape) -> None:
+def test_another_fee_at_the_exchange_shows(tape: Tape) -> None:
     config = parity.settings()
     found = parity.compare(
         tape, config, RiskLimits(), start_bar=parity._HISTORY, bars=10, act=parity.random_policy(1),

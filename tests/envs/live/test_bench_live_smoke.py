@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-from pathlib import Path
-
+import bench_live as bench
 import pytest
-
-BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
 
 
 def test_every_decision_is_timed_from_its_final_bar_to_its_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    bench = importlib.import_module("bench_live")
     monkeypatch.setattr(bench, "_WARM_UP", 2)
     parts, found = bench.run(4)
     assert found.largest <= bench.TOLERANCE

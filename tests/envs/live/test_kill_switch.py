@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import signal
 import threading
@@ -12,15 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import live_parity as parity
 import numpy as np
 import pytest
+from place import place_of
 
 from perpgym.envs import RiskLimits
 from perpgym.envs.exchange.faults import make_book
 from perpgym.envs.live.thread import DeskThread
 from perpgym.experiments.live_run import Stop, run_live
-
-BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
 
 
 class LongAndThenStop:
@@ -47,16 +46,8 @@ class LongAndThenStop:
 @pytest.fixture
 def live(tmp_path: Path) -> Iterator[tuple[Any, Any]]:
     """(a live env, its exchange)"""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        parity = importlib.import_module("live_parity")
-        tape = parity.simulated_tape(100)
-        config = parity.settings()
-        with (
-            parity.exchange(tape, parity._HISTORY + 1, config) as server,
-            parity.live_env(server, config, RiskLimits(), tmp_path, parity.columns_of(tape)) as env,
-        ):
-            yield env, server
+    with place_of(parity.simulated_tape(100), tmp_path) as place, place.live() as env:
+        yield env, place.server
 
 
 @pytest.mark.parametrize("on_stop", ["freeze", "flatten"])
@@ -114,7 +105,6 @@ def test_a_run_that_is_stopped_while_it_starts_again_leaves_the_account_as_it_wa
     env.journal.close()
     held = server.venue.books.position(0)
     assert held > 0.0
-    parity = importlib.import_module("live_parity")
     columns = parity.columns_of(server.venue.market.tape)
     with parity.live_env(server, env.config, RiskLimits(), tmp_path, columns) as env:
         if silent is not None:

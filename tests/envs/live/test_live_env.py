@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import gymnasium as gym
+import live_parity as parity
 import numpy as np
 import pytest
+from place import Place, place_of
 
 from perpgym.data.tape import Tape
 from perpgym.envs import CONTRACT_LEDGER, EnvConfig, RiskLimits
@@ -23,58 +23,24 @@ from perpgym.envs.live.env import LiveConfig, check_live
 from perpgym.envs.live.recovery import StartRefused
 from perpgym.envs.live.thread import Interrupted
 
-BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
 LONG = np.array([0.4, -1.0], np.float32)
 HOLD = np.array([0.0, 1.0], np.float32)
 
 
 @pytest.fixture(scope="module")
-def parity() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        yield importlib.import_module("live_parity")
-
-
-@pytest.fixture(scope="module")
-def tape(parity: ModuleType) -> Tape:
+def tape() -> Tape:
     found: Tape = parity.simulated_tape(100)
     return found
 
 
-class Place:
-    """An exchange, and live envs on it, one after the other."""
-
-    def __init__(self, parity: ModuleType, tape: Tape, server: Any, folder: Path) -> None:
-        self.parity, self.tape, self.server, self.folder = parity, tape, server, folder
-        self.config = parity.settings()
-
-    def live(self, **changes: Any) -> Any:
-        live = replace(self.parity.LIVE, **changes)
-        columns = self.parity.columns_of(self.tape)
-        return self.parity.live_env(self.server, self.config, RiskLimits(), self.folder, columns, live=live)
-
-    @property
-    def orders(self) -> int:
-        return len(self.server.venue.books.registry.orders)
-
-    @property
-    def position(self) -> float:
-        return float(self.server.venue.books.position(0))
-
-    def pass_bars(self, bars: int) -> None:
-        for _bar in range(bars):
-            self.server.venue.clock.move_to(self.server.venue.engine.next_ms)
-            self.server.pass_time()
-
-
 @pytest.fixture
-def place(parity: ModuleType, tape: Tape, tmp_path: Path) -> Iterator[Place]:
-    with parity.exchange(tape, parity._HISTORY + 1, parity.settings()) as server:
-        yield Place(parity, tape, server, tmp_path)
+def place(tape: Tape, tmp_path: Path) -> Iterator[Place]:
+    with place_of(tape, tmp_path) as place:
+        yield place
 
 
 def test_spaces_and_observations_are_the_envs(place: Place) -> None:
-    env = place.parity.env_at(place.tape, place.config, RiskLimits(), place.parity._HISTORY, 5)
+    env = parity.env_at(place.tape, place.config, RiskLimits(), parity._HISTORY, 5)
     with place.live() as live:
         seen, info = live.reset()
         assert live.observation_space == env.observation_space
@@ -114,10 +80,10 @@ def test_a_decision_that_comes_too_late_is_not_carried_out(place: Place) -> None
 
 @pytest.mark.parametrize("row", ["F29", "F29b", "F35", "F35b"])
 def test_no_decision_sees_a_bar_that_is_not_final_missing_or_impossible(place: Place, row: str) -> None:
-    env = place.parity.env_at(place.tape, place.config, RiskLimits(), place.parity._HISTORY, 6)
+    env = parity.env_at(place.tape, place.config, RiskLimits(), parity._HISTORY, 6)
     expected, _ = env.reset(seed=0)
     # two answers in a row that agree: a bar that changes once is taken as it ends
-    feed = replace(place.parity.LIVE.feed, readings=2)
+    feed = replace(parity.LIVE.feed, readings=2)
     with place.live(feed=feed) as live:
         seen, _info = live.reset()
         for number, action in enumerate((LONG, HOLD, -LONG, HOLD)):
@@ -149,8 +115,8 @@ class Sixths:
 
 @pytest.mark.parametrize("style", ["twap", "vwap", "iceberg"])
 def test_what_takes_a_bar_is_booked_as_the_decisions_own(place: Place, style: str) -> None:
-    place.config = place.parity.settings(execution=style, limit_offset_bps=0.0)
-    timings = replace(place.parity.LIVE.timings, slice_ms=place.tape.bar_ms // 6, first_wait_s=0.02)
+    place.config = parity.settings(execution=style, limit_offset_bps=0.0)
+    timings = replace(parity.LIVE.timings, slice_ms=place.tape.bar_ms // 6, first_wait_s=0.02)
     with place.live(timings=timings) as live:
         live.feed.clock = Sixths(live.feed.clock, place.tape.bar_ms)
         live.reset()
@@ -184,8 +150,8 @@ def test_a_start_in_the_middle_of_a_bar_waits_for_its_close(place: Place) -> Non
 
 
 def test_after_a_restart_the_account_remembers_and_books_what_it_missed(place: Place) -> None:
-    start, bars = place.parity._HISTORY, 12
-    env = place.parity.env_at(place.tape, place.config, RiskLimits(), start, bars)
+    start, bars = parity._HISTORY, 12
+    env = parity.env_at(place.tape, place.config, RiskLimits(), start, bars)
     env.reset(seed=0)
     with place.live() as live:
         live.reset()

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import httpx
+import live_parity as parity
 import numpy as np
 import pytest
 
@@ -28,23 +27,14 @@ from perpgym.envs.live.monitor.story import rebuild
 from perpgym.experiments.live_run import Stop, run_live
 
 pytest.importorskip("perpgym.envs.live.env", reason="there is no live env yet")
-BENCHMARKS = Path(__file__).resolve().parents[4] / "benchmarks"
 TOKEN = "a-token-of-more-than-twenty-characters"
 BEARER = {"authorization": f"Bearer {TOKEN}"}
 LONG, SHORT = np.array([0.4, -1.0], np.float32), np.array([-0.3, -1.0], np.float32)
 HOLD = np.array([0.0, 1.0], np.float32)
 
 
-@pytest.fixture(scope="module")
-def parity() -> Iterator[ModuleType]:
-    """What builds a live env on a simulated exchange."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        yield importlib.import_module("live_parity")
-
-
 @pytest.fixture
-def exchange(parity: ModuleType) -> Iterator[Any]:
+def exchange() -> Iterator[Any]:
     """On 100 bars of a simulated market."""
     tape = parity.simulated_tape(100)
     # a server that compiles does not answer
@@ -53,9 +43,7 @@ def exchange(parity: ModuleType) -> Iterator[Any]:
         yield server
 
 
-def test_page_metrics_and_replay_agree_with_the_exchange(
-    parity: ModuleType, exchange: Any, tmp_path: Path
-) -> None:
+def test_page_metrics_and_replay_agree_with_the_exchange(exchange: Any, tmp_path: Path) -> None:
     tape, books = exchange.venue.market.tape, exchange.venue.books
     name = tape.contracts[0].symbol
     columns = parity.columns_of(tape)
@@ -125,7 +113,7 @@ class Holder:
 
 @pytest.mark.parametrize("breaks_at", [None, 2])
 def test_people_are_told_of_a_program_that_fails_and_not_of_one_that_ends(
-    breaks_at: int | None, parity: ModuleType, exchange: Any, tmp_path: Path, inbox: Any
+    breaks_at: int | None, exchange: Any, tmp_path: Path, inbox: Any
 ) -> None:
     columns = parity.columns_of(exchange.venue.market.tape)
     with parity.live_env(exchange, parity.settings(), RiskLimits(), tmp_path, columns) as env:
