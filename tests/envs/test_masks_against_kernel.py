@@ -26,7 +26,7 @@ from perpgym.envs.kernel import step_account
 from perpgym.envs.liquidation import is_short_at
 from perpgym.envs.masks import is_admitted
 from perpgym.envs.orders import BRACKET, MARGIN, TOO_SMALL
-from perpgym.envs.rules import make_account_rules, one_bar_market, pack_contracts
+from perpgym.envs.rules import frozen, make_account_rules, one_bar_market, pack_contracts
 from perpgym.envs.spaces import CONTRACT_LEDGER, LEDGER
 
 BRACKETS = (
@@ -54,7 +54,7 @@ class Still:
             mark_before=flat[:, 0], last=flat, mark=flat, volume=np.full(len(marks), 1e9),
             sigma_per_bar=np.full(len(marks), 0.01), open_ms=HOUR_MS,
         )  # fmt: skip
-        market = market._replace(volume=np.full((2, len(marks)), 1e9))
+        market = market._replace(volume=frozen(np.full((2, len(marks)), 1e9)))
         self.world = World(market, packed, brackets, make_account_rules(self.config, limits))
         self.account = make_account(len(marks))
         self.contracts = [ContractRules(*row) for row in packed.tolist()]
