@@ -54,6 +54,10 @@ def _ablated(change: Callable[[Settings], Settings]) -> Trainer:
     return _ours(lambda problem: change(settings_of(problem.name, OWN_ACTION.get(problem.name, "target"))))
 
 
+def _realised(problem: Problem, *, seed: int, share: float, progress: Progress) -> Run:
+    return AGENTS["target"](problem.realised(), seed=seed, share=share, progress=progress)
+
+
 def _stock(problem: Problem, *, seed: int, share: float, progress: Progress) -> Run:
     env, steps = replace(problem.env, action="target"), int(share * STOCK_STEPS)
     return train_stock(problem.tape(seed), env, problem.judge, steps=steps, seed=seed, progress=progress)
@@ -88,6 +92,8 @@ AGENTS: dict[str, Trainer] = {
     "band": _acting("band"),
     "stock": _stock,
     "hppo": _ours(_hierarchical),
+    # learns from the returns that came, with all their noise
+    "realised": _realised,
     # QR-DQN, and the same from independent minibatches; judged by the best on their ladder
     "ladder": partial(train_on_ladder, minibatch="stretches"),
     "ladder_decisions": partial(train_on_ladder, minibatch="decisions"),

@@ -20,6 +20,7 @@ from references import (
     CHAOUKI_SD,
     CHAOUKI_SEEDS,
     GP_H,
+    GP_H_NOISE_SD,
     Liquidation,
     chaouki_linear_band,
     proportional_band,
@@ -53,6 +54,8 @@ SIGNAL = replace(
 TRAINING_BARS = 200_000
 # tapes to train on have these seeds plus the run's, tapes to judge on have this one
 _TRAINING_SEED, _JUDGING_SEED = 1_000, 7
+# on top of a tape's own: noise of the signal's seed would be the signal's
+_NOISE_SEED = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +69,8 @@ class Problem:
         judge: on another tape, but where no chance is in a tape: then it is the same.
         value_name: what the judge's value is.
         conditions: problems that every seed must solve whole, else the fraction counts as 0.
+        noisy_tape: as ``tape``, of a price that moves by more than its mean; None where no source gives the
+            noise.
     """
 
     name: str
@@ -74,6 +79,17 @@ class Problem:
     judge: Judge
     value_name: str
     conditions: tuple[Problem, ...] = ()
+    noisy_tape: Callable[[int], Tape] | None = None
+
+    def realised(self) -> Problem:
+        """The same, learnt from what a position earned instead of from what it could expect; judged as ever.
+
+        Raises:
+            ValueError: the problem has no noise.
+        """
+        if self.noisy_tape is None:
+            raise ValueError(f"{self.name} has no noise to learn from: realised is for gp_h")
+        return replace(self, tape=self.noisy_tape, env=replace(self.env, reward_on_conditional_mean=False))
 
 
 def _stationary_problem(
@@ -84,11 +100,20 @@ def _stationary_problem(
     env: EnvConfig,
     rule: Callable[[Floats, Floats], Floats],
     unit: float = 1.0,
+    noise_sd: float = 0.0,
 ) -> Problem:
     """An AR(1) signal of size one as the feature; judged on 256 stretches of 240 bars after 60 to settle."""
 
-    def tape(bars: int, seed: int) -> Tape:
-        return signal_tape(stationary_signal(bars, persistence, seed), mean_per_signal=unit * signal_sd)
+    def tape(bars: int, seed: int, noise_sd: float = 0.0) -> Tape:
+        return signal_tape(
+            stationary_signal(bars, persistence, seed),
+            mean_per_signal=unit * signal_sd,
+            noise_sd=unit * noise_sd,
+            seed=_NOISE_SEED + seed,
+        )
+
+    def noisy_tape(seed: int) -> Tape:
+        return tape(TRAINING_BARS, _TRAINING_SEED + seed, noise_sd)
 
     pieces, bars, warmup = 256, 300, 60
     stretches = Stretches(
@@ -108,6 +133,7 @@ def _stationary_problem(
             unit=1.0 / unit,
         ),
         value_name="reward of a bar",
+        noisy_tape=noisy_tape if noise_sd > 0.0 else None,
     )
 
 
@@ -132,6 +158,7 @@ def gp_h() -> Problem:
         env=env,
         rule=GP_H.trade,
         unit=_GP_UNIT,
+        noise_sd=GP_H_NOISE_SD,
     )
 
 

@@ -73,6 +73,7 @@ class QuadraticCosts:
 # the set of the project's brief: deviation of a bar 50 bp and risk aversion 5, a signal of 2.5 bp that halves
 # in 12 bars
 GP_H = QuadraticCosts(persistence=2.0 ** (-1.0 / 12.0), signal_sd=2.5e-4, risk=1.25e-4, cost=1e-3)
+GP_H_NOISE_SD = 5e-3
 
 
 # --- Chaouki et al. 2020, "Deep deterministic portfolio optimization", arXiv 2003.06497 ---

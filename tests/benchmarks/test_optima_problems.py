@@ -32,6 +32,27 @@ def test_the_closed_form_earns_g_star_in_the_env() -> None:
     assert judge.unit * judge.best_reward == pytest.approx(GP_H.average_reward(), rel=0.05)
 
 
+def test_realised_returns_are_the_mean_and_forty_times_as_much_noise_that_no_signal_tells() -> None:
+    problem = gp_h().realised()
+    assert not problem.env.reward_on_conditional_mean
+    tape = problem.tape(0)
+    assert tape.planted is not None
+    close = tape.last[:, 0, 3]
+    noise = close[1:] / close[:-1] - 1.0 - tape.planted[:-1, 0]
+    signal = tape.planted[:-1, 0] * GP_H.signal_sd / tape.planted.std()
+    held = np.zeros(len(signal))
+    for bar in range(1, len(held)):
+        held[bar] = GP_H.trade(signal[bar], held[bar - 1])
+    # both in the problem's unit of money
+    scale = GP_H.signal_sd / tape.planted.std()
+    assert scale * np.std(held * noise) / GP_H.average_reward() == pytest.approx(40.0, rel=0.1)
+    for lag in (-1, 0, 1):
+        told = np.corrcoef(np.roll(tape.planted[:-1, 0], lag), noise)[0, 1]
+        assert abs(told) < 4.0 / np.sqrt(len(noise))
+    with pytest.raises(ValueError, match="kelly has no noise to learn from"):
+        kelly().realised()
+
+
 def test_a_myopic_rule_earns_its_known_share_of_g_star_in_the_env() -> None:
     judge = reward_share(gp_h())
 
