@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from perpgym.data.bars import CLOSE, OPEN
 from perpgym.envs.account import CROSS
-from perpgym.envs.arrays import read_bar
 from perpgym.envs.exchange.books import AccountEvent, Books, Fill, OrderEvent
 from perpgym.envs.exchange.orders import Order, Side, sign
 from perpgym.envs.exchange.triggers import (
@@ -22,13 +21,19 @@ from perpgym.envs.exchange.triggers import (
     is_touched,
     trigger,
 )
-from perpgym.envs.exchange.working import end_order, expire_reduce_only, fill_maker, wanted_of, within_volume
+from perpgym.envs.exchange.working import (
+    end_order,
+    expire_reduce_only,
+    fill_maker,
+    volume_through,
+    wanted_of,
+    within_volume,
+)
 from perpgym.envs.fills import LIQUIDATION, STOP
 from perpgym.envs.impact import decay_push
 from perpgym.envs.kernel import inside_bar, meet_open, settle_at_close
 from perpgym.envs.liquidation import ADVERSE_FIRST, STRAIGHT, is_short_at, liquidate_if_short
 from perpgym.envs.matching import begin_fine_bar
-from perpgym.envs.orders import volume_beyond
 from perpgym.envs.path import live_through, walk_leg
 
 
@@ -104,7 +109,7 @@ def _enter_on_the_way(books: Books, resting: list[Order], time_ms: int) -> None:
     waiting = sorted(
         (_share_of(books, o), number, o)
         for number, o in enumerate(resting)
-        if o.is_open and _is_within(books, o) and _enlarges(books, o.asset, sign(o.side))
+        if o.is_open and volume_through(books, o) > 0.0 and _enlarges(books, o.asset, sign(o.side))
     )
     if not waiting:
         return
@@ -123,13 +128,6 @@ def _enter_on_the_way(books: Books, resting: list[Order], time_ms: int) -> None:
         _book_inside(books, protection, time_ms)
         if order.is_open and _enlarges(books, order.asset, sign(order.side)):
             _fill_resting(books, order, time_ms)
-
-
-def _is_within(books: Books, order: Order) -> bool:
-    """Whether the open bar trades through the price of a resting order."""
-    market, rules = books.market, books.rules(order.asset)
-    bar = read_bar(books.world.market, market.bar, market.fine, order.asset, rules.is_inverse)
-    return bool(volume_beyond(sign(order.side), order.price, bar, rules) > 0.0)
 
 
 def _share_of(books: Books, order: Order) -> float:

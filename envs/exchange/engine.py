@@ -25,7 +25,7 @@ from perpgym.envs.exchange.margins import available, refusal
 from perpgym.envs.exchange.market import Replay
 from perpgym.envs.exchange.orders import AlgoOrder, Order, Side, sign
 from perpgym.envs.exchange.triggers import is_beyond
-from perpgym.envs.exchange.working import end_order, take, wanted_of, within_volume
+from perpgym.envs.exchange.working import end_order, take, take_levels, wanted_of, within_volume
 from perpgym.envs.execution import quote, to_lots
 from perpgym.envs.fills import maker_cost_rate, taker_cost_rate
 from perpgym.envs.orders import admitted_by_volume, market_fill_price
@@ -175,7 +175,9 @@ class Engine:
         self._check_margin(order, due)
         self.registry.add(order)
         self.books.emit(OrderEvent(order=order, execution="NEW", time_ms=self.now_ms))
-        if due > 0.0:
+        if due > 0.0 and self.books.recorded is not None:
+            take_levels(self.books, order, self.books.recorded.walk(order, due), self.now_ms)
+        elif due > 0.0:
             take(self.books, order, due, self.market.last_price(order.asset), self.now_ms)
         if order.is_open and (order.kind == "MARKET" or order.time_in_force in ("IOC", "FOK")):
             self.end(order, "EXPIRED", "not filled at once")
@@ -185,6 +187,9 @@ class Engine:
     def _takeable(self, order: Order) -> tuple[float, bool]:
         """(base, unsigned, that fills at once as a taker; whether a limit crosses the book)."""
         books, asset, side = self.books, order.asset, sign(order.side)
+        if books.recorded is not None:
+            due = sum(size for _price, size in books.recorded.walk(order, wanted_of(books, order)))
+            return float(to_lots(due, books.rules(asset))), due > 0.0
         rules, world, market = books.rules(asset), books.world, self.market
         last = market.last_price(asset)
         bar = read_bar(world.market, market.bar, market.fine, asset, rules.is_inverse)
@@ -216,20 +221,30 @@ class Engine:
         if order.reduce_only:
             return
         books, asset, side = self.books, order.asset, sign(order.side)
-        rules, world, market = books.rules(asset), books.world, self.market
-        last = market.last_price(asset)
+        rules, world, last = books.rules(asset), books.world, self.market.last_price(asset)
         size, price = order.quantity, order.price
         if order.kind == "MARKET":
             size = due
-            bar = read_bar(world.market, market.bar, market.fine, asset, rules.is_inverse)
-            _touch, price = market_fill_price(books.account, asset, last, side * due, bar, rules, world.rules)
         if size == 0.0:
             return
+        if order.kind == "MARKET":
+            price = self._taker_price(order, due)
         rate_of = taker_cost_rate if due > 0.0 else maker_cost_rate
         rate = rate_of(books.account, side * size, last, rules, world.rules)
         code = refusal(books, order, size, float(price), float(rate))
         if code:
             raise Rejected(code)
+
+    def _taker_price(self, order: Order, due: float) -> float:
+        """quote, the mean price at which ``due`` of a market order fills."""
+        books, asset, market = self.books, order.asset, self.market
+        if books.recorded is not None:
+            return sum(price * size for price, size in books.recorded.walk(order, due)) / due
+        rules, world, last = books.rules(asset), books.world, market.last_price(asset)
+        bar = read_bar(world.market, market.bar, market.fine, asset, rules.is_inverse)
+        signed = sign(order.side) * due
+        _touch, price = market_fill_price(books.account, asset, last, signed, bar, rules, world.rules)
+        return float(price)
 
     def cancel(self, asset: int, order_id: int | None, client_id: str | None) -> Order:
         """Take an open order out of the book.
