@@ -77,9 +77,9 @@ class Recording:
         ground = "a whole book" if self.is_whole else "a book without a snapshot since its last hole"
         if not self.gaps and not self.is_whole:
             ground = "a book without a snapshot"
-        holes = f"{len(self.gaps)} holes in its diffs"
+        holes = f"holes in the diffs: {len(self.gaps)}"
         if self.gaps:
-            holes += f", the first at {iso(self.gaps[0].time_ms)}"
+            holes += f" (the first before {iso(self.gaps[0].time_ms)})"
         mark = "the exchange's mark" if self.bars.mark_rule == "mark" else "the mid for a mark"
         return f"recorded L2 in bars of {self.bars.bar_ms} ms: {ground}, {holes}, {mark}"
 

@@ -2,7 +2,7 @@
 
 All three count one sequence of changes, so their ids say in which order they happened. A level is known from
 the first message that names it on. After a hole in the diffs nothing that was known before is believed, and
-the book begins anew.
+the book begins anew; a snapshot within the hole heals it.
 
 Source: Binance USD-M futures, "How to manage a local order book correctly" (U, u, pu, lastUpdateId).
 """
@@ -129,12 +129,15 @@ class RebuiltBook:
         if message["u"] <= self._diff_id:
             # recorded twice
             return
-        known, before = max(self._diff_id, self._snapshot_id), message["pu"]
-        if known >= 0 and before != self._diff_id and before > self._snapshot_id:
+        is_after_snapshot = message["pu"] > self._snapshot_id
+        is_missing = message["pu"] != self._diff_id
+        if is_missing and (self._diff_id >= 0 or (self._snapshot_id >= 0 and is_after_snapshot)):
+            known = self._diff_id if self._diff_id >= 0 else self._snapshot_id
             self.gaps.append(Gap(time_ms=message["T"], last_id=known, next_id=message["U"]))
-            self.is_whole = False
-            self.bids.clear()
-            self.asks.clear()
+            if is_after_snapshot:
+                self.is_whole = False
+                self.bids.clear()
+                self.asks.clear()
         self._diff_id = message["u"]
         self._set(self.bids, message["b"], self._diff_id)
         self._set(self.asks, message["a"], self._diff_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +82,21 @@ def test_a_hole_in_the_diffs_is_told_and_the_book_begins_anew(capture: Any, cont
     (gap,) = holed.gaps
     assert (gap.time_ms, gap.last_id, gap.next_id) == (START_MS + 3_500, 1_010, 1_021)
     assert not holed.is_whole
-    assert "1 holes in its diffs, the first at 2020-01-01 00:00:03.500000" in holed.describe()
+    assert "holes in the diffs: 1 (the first before 2020-01-01 00:00:03.500000)" in holed.describe()
     assert levels(holed.books[2].bids)[0] == (30_000.0, 1.0)
     assert levels(holed.books[3].bids) == [(29_996.0, 1.0)]
     assert levels(whole.books[3].bids)[0] == (30_000.0, 1.0)
+    # a snapshot heals the book; that it was wrong for a while is told all the same
+    healing = {
+        "lastUpdateId": 1_025,
+        "T": START_MS + 3_400,
+        "bids": [["29000", "1"]],
+        "asks": [["31000", "1"]],
+    }
+    capture.lines.append(f"1 {json.dumps(healing)}")
+    healed = read(capture, contract)
+    assert (len(healed.gaps), healed.is_whole) == (1, True)
+    assert levels(healed.books[3].bids) == [(29_996.0, 1.0), (29_000.0, 1.0)]
 
 
 def test_a_snapshot_counts_from_its_own_change_on(capture: Any, contract: Contract) -> None:
@@ -122,7 +134,7 @@ def test_without_a_snapshot_the_book_is_what_was_named(capture: Any, contract: C
     assert recording.bars.open_time_ms[0] == START_MS + 2_000
     assert levels(recording.books[0].asks) == [(30_010.0, 2.0)]
     assert levels(recording.books[2].bids) == [(30_000.0, 1.0), (29_990.0, 1.0)]
-    assert "a book without a snapshot, 0 holes" in recording.describe()
+    assert "a book without a snapshot, holes in the diffs: 0" in recording.describe()
 
 
 @given(
@@ -215,7 +227,7 @@ def test_the_command_says_what_captures_hold(shared_data: Path, capsys: pytest.C
     for year in ("2023", "2024"):
         assert main([str(path) for path in sorted(folder.glob(f"*_{year}*"))]) == 0
         said = capsys.readouterr().out
-        assert "a whole book, 0 holes" in said
+        assert "a whole book, holes in the diffs: 0" in said
         assert float(said.rpartition("(")[2].rstrip("%)\n")) > 99.9
     assert main([str(shared_data / "README.md")]) == 1
     assert "line 1" in capsys.readouterr().err
