@@ -3,8 +3,8 @@
 At the open: liquidation where the mark opens beyond it. While the bar is open, orders fill at its open. At
 its close, all that happened inside: triggers that enlarge a position; what the bar opens beyond; resting
 orders that enlarge, each after what its position meets until the way has come to its price; the way of prices
-with stops, liquidations and settlements; resting orders and triggers that reduce; settlements of the closing
-instant; margin.
+with stops, liquidations and settlements; resting orders and triggers that reduce; trailing stops that the way
+to the close passes; settlements of the closing instant; margin.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from perpgym.data.bars import CLOSE, OPEN
 from perpgym.envs.account import CROSS
 from perpgym.envs.exchange.books import AccountEvent, Books, Fill, OrderEvent
 from perpgym.envs.exchange.orders import Order, Side, sign
+from perpgym.envs.exchange.trailing import trail_all
 from perpgym.envs.exchange.triggers import (
     Protection,
     child_of,
@@ -80,6 +81,8 @@ def close_bar(books: Books, close_ms: int) -> None:
         # the way is walked for the new position too, which nothing protects yet
         live_through(account, world, bar, fine, books.scratch)
         _book_inside(books, protection, inside_ms)
+    trail_all(books, inside_ms)
+    books.registry.settle()
     settle_at_close(account, world, bar, fine, market.open_ms)
     _book_inside(books, None, close_ms)
     if is_short_at(account, world, fine, CLOSE):

@@ -24,6 +24,7 @@ from perpgym.envs.exchange.filters import check_band, check_notional
 from perpgym.envs.exchange.margins import available, refusal
 from perpgym.envs.exchange.market import Replay
 from perpgym.envs.exchange.orders import AlgoOrder, Order, Side, sign
+from perpgym.envs.exchange.trailing import start
 from perpgym.envs.exchange.triggers import is_beyond
 from perpgym.envs.exchange.working import end_order, take, take_levels, wanted_of, within_volume
 from perpgym.envs.execution import quote, to_lots
@@ -56,8 +57,8 @@ class AlgoRequest:
     asset: int
     side: Side
     kind: str
-    trigger_price: float
     client_id: str
+    trigger_price: float = 0.0
     quantity: float = 0.0
     price: float = 0.0
     working_type: str = "CONTRACT_PRICE"
@@ -65,6 +66,8 @@ class AlgoRequest:
     reduce_only: bool = False
     close_position: bool = False
     price_protect: bool = False
+    activate_price: float = 0.0
+    callback_rate: float = 0.0
 
 
 class Engine:
@@ -288,6 +291,8 @@ class Engine:
             for a in self.registry.open_algos(algo.asset)
         ):
             raise Rejected(-4130)
+        if algo.is_trailing:
+            start(algo, self.market, self.books.contracts[algo.asset])
         if is_beyond(algo, self.market):
             raise Rejected(-2021)
         if algo.reduce_only and self.books.position(algo.asset) * sign(algo.side) >= 0.0:

@@ -16,7 +16,7 @@ from perpgym.envs.exchange.symbols import TIMES_IN_FORCE
 from perpgym.envs.exchange.venue import Venue
 from perpgym.envs.exchange.wire import parse_int
 
-ALGO_KINDS = ("STOP", "STOP_MARKET", "TAKE_PROFIT", "TAKE_PROFIT_MARKET")
+ALGO_KINDS = ("STOP", "STOP_MARKET", "TAKE_PROFIT", "TAKE_PROFIT_MARKET", "TRAILING_STOP_MARKET")
 _DAY_MS = 86_400_000
 _MOST_IN_A_BATCH, _MOST_CANCELLED = 5, 10
 # the span of one page of orders or trades
@@ -51,7 +51,7 @@ def read_order(venue: Venue, params: Params) -> OrderRequest:
     asset = venue.names.asset(params.need("symbol"))
     contract, side = venue.books.contracts[asset], read_side(params)
     kind = params.need("type")
-    if kind in ALGO_KINDS or kind == "TRAILING_STOP_MARKET":
+    if kind in ALGO_KINDS:
         raise Rejected(-4120)
     if kind not in ("LIMIT", "MARKET"):
         raise Rejected(-1116)
