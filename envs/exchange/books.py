@@ -54,7 +54,7 @@ _RECEIVED = CONTRACT_LEDGER["funding"]
 
 @dataclass(frozen=True, kw_only=True)
 class OrderEvent:
-    """An order changed: ``execution`` says how (NEW, TRADE, CANCELED, EXPIRED)."""
+    """An order changed: ``execution`` says how (NEW, TRADE, AMENDMENT, CANCELED, EXPIRED)."""
 
     order: Order
     execution: str

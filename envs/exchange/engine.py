@@ -34,6 +34,8 @@ from perpgym.envs.rules import max_position_notional
 
 # a filter of the exchange's on the number of lots tried when a limit cuts a taker order
 _BISECTIONS = 60
+# changes in place that one order may have
+_MOST_AMENDMENTS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,8 +154,12 @@ class Engine:
             check_band(order.price, self.market.mark_price(order.asset), order.side == "BUY")
         return self._send(order)
 
+    def _is_trading(self, asset: int) -> bool:
+        is_open = not self.market.is_over and asset not in self.closed
+        return is_open and self.market.is_trading(asset)
+
     def _check_open(self, asset: int) -> None:
-        if self.market.is_over or asset in self.closed or not self.market.is_trading(asset):
+        if not self._is_trading(asset):
             raise Rejected(-4141)
 
     def _check_reduce_only(self, order: Order) -> None:
@@ -178,14 +184,67 @@ class Engine:
         self._check_margin(order, due)
         self.registry.add(order)
         self.books.emit(OrderEvent(order=order, execution="NEW", time_ms=self.now_ms))
-        if due > 0.0 and self.books.recorded is not None:
-            take_levels(self.books, order, self.books.recorded.walk(order, due), self.now_ms)
-        elif due > 0.0:
-            take(self.books, order, due, self.market.last_price(order.asset), self.now_ms)
+        self._take(order, due)
         if order.is_open and (order.kind == "MARKET" or order.time_in_force in ("IOC", "FOK")):
             self.end(order, "EXPIRED", "not filled at once")
         self.registry.settle()
         return order
+
+    def _take(self, order: Order, due: float) -> None:
+        if due > 0.0 and self.books.recorded is not None:
+            take_levels(self.books, order, self.books.recorded.walk(order, due), self.now_ms)
+        elif due > 0.0:
+            take(self.books, order, due, self.market.last_price(order.asset), self.now_ms)
+
+    def amend(self, order: Order, quantity: float, price: float) -> Order:
+        """Change quantity and price of a resting order; what was executed of it stays.
+
+        It queues anew, and takes at once what its new price admits. It is cancelled where the new quantity is
+        executed already, or where it is post-only and would take.
+
+        Args:
+            quantity: base, unsigned, what is executed included.
+            price: quote; both have passed the filters.
+
+        Raises:
+            Rejected: the order stays as it was.
+        """
+        self._check_amendment(order, quantity, price)
+        if quantity <= order.executed:
+            self.end(order, "CANCELED", "executed beyond its new quantity")
+            self.registry.settle()
+            return order
+        before = order.quantity, order.price
+        order.quantity, order.price = quantity, price
+        due, is_crossing = self._takeable(order)
+        try:
+            self._check_margin(order, due)
+        except Rejected:
+            order.quantity, order.price = before
+            raise
+        order.amendments, order.queued_ms = order.amendments + 1, self.now_ms
+        if order.time_in_force == "GTX" and is_crossing:
+            self.end(order, "CANCELED", "post-only at a price that takes")
+        else:
+            order.update_ms = self.now_ms
+            self.books.emit(OrderEvent(order=order, execution="AMENDMENT", time_ms=self.now_ms))
+            self._take(order, due)
+        self.registry.settle()
+        return order
+
+    def _check_amendment(self, order: Order, quantity: float, price: float) -> None:
+        if not order.is_open:
+            raise Rejected(-2013)
+        if not self._is_trading(order.asset):
+            raise Rejected(-5024)
+        if (quantity, price) == (order.quantity, order.price):
+            raise Rejected(-5027)
+        if order.amendments >= _MOST_AMENDMENTS:
+            raise Rejected(-5026)
+        least = self.books.contracts[order.asset].min_notional
+        if not order.reduce_only and quantity * price < least:
+            raise Rejected(-5029, f"{least:g}")
+        check_band(price, self.market.mark_price(order.asset), order.side == "BUY")
 
     def _takeable(self, order: Order) -> tuple[float, bool]:
         """(base, unsigned, that fills at once as a taker; whether a limit crosses the book)."""
@@ -225,7 +284,7 @@ class Engine:
             return
         books, asset, side = self.books, order.asset, sign(order.side)
         rules, world, last = books.rules(asset), books.world, self.market.last_price(asset)
-        size, price = order.quantity, order.price
+        size, price = order.left, order.price
         if order.kind == "MARKET":
             size = due
         if size == 0.0:

@@ -77,6 +77,10 @@ CODES: dict[int, tuple[int, str]] = {
             "order will not be recorded in the order history"),
     -5022: (400, "Due to the order could not be executed as maker, the Post Only order will be rejected. The "
             "order will not be recorded in the order history"),
+    -5024: (400, "Symbol is not in trading status. Order amendment is not permitted."),
+    -5026: (400, "Exceed maximum modify order limit."),
+    -5027: (400, "No need to modify the order."),
+    -5029: (400, "Order's notional must be no smaller than {}"),
     -20132: (400, "The client algo id is duplicated"),
 }  # fmt: skip
 

@@ -35,6 +35,8 @@ class Order:
         quantity: base, unsigned, as ordered; ``executed`` of it filled.
         cum_quote: quote, sum of price times quantity over its fills.
         last_price: quote, of its last fill.
+        queued_ms: since when it stands where it is: its arrival, or its last change in place.
+        amendments: how often it was changed in place.
     """
 
     order_id: int
@@ -56,10 +58,13 @@ class Order:
     cum_quote: float = 0.0
     last_price: float = 0.0
     update_ms: int = 0
+    queued_ms: int = 0
+    amendments: int = 0
     end_reason: str = ""
 
     def __post_init__(self) -> None:
         self.update_ms = self.update_ms or self.time_ms
+        self.queued_ms = self.queued_ms or self.time_ms
         self.original_kind = self.original_kind or self.kind
 
     @property

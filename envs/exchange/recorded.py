@@ -81,5 +81,5 @@ class Recorded:
         found = slice(int(record.trade_start[fine]), int(record.trade_start[fine + 1]))
         beyond = side * (order.price - record.trade_price[found])
         is_through = beyond >= self.contract.tick_size * (1.0 - _TICK_NOISE)
-        is_through &= record.trade_time_ms[found] > order.time_ms
+        is_through &= record.trade_time_ms[found] > order.queued_ms
         return float(np.abs(record.trade_quantity[found][is_through]).sum())

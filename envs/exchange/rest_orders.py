@@ -1,4 +1,4 @@
-"""Orders and fills: place, cancel, look up, and the dead man's switch."""
+"""Orders and fills: place, change, cancel, look up, and the dead man's switch."""
 
 from __future__ import annotations
 
@@ -154,6 +154,18 @@ def query_open_order(venue: Venue, params: Params) -> Any:
     if not order.is_open:
         raise Rejected(-2013)
     return order_json(order, venue.names)
+
+
+@endpoint("PUT", "/fapi/v1/order", weight=0, is_order=True)
+def change_order(venue: Venue, params: Params) -> Any:
+    """Change price and quantity of a resting order; its side is sent to be compared."""
+    order = find_order(venue, params)
+    contract = venue.books.contracts[order.asset]
+    if read_side(params) != order.side:
+        raise Rejected(-1130, "side")
+    quantity = check_quantity(contract, params.number("quantity"))
+    price = check_price(contract, params.number("price"))
+    return order_json(venue.engine.amend(order, quantity, price), venue.names)
 
 
 @endpoint("DELETE", "/fapi/v1/order")

@@ -139,6 +139,19 @@ def test_a_trade_before_the_order_came_does_not_fill_it(engine_on: Told) -> None
     assert resting.executed == 0.0
 
 
+def test_an_order_that_is_changed_queues_anew(engine_on: Told) -> None:
+    def tell(capture: Any) -> None:
+        capture.trade(30_400, 29_990.0, 40.0, seller_took=True)
+        capture.trade(30_900, 29_998.0, 2.0, seller_took=True)
+
+    engine = engine_on(tell, max_participation=0.1)
+    resting = engine.place(order("BUY", 1.0, 29_980.0))
+    engine.advance(START_MS + 30_500)
+    engine.amend(resting, 1.0, 29_999.0)
+    engine.advance(START_MS + 31_000)
+    assert trades(engine) == [("BUY", 0.2, 29_999.0, True)]
+
+
 def test_what_the_book_does_not_hold_is_not_filled(engine_on: Told) -> None:
     engine = engine_on(initial_wallet=1e8)
     placed = engine.place(order("BUY", 100.0))
