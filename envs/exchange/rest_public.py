@@ -75,6 +75,13 @@ def index_klines(venue: Venue, params: Params) -> Any:
     return _klines(venue, params, params.need("pair"), is_mark=True)
 
 
+@endpoint("GET", "/fapi/v1/premiumIndexKlines", security="none", weight=_kline_weight)
+def premium_klines(venue: Venue, params: Params) -> Any:
+    """Bars of the premium, mark over index less 1: the index is the mark, so all of them are 0."""
+    rows = _klines(venue, params, params.need("symbol"), is_mark=True)
+    return [[row[0], *["0"] * 4, *row[5:]] for row in rows]
+
+
 def _klines(venue: Venue, params: Params, name: str, *, is_mark: bool) -> list[list[Any]]:
     start, end = params.span()
     interval = params.need("interval")
