@@ -1,10 +1,11 @@
 """One bar from its open to its close, in the env's order of events (``docs/mechanics.md``).
 
-At the open: liquidation where the mark opens beyond it. While the bar is open, orders fill at its open. At
-its close, all that happened inside: triggers that enlarge a position; what the bar opens beyond; resting
-orders that enlarge, each after what its position meets until the way has come to its price; the way of prices
-with stops, liquidations and settlements; resting orders and triggers that reduce; trailing stops that the way
-to the close passes; settlements of the closing instant; margin.
+At the open: liquidation where the mark opens beyond it; resting orders that a recorded book has come to.
+While the bar is open, orders fill at its open. At its close, all that happened inside: triggers that enlarge
+a position; what the bar opens beyond; resting orders that enlarge, each after what its position meets until
+the way has come to its price; the way of prices with stops, liquidations and settlements; resting orders and
+triggers that reduce; trailing stops that the way to the close passes; settlements of the closing instant;
+margin.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from perpgym.envs.exchange.working import (
     end_order,
     expire_reduce_only,
     fill_maker,
+    meet_recorded_book,
     volume_through,
     wanted_of,
     within_volume,
@@ -49,6 +51,7 @@ def open_bar(books: Books, now_ms: int) -> None:
     if is_short_at(account, world, market.fine, OPEN):
         liquidate_if_short(account, world, market.bar, market.fine, STRAIGHT, 0, 0.0)
     _book_inside(books, None, now_ms)
+    meet_recorded_book(books, now_ms)
 
 
 def close_bar(books: Books, close_ms: int) -> None:

@@ -19,6 +19,7 @@ from perpgym.envs.account import (
 )
 from perpgym.envs.arrays import read_bar
 from perpgym.envs.exchange.books import Books, OrderEvent
+from perpgym.envs.exchange.margins import refusal
 from perpgym.envs.exchange.orders import Order, sign
 from perpgym.envs.exchange.recorded import Level
 from perpgym.envs.execution import to_lots
@@ -120,6 +121,30 @@ def fill_maker(books: Books, order: Order, wanted: float, time_ms: int) -> None:
     _book(books, order, time_ms, is_maker=True)
     if order.is_open and reason & (MARGIN | BRACKET):
         end_order(books, order, "EXPIRED", "margin", time_ms)
+
+
+def meet_recorded_book(books: Books, time_ms: int) -> None:
+    """Fill resting orders whose price the other side of the recorded book has come to without a trade.
+
+    Whoever put those levels there would have met the order: it fills at its limit as a maker, and what it
+    filled against is gone.
+    """
+    recorded = books.recorded
+    if recorded is None:
+        return
+    for order in books.registry.open_orders():
+        levels = recorded.walk(order, wanted_of(books, order))
+        if not levels:
+            continue
+        quantity = sum(size for _price, size in levels)
+        rules, side = books.rules(order.asset), sign(order.side)
+        rate = maker_cost_rate(books.account, side * quantity, order.price, rules, books.world.rules)
+        if not order.reduce_only and refusal(books, order, quantity, order.price, float(rate)):
+            end_order(books, order, "EXPIRED", "margin", time_ms)
+            continue
+        for price, size in levels:
+            recorded.remove(side, price, size)
+        fill_at_limit(books, order, quantity, time_ms)
 
 
 def fill_at_limit(books: Books, order: Order, quantity: float, time_ms: int) -> None:

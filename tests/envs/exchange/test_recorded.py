@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import ccxt
 import ccxt.async_support
 import ccxt.pro
+import numpy as np
 import pytest
 
 from perpgym.data.contract import Contract
@@ -137,6 +139,23 @@ def test_a_trade_before_the_order_came_does_not_fill_it(engine_on: Told) -> None
     # nor does the bar's open, which was traded before
     engine.advance(START_MS + 33_000)
     assert resting.executed == 0.0
+
+
+def test_a_book_that_comes_to_a_resting_order_fills_it(engine_on: Told) -> None:
+    def tell(capture: Any) -> None:
+        # nobody trades: the bids are withdrawn and somebody offers lower
+        capture.diff(30_500, {30_000.0: 0.0, 29_999.0: 0.0}, {29_995.0: 0.3, 29_997.0: 0.4, 29_998.0: 5.0})
+
+    engine = engine_on(tell)
+    near = engine.place(order("BUY", 0.5, 29_998.0))
+    far = engine.place(order("BUY", 0.5, 29_997.0))
+    engine.advance(START_MS + 31_000)
+    # the first has eaten what would have met the second
+    assert trades(engine) == [("BUY", 0.5, 29_998.0, True), ("BUY", 0.2, 29_997.0, True)]
+    assert (near.status, far.executed) == ("FILLED", 0.2)
+    assert touch(engine.books, 0) == (29_990.0, 29_998.0)
+    fees = sum(round(q * p * engine.books.contracts[0].maker_rate, 8) for _s, q, p, _m in trades(engine))
+    assert engine.books.wallet == pytest.approx(100_000.0 - fees, abs=1e-8)
 
 
 def test_an_order_that_is_changed_queues_anew(engine_on: Told) -> None:
@@ -349,3 +368,56 @@ def test_on_real_captures_an_order_fills_at_the_walked_price(year: str, shared_d
         of_minute = (record.trade_time_ms > open_ms) & (record.trade_time_ms <= open_ms + 60_000)
         assert volume == pytest.approx(abs(record.trade_quantity[of_minute]).sum())
         assert (high, low) == (record.trade_price[of_minute].max(), record.trade_price[of_minute].min())
+
+
+def test_random_orders_on_a_real_capture_leave_true_books(shared_data: Path) -> None:
+    files = sorted((shared_data / "l2_binance_usdm").glob("*_2023*"))
+    parsed = make_parser().parse_args(["--l2", *map(str, files), "--speed", "0", "--wallet", "1000000"])
+    engine, rng = make_venue(parsed).engine, np.random.default_rng(7)
+    number = 0
+
+    def price_near(side: str) -> float:
+        best = touch(engine.books, 0)[side == "BUY"]
+        return round(best + float(rng.integers(-30, 30)) / 10.0, 1)
+
+    def act() -> None:
+        side: Any = "BUY" if rng.random() < 0.5 else "SELL"
+        size, name = round(0.001 * float(rng.integers(5, 4_000)), 3), f"n{number}"
+        resting = engine.registry.open_orders()
+        choice = int(rng.integers(5))
+        if choice == 0:
+            taken = engine.place(order(side, size, client_id=name))
+            assert taken.status == "FILLED"
+        elif choice in (1, 2):
+            engine.place(order(side, size, price_near(side), client_id=name))
+        elif choice == 3 and resting:
+            engine.amend(resting[0], resting[0].quantity, price_near(resting[0].side))
+        elif choice == 4:
+            engine.place_algo(
+                AlgoRequest(
+                    asset=0, side=side, kind="TRAILING_STOP_MARKET", quantity=size, callback_rate=0.0002,
+                    client_id=name,
+                )
+            )  # fmt: skip
+
+    while not engine.market.is_over:
+        for _order in range(2):
+            number += 1
+            with contextlib.suppress(Rejected):
+                act()
+        bid, ask = touch(engine.books, 0)
+        assert 0.0 < bid < ask
+        for resting in engine.registry.open_orders():
+            # what the book would meet has been met
+            assert resting.price < ask if resting.side == "BUY" else resting.price > bid
+        engine.advance(engine.next_ms)
+    registry = engine.registry
+    assert {t.is_maker for t in registry.trades} == {True, False}
+    assert len(registry.trades) > 300
+    assert any(o.original_kind == "TRAILING_STOP_MARKET" for o in registry.orders.values())
+    assert any(o.amendments for o in registry.orders.values())
+    held = sum(t.quantity if t.side == "BUY" else -t.quantity for t in registry.trades)
+    assert engine.books.position(0) == pytest.approx(held, abs=1e-9)
+    income = sum(row.amount for row in registry.incomes)
+    assert engine.books.wallet == pytest.approx(1_000_000.0 + income, abs=1e-6)
+    assert {row.kind for row in registry.incomes} >= {"COMMISSION", "REALIZED_PNL", "FUNDING_FEE"}
