@@ -114,7 +114,7 @@ def read_l2(paths: Sequence[str | Path], contract: Contract, *, bar_ms: int = 1_
     order = np.lexsort((number, rows[:, 0]))
     number, rows = number[order], rows[order]
     moments = np.maximum.accumulate([int(m["T"]) for m in streams.book])
-    first_ms = max(_known_from(streams.book), int(rows[0, 0]), *(m[0] for m in streams.marks[:1]))
+    first_ms = max(_known_from(streams.book, moments), int(rows[0, 0]), *(m[0] for m in streams.marks[:1]))
     edges = np.arange(-(-first_ms // bar_ms) * bar_ms, moments[-1] + 1, bar_ms, dtype=np.int64)
     if edges.size <= _LEAST_BARS:
         whole = max(edges.size - 1, 0)
@@ -183,13 +183,13 @@ def _sort_in(streams: _Streams, message: Message) -> None:
         streams.trades[number] = (int(message["T"]), float(message["p"]), taken)
 
 
-def _known_from(book_messages: list[Message]) -> int:
+def _known_from(book_messages: list[Message], moments: Int64) -> int:
     """When both sides of the book are known for the first time, ms."""
     book = RebuiltBook()
-    for message in book_messages:
+    for message, moment in zip(book_messages, moments.tolist(), strict=True):
         book.apply(message)
         if book.is_known:
-            return int(message["T"])
+            return int(moment)
     raise DataError("the capture never knows both sides of the book: record the depth or book ticker stream")
 
 
