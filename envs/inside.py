@@ -124,10 +124,18 @@ def fill_resting(account, world, asset, now, fine):  # type: ignore[no-untyped-d
     """
     contract, order = contract_rules(world.contracts[asset]), account.orders[asset]
     bar = read_bar(world.market, now, fine, asset, contract.is_inverse)
+    volume = volume_beyond(order[ORDER_QUANTITY], order[ORDER_LIMIT], bar, contract)
+    return fill_through(account, world, asset, now, fine, volume)
+
+
+@cold_kernel
+def fill_through(account, world, asset, now, fine, volume):  # type: ignore[no-untyped-def]
+    """The same where ``volume`` (base) is known to have traded through the order's price."""
+    contract, order = contract_rules(world.contracts[asset]), account.orders[asset]
+    bar = read_bar(world.market, now, fine, asset, contract.is_inverse)
     wanted, limit, held = order[ORDER_QUANTITY], order[ORDER_LIMIT], account.positions[asset, QUANTITY]
     side = 1.0 if wanted > 0.0 else -1.0
     order[ORDER_FRESH] = -1.0
-    volume = volume_beyond(wanted, limit, bar, contract)
     if volume == 0.0:
         order[ORDER_REASON] = int(order[ORDER_REASON]) | NOT_REACHED
         return False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -57,6 +59,84 @@ def contract() -> Contract:
             ),
         ),
     )
+
+
+class Capture:
+    """Writes streams of TESTUSDT as a recorder keeps them; times are ms after ``START_MS``.
+
+    Args:
+        path: the file, gzipped text.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin anew."""
+        self.lines: list[str] = []
+        self.change, self._diff, self._trade = 1_000, 1_000, 0
+
+    def _write(self, at: int, payload: dict[str, Any], stream: str = "") -> None:
+        wrapped = {"stream": f"testusdt@{stream}", "data": payload} if stream else payload
+        # a recorder's clock is not the exchange's
+        self.lines.append(f"{1000 * (START_MS + at) - 777_777} {json.dumps(wrapped)}")
+
+    def snapshot(self, at: int, bids: dict[float, float], asks: dict[float, float]) -> None:
+        """The book as REST answers it, at the newest change."""
+        sides = {"bids": _rows(bids), "asks": _rows(asks)}
+        self._write(at, {"lastUpdateId": self.change, "E": START_MS + at, "T": START_MS + at, **sides})
+
+    def diff(
+        self, at: int, bids: dict[float, float] | None = None, asks: dict[float, float] | None = None
+    ) -> None:
+        """Ten changes; size 0 removes a level."""
+        time_ms, first = START_MS + at, self.change + 1
+        self.change += 10
+        ids = {"U": first, "u": self.change, "pu": self._diff}
+        self._diff = self.change
+        rows = {"b": _rows(bids or {}), "a": _rows(asks or {})}
+        message = {"e": "depthUpdate", "E": time_ms + 3, "T": time_ms, "s": "TESTUSDT", **ids, **rows}
+        self._write(at, message, "depth@0ms")
+
+    def ticker(self, at: int, bid: tuple[float, float], ask: tuple[float, float]) -> None:
+        """One change of the best prices."""
+        self.change += 1
+        touch = {"b": str(bid[0]), "B": str(bid[1]), "a": str(ask[0]), "A": str(ask[1])}
+        time_ms = START_MS + at
+        message = {"e": "bookTicker", "u": self.change, "s": "TESTUSDT", **touch, "T": time_ms, "E": time_ms}
+        self._write(at, message, "bookTicker")
+
+    def trade(
+        self, at: int, price: float, quantity: float, *, seller_took: bool = False, kind: str = "MARKET"
+    ) -> None:
+        """One trade."""
+        self._trade += 1
+        time_ms = START_MS + at
+        row = {"p": str(price), "q": str(quantity), "X": kind, "m": seller_took}
+        message = {"e": "trade", "E": time_ms, "T": time_ms, "s": "TESTUSDT", "t": self._trade, **row}
+        self._write(at, message, "trade")
+
+    def mark(self, at: int, price: float, rate: float, due: int) -> None:
+        """The mark price, the rate that it would settle at, and when it settles (ms after ``START_MS``)."""
+        row = {"p": str(price), "i": str(price), "P": str(price), "r": str(rate), "T": START_MS + due}
+        message = {"e": "markPriceUpdate", "E": START_MS + at, "s": "TESTUSDT", **row}
+        self._write(at, message, "markPrice@1s")
+
+    def write(self) -> Path:
+        """The file."""
+        self.path.write_bytes(gzip.compress("\n".join(self.lines).encode()))
+        return self.path
+
+
+def _rows(levels: dict[float, float]) -> list[list[str]]:
+    return [[f"{price:.2f}", f"{size:.3f}"] for price, size in levels.items()]
+
+
+@pytest.fixture
+def capture(tmp_path: Path) -> Capture:
+    """An empty capture."""
+    return Capture(tmp_path / "testusdt.gz")
 
 
 TapeFactory = Callable[..., Tape]

@@ -36,6 +36,12 @@ def messages(path: str | Path) -> Iterator[dict[str, Any]]:
                 ) from error
 
 
+def is_trade(message: dict[str, Any]) -> bool:
+    """Whether a message is a trade in the book: settlements of the insurance fund come as trades too."""
+    is_in_book = message.get("X", "MARKET") == "MARKET"
+    return message.get("e") in _TRADE_EVENTS and is_in_book and float(message["p"]) > 0.0
+
+
 def read_trades(path: str | Path) -> pd.DataFrame:
     """The trades of a capture.
 
@@ -51,8 +57,7 @@ def read_trades(path: str | Path) -> pd.DataFrame:
             int(m["T"]), float(m["p"]), -float(m["q"]) if m["m"] else float(m["q"]),
         )
         for m in messages(path)
-        # the exchange sends settlements of its insurance fund as trades without a price
-        if m.get("e") in _TRADE_EVENTS and float(m["p"]) > 0.0
+        if is_trade(m)
     }  # fmt: skip
     if not rows:
         raise DataError(f"{path} holds no trade: record the exchange's trade or aggTrade stream")

@@ -2,6 +2,7 @@
 
 python -m perpgym.envs.exchange --tape simulated --speed 60
 python -m perpgym.envs.exchange --tape runs/tape --speed 0 --admin
+python -m perpgym.envs.exchange --l2 btcusdt_20240718.gz btcusdt_20240719.gz --speed 1
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from perpgym.data.clock import DAY_MS, iso, parse_start_ms, timeframe_ms
+from perpgym.data.contract import load_contract
+from perpgym.data.sources.l2 import read_l2
 from perpgym.data.tape import Tape
 from perpgym.envs.config import EnvConfig
 from perpgym.envs.exchange.clock import Clock
@@ -41,8 +44,18 @@ def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m perpgym.envs.exchange", description=__doc__)
     market = parser.add_argument_group("market")
-    market.add_argument("--tape", default="simulated", help="a folder that Tape.save wrote, or: simulated")
-    market.add_argument("--symbol", default="BTC/USDT:USDT", help="of the simulated market")
+    source = market.add_mutually_exclusive_group()
+    source.add_argument("--tape", default="simulated", help="a folder that Tape.save wrote, or: simulated")
+    source.add_argument(
+        "--l2",
+        nargs="+",
+        metavar="FILE",
+        help="captures of one contract's depth, trade and book ticker streams",
+    )
+    market.add_argument(
+        "--symbol", default="BTC/USDT:USDT", help="of the simulated market, or of the captures"
+    )
+    market.add_argument("--bar-ms", type=int, default=1_000, help="milliseconds between two books of --l2")
     market.add_argument("--timeframe", default="1m", help="length of the simulated market's bars")
     market.add_argument("--days", type=int, default=30, help="length of the simulated market")
     market.add_argument("--history", type=int, default=60, help="days of it that lie in the past at first")
@@ -105,14 +118,18 @@ def make_venue(arguments: argparse.Namespace) -> Venue:
             f"--admin answers anyone who asks: --host must be one of {', '.join(_LOOPBACK)} with it, was "
             f"{arguments.host}"
         )
-    tape = read_tape(arguments)
-    start = arguments.start or (_SIMULATED_FROM if arguments.tape == "simulated" else None)
+    recording = None
+    if arguments.l2:
+        recording = read_l2(arguments.l2, load_contract(arguments.symbol), bar_ms=arguments.bar_ms)
+    tape = read_tape(arguments) if recording is None else recording.tape()
+    is_simulated = recording is None and arguments.tape == "simulated"
+    start = arguments.start or (_SIMULATED_FROM if is_simulated else None)
     start_bar = None if start is None else tape.bar_at(start)
     config = EnvConfig(
         initial_wallet=arguments.wallet, leverage=arguments.leverage, margin_mode=arguments.margin_mode,
         half_spread_bps=arguments.half_spread_bps, max_exposure=1.0,
     )  # fmt: skip
-    engine = Engine(Replay(tape, start_bar=start_bar), config)
+    engine = Engine(Replay(tape, start_bar=start_bar, recording=recording), config)
     return Venue(
         engine=engine,
         clock=Clock(engine.now_ms, arguments.speed),

@@ -1,19 +1,20 @@
 """One bar from its open to its close, in the env's order of events (``docs/mechanics.md``).
 
-At the open: liquidation where the mark opens beyond it. While the bar is open, orders fill at its open. At
-its close, all that happened inside: triggers that enlarge a position; what the bar opens beyond; resting
-orders that enlarge, each after what its position meets until the way has come to its price; the way of prices
-with stops, liquidations and settlements; resting orders and triggers that reduce; settlements of the closing
-instant; margin.
+At the open: liquidation where the mark opens beyond it; resting orders that a recorded book has come to.
+While the bar is open, orders fill at its open. At its close, all that happened inside: triggers that enlarge
+a position; what the bar opens beyond; resting orders that enlarge, each after what its position meets until
+the way has come to its price; the way of prices with stops, liquidations and settlements; resting orders and
+triggers that reduce; trailing stops that the way to the close passes; settlements of the closing instant;
+margin.
 """
 
 from __future__ import annotations
 
 from perpgym.data.bars import CLOSE, OPEN
 from perpgym.envs.account import CROSS
-from perpgym.envs.arrays import read_bar
 from perpgym.envs.exchange.books import AccountEvent, Books, Fill, OrderEvent
 from perpgym.envs.exchange.orders import Order, Side, sign
+from perpgym.envs.exchange.trailing import trail_all
 from perpgym.envs.exchange.triggers import (
     Protection,
     child_of,
@@ -22,13 +23,20 @@ from perpgym.envs.exchange.triggers import (
     is_touched,
     trigger,
 )
-from perpgym.envs.exchange.working import end_order, expire_reduce_only, fill_maker, wanted_of, within_volume
+from perpgym.envs.exchange.working import (
+    end_order,
+    expire_reduce_only,
+    fill_maker,
+    meet_recorded_book,
+    volume_through,
+    wanted_of,
+    within_volume,
+)
 from perpgym.envs.fills import LIQUIDATION, STOP
 from perpgym.envs.impact import decay_push
 from perpgym.envs.kernel import inside_bar, meet_open, settle_at_close
 from perpgym.envs.liquidation import ADVERSE_FIRST, STRAIGHT, is_short_at, liquidate_if_short
 from perpgym.envs.matching import begin_fine_bar
-from perpgym.envs.orders import volume_beyond
 from perpgym.envs.path import live_through, walk_leg
 
 
@@ -43,6 +51,7 @@ def open_bar(books: Books, now_ms: int) -> None:
     if is_short_at(account, world, market.fine, OPEN):
         liquidate_if_short(account, world, market.bar, market.fine, STRAIGHT, 0, 0.0)
     _book_inside(books, None, now_ms)
+    meet_recorded_book(books, now_ms)
 
 
 def close_bar(books: Books, close_ms: int) -> None:
@@ -75,6 +84,8 @@ def close_bar(books: Books, close_ms: int) -> None:
         # the way is walked for the new position too, which nothing protects yet
         live_through(account, world, bar, fine, books.scratch)
         _book_inside(books, protection, inside_ms)
+    trail_all(books, inside_ms)
+    books.registry.settle()
     settle_at_close(account, world, bar, fine, market.open_ms)
     _book_inside(books, None, close_ms)
     if is_short_at(account, world, fine, CLOSE):
@@ -104,7 +115,7 @@ def _enter_on_the_way(books: Books, resting: list[Order], time_ms: int) -> None:
     waiting = sorted(
         (_share_of(books, o), number, o)
         for number, o in enumerate(resting)
-        if o.is_open and _is_within(books, o) and _enlarges(books, o.asset, sign(o.side))
+        if o.is_open and volume_through(books, o) > 0.0 and _enlarges(books, o.asset, sign(o.side))
     )
     if not waiting:
         return
@@ -123,13 +134,6 @@ def _enter_on_the_way(books: Books, resting: list[Order], time_ms: int) -> None:
         _book_inside(books, protection, time_ms)
         if order.is_open and _enlarges(books, order.asset, sign(order.side)):
             _fill_resting(books, order, time_ms)
-
-
-def _is_within(books: Books, order: Order) -> bool:
-    """Whether the open bar trades through the price of a resting order."""
-    market, rules = books.market, books.rules(order.asset)
-    bar = read_bar(books.world.market, market.bar, market.fine, order.asset, rules.is_inverse)
-    return bool(volume_beyond(sign(order.side), order.price, bar, rules) > 0.0)
 
 
 def _share_of(books: Books, order: Order) -> float:

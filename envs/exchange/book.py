@@ -1,4 +1,4 @@
-"""The order book that the exchange shows: what the square-root law of the account's own impact implies.
+"""The order book that the exchange shows: the recorded one, or what the square-root law of impact implies.
 
 An order of q pays touch + reference * Y * sigma * sqrt(q / V) on average (``envs/execution.py``). In a book
 with that mean its last unit pays 3/2 of it beyond the touch, so up to a distance d from the touch the book
@@ -10,21 +10,24 @@ modelled.
 from __future__ import annotations
 
 import math
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
 from perpgym.envs.exchange.books import Books
 from perpgym.envs.exchange.filters import decimals
+from perpgym.envs.exchange.recorded import Level
 from perpgym.envs.execution import quote
 
 # of the mean price of an order to the price of its last unit, for a cost that grows as a square root
 _MARGINAL = 1.5
-Level = tuple[float, float]
 
 
 def touch(books: Books, asset: int) -> tuple[float, float]:
-    """(best bid, best ask), quote."""
+    """(best bid, best ask), quote; 0 where a recorded book has none."""
+    if books.recorded is not None:
+        return books.recorded.touch(-1.0)[0], books.recorded.touch(1.0)[0]
     rules, last = books.rules(asset), books.market.last_price(asset)
     spread = books.world.rules.half_spread
     return float(quote(last, spread, rules, -1.0)), float(quote(last, spread, rules, 1.0))
@@ -32,6 +35,9 @@ def touch(books: Books, asset: int) -> tuple[float, float]:
 
 def depth(books: Books, asset: int, levels: int) -> tuple[list[Level], list[Level]]:
     """Bids falling and asks rising: (price quote, quantity base), at most ``levels`` each."""
+    if books.recorded is not None:
+        bids, asks = (list(islice(books.recorded.levels(side), levels)) for side in (-1.0, 1.0))
+        return bids, asks
     bid, ask = touch(books, asset)
     if bid == ask:
         # without a spread the book still may not cross

@@ -25,6 +25,7 @@ from perpgym.envs.buffers import make_account
 from perpgym.envs.config import EnvConfig
 from perpgym.envs.exchange.market import Replay
 from perpgym.envs.exchange.orders import AlgoOrder, Income, Order, Registry, Trade
+from perpgym.envs.exchange.recorded import Recorded
 from perpgym.envs.fills import (
     FILL_ASSET,
     FILL_FEE,
@@ -53,7 +54,7 @@ _RECEIVED = CONTRACT_LEDGER["funding"]
 
 @dataclass(frozen=True, kw_only=True)
 class OrderEvent:
-    """An order changed: ``execution`` says how (NEW, TRADE, CANCELED, EXPIRED)."""
+    """An order changed: ``execution`` says how (NEW, TRADE, AMENDMENT, CANCELED, EXPIRED)."""
 
     order: Order
     execution: str
@@ -137,6 +138,7 @@ class Books:
         world: the kernel's view; leverage and margin mode of its contracts change in place.
         account: the kernel's arrays.
         registry: orders, trades, income.
+        recorded: the recorded book as this account has left it; None on bars alone.
         listeners: called with every event, in order.
     """
 
@@ -157,6 +159,7 @@ class Books:
         self.registry = Registry()
         self.listeners: list[Listener] = []
         self._wallet = self.wallet
+        self.recorded = None if market.recording is None else Recorded(market, self.contracts[0])
         # base that this account's fills have taken of the open bar's volume, by contract
         self.taken: Float64 = np.zeros(len(self.contracts))
 
@@ -228,7 +231,9 @@ class Books:
             realised=self._as_written(fill.realised), is_maker=is_maker, time_ms=time_ms,
         )  # fmt: skip
         self.registry.trades.append(trade)
-        self.taken[fill.asset] += trade.quantity
+        if is_maker or self.recorded is None:
+            # what is taken of a recorded book was no part of what traded
+            self.taken[fill.asset] += trade.quantity
         # whole lots, without the noise of their addition
         rules = self.rules(fill.asset)
         order.executed = float(on_lot_grid(order.executed + trade.quantity, trade.quantity, rules))

@@ -24,8 +24,9 @@ from perpgym.envs.exchange.filters import check_band, check_notional
 from perpgym.envs.exchange.margins import available, refusal
 from perpgym.envs.exchange.market import Replay
 from perpgym.envs.exchange.orders import AlgoOrder, Order, Side, sign
+from perpgym.envs.exchange.trailing import start
 from perpgym.envs.exchange.triggers import is_beyond
-from perpgym.envs.exchange.working import end_order, take, wanted_of, within_volume
+from perpgym.envs.exchange.working import end_order, take, take_levels, wanted_of, within_volume
 from perpgym.envs.execution import quote, to_lots
 from perpgym.envs.fills import maker_cost_rate, taker_cost_rate
 from perpgym.envs.orders import admitted_by_volume, market_fill_price
@@ -33,6 +34,8 @@ from perpgym.envs.rules import max_position_notional
 
 # a filter of the exchange's on the number of lots tried when a limit cuts a taker order
 _BISECTIONS = 60
+# changes in place that one order may have
+_MOST_AMENDMENTS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +59,8 @@ class AlgoRequest:
     asset: int
     side: Side
     kind: str
-    trigger_price: float
     client_id: str
+    trigger_price: float = 0.0
     quantity: float = 0.0
     price: float = 0.0
     working_type: str = "CONTRACT_PRICE"
@@ -65,6 +68,8 @@ class AlgoRequest:
     reduce_only: bool = False
     close_position: bool = False
     price_protect: bool = False
+    activate_price: float = 0.0
+    callback_rate: float = 0.0
 
 
 class Engine:
@@ -149,8 +154,12 @@ class Engine:
             check_band(order.price, self.market.mark_price(order.asset), order.side == "BUY")
         return self._send(order)
 
+    def _is_trading(self, asset: int) -> bool:
+        is_open = not self.market.is_over and asset not in self.closed
+        return is_open and self.market.is_trading(asset)
+
     def _check_open(self, asset: int) -> None:
-        if self.market.is_over or asset in self.closed or not self.market.is_trading(asset):
+        if not self._is_trading(asset):
             raise Rejected(-4141)
 
     def _check_reduce_only(self, order: Order) -> None:
@@ -175,16 +184,74 @@ class Engine:
         self._check_margin(order, due)
         self.registry.add(order)
         self.books.emit(OrderEvent(order=order, execution="NEW", time_ms=self.now_ms))
-        if due > 0.0:
-            take(self.books, order, due, self.market.last_price(order.asset), self.now_ms)
+        self._take(order, due)
         if order.is_open and (order.kind == "MARKET" or order.time_in_force in ("IOC", "FOK")):
             self.end(order, "EXPIRED", "not filled at once")
         self.registry.settle()
         return order
 
+    def _take(self, order: Order, due: float) -> None:
+        if due > 0.0 and self.books.recorded is not None:
+            take_levels(self.books, order, self.books.recorded.walk(order, due), self.now_ms)
+        elif due > 0.0:
+            take(self.books, order, due, self.market.last_price(order.asset), self.now_ms)
+
+    def amend(self, order: Order, quantity: float, price: float) -> Order:
+        """Change quantity and price of a resting order; what was executed of it stays.
+
+        It queues anew, and takes at once what its new price admits. It is cancelled where the new quantity is
+        executed already, or where it is post-only and would take.
+
+        Args:
+            quantity: base, unsigned, what is executed included.
+            price: quote; both have passed the filters.
+
+        Raises:
+            Rejected: the order stays as it was.
+        """
+        self._check_amendment(order, quantity, price)
+        if quantity <= order.executed:
+            self.end(order, "CANCELED", "executed beyond its new quantity")
+            self.registry.settle()
+            return order
+        before = order.quantity, order.price
+        order.quantity, order.price = quantity, price
+        due, is_crossing = self._takeable(order)
+        try:
+            self._check_margin(order, due)
+        except Rejected:
+            order.quantity, order.price = before
+            raise
+        order.amendments, order.queued_ms = order.amendments + 1, self.now_ms
+        if order.time_in_force == "GTX" and is_crossing:
+            self.end(order, "CANCELED", "post-only at a price that takes")
+        else:
+            order.update_ms = self.now_ms
+            self.books.emit(OrderEvent(order=order, execution="AMENDMENT", time_ms=self.now_ms))
+            self._take(order, due)
+        self.registry.settle()
+        return order
+
+    def _check_amendment(self, order: Order, quantity: float, price: float) -> None:
+        if not order.is_open:
+            raise Rejected(-2013)
+        if not self._is_trading(order.asset):
+            raise Rejected(-5024)
+        if (quantity, price) == (order.quantity, order.price):
+            raise Rejected(-5027)
+        if order.amendments >= _MOST_AMENDMENTS:
+            raise Rejected(-5026)
+        least = self.books.contracts[order.asset].min_notional
+        if not order.reduce_only and quantity * price < least:
+            raise Rejected(-5029, f"{least:g}")
+        check_band(price, self.market.mark_price(order.asset), order.side == "BUY")
+
     def _takeable(self, order: Order) -> tuple[float, bool]:
         """(base, unsigned, that fills at once as a taker; whether a limit crosses the book)."""
         books, asset, side = self.books, order.asset, sign(order.side)
+        if books.recorded is not None:
+            due = sum(size for _price, size in books.recorded.walk(order, wanted_of(books, order)))
+            return float(to_lots(due, books.rules(asset))), due > 0.0
         rules, world, market = books.rules(asset), books.world, self.market
         last = market.last_price(asset)
         bar = read_bar(world.market, market.bar, market.fine, asset, rules.is_inverse)
@@ -216,20 +283,30 @@ class Engine:
         if order.reduce_only:
             return
         books, asset, side = self.books, order.asset, sign(order.side)
-        rules, world, market = books.rules(asset), books.world, self.market
-        last = market.last_price(asset)
-        size, price = order.quantity, order.price
+        rules, world, last = books.rules(asset), books.world, self.market.last_price(asset)
+        size, price = order.left, order.price
         if order.kind == "MARKET":
             size = due
-            bar = read_bar(world.market, market.bar, market.fine, asset, rules.is_inverse)
-            _touch, price = market_fill_price(books.account, asset, last, side * due, bar, rules, world.rules)
         if size == 0.0:
             return
+        if order.kind == "MARKET":
+            price = self._taker_price(order, due)
         rate_of = taker_cost_rate if due > 0.0 else maker_cost_rate
         rate = rate_of(books.account, side * size, last, rules, world.rules)
         code = refusal(books, order, size, float(price), float(rate))
         if code:
             raise Rejected(code)
+
+    def _taker_price(self, order: Order, due: float) -> float:
+        """quote, the mean price at which ``due`` of a market order fills."""
+        books, asset, market = self.books, order.asset, self.market
+        if books.recorded is not None:
+            return sum(price * size for price, size in books.recorded.walk(order, due)) / due
+        rules, world, last = books.rules(asset), books.world, market.last_price(asset)
+        bar = read_bar(world.market, market.bar, market.fine, asset, rules.is_inverse)
+        signed = sign(order.side) * due
+        _touch, price = market_fill_price(books.account, asset, last, signed, bar, rules, world.rules)
+        return float(price)
 
     def cancel(self, asset: int, order_id: int | None, client_id: str | None) -> Order:
         """Take an open order out of the book.
@@ -273,6 +350,8 @@ class Engine:
             for a in self.registry.open_algos(algo.asset)
         ):
             raise Rejected(-4130)
+        if algo.is_trailing:
+            start(algo, self.market, self.books.contracts[algo.asset])
         if is_beyond(algo, self.market):
             raise Rejected(-2021)
         if algo.reduce_only and self.books.position(algo.asset) * sign(algo.side) >= 0.0:

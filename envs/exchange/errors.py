@@ -30,6 +30,7 @@ CODES: dict[int, tuple[int, str]] = {
     -1125: (400, "This listenKey does not exist."),
     -1128: (400, "Combination of optional parameters invalid."),
     -1130: (400, "Data sent for parameter '{}' is not valid."),
+    -2007: (400, "Invalid callBack rate."),
     -2011: (400, "Unknown order sent."),
     -2013: (400, "Order does not exist."),
     -2014: (401, "API-key format invalid."),
@@ -65,6 +66,7 @@ CODES: dict[int, tuple[int, str]] = {
             "instead."),
     -4130: (400, "An open stop or take profit order with GTE and closePosition in the direction is "
             "existing."),
+    -4136: (400, "Target strategy invalid for orderType {},closePosition true"),
     -4137: (400, "Quantity must be zero with closePosition equals true."),
     -4141: (400, "Symbol is closed."),
     -4161: (400, "Leverage reduction is not supported in Isolated Margin Mode with open positions."),
@@ -75,6 +77,10 @@ CODES: dict[int, tuple[int, str]] = {
             "order will not be recorded in the order history"),
     -5022: (400, "Due to the order could not be executed as maker, the Post Only order will be rejected. The "
             "order will not be recorded in the order history"),
+    -5024: (400, "Symbol is not in trading status. Order amendment is not permitted."),
+    -5026: (400, "Exceed maximum modify order limit."),
+    -5027: (400, "No need to modify the order."),
+    -5029: (400, "Order's notional must be no smaller than {}"),
     -20132: (400, "The client algo id is duplicated"),
 }  # fmt: skip
 

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perpgym.data.bars import CLOSE, HIGH, LOW, OPEN
+from perpgym.data.sources.l2 import Recording
+from perpgym.data.sources.l2_book import Ladder
 from perpgym.data.tape import Tape
 from perpgym.envs.exchange.errors import Rejected
 from perpgym.envs.finer import Finer
@@ -35,9 +37,10 @@ class Replay:
         finer: bars inside its bars.
         start_bar: the tape's bar that is open at first; None for the first one that any feature is valid at.
         end_bar: bars from this one on are never shown; None for the tape's end.
+        recording: where ``tape`` is its tape, the recorded book and trades to show and to trade on.
 
     Raises:
-        ValueError: no bar lies between the two.
+        ValueError: no bar lies between the two, or the recording is of other bars.
     """
 
     def __init__(
@@ -47,8 +50,16 @@ class Replay:
         *,
         start_bar: int | None = None,
         end_bar: int | None = None,
+        recording: Recording | None = None,
     ) -> None:
         self.tape, self.inside = tape, finer or Finer.same(tape)
+        self.recording = recording
+        if recording is not None and not (
+            finer is None and np.array_equal(recording.bars.open_time_ms, tape.open_time_ms)
+        ):
+            raise ValueError(
+                "a recording is replayed on its own bars: give recording.tape() and no finer bars"
+            )
         self.fine_ms = tape.bar_ms // self.inside.per_bar
         # volatility is known from the bar before
         first = max(tape.first_valid_bar, self.inside.start_bar, 1) if start_bar is None else start_bar
@@ -119,6 +130,12 @@ class Replay:
     def is_trading(self, asset: int) -> bool:
         """Whether the contract is listed: from its first valid bar on."""
         return bool(self.tape.is_valid[self.bar, asset])
+
+    def recorded_book(self) -> Ladder | None:
+        """The recorded book of the moment: that of the open; None where none was recorded."""
+        if self.recording is None:
+            return None
+        return self.recording.books[self.fine + (1 if self.is_over else 0)]
 
     def sigma_per_bar(self, asset: int) -> float:
         """Volatility of a tape's bar as known at the last close."""

@@ -35,6 +35,8 @@ class Order:
         quantity: base, unsigned, as ordered; ``executed`` of it filled.
         cum_quote: quote, sum of price times quantity over its fills.
         last_price: quote, of its last fill.
+        queued_ms: since when it stands where it is: its arrival, or its last change in place.
+        amendments: how often it was changed in place.
     """
 
     order_id: int
@@ -56,10 +58,13 @@ class Order:
     cum_quote: float = 0.0
     last_price: float = 0.0
     update_ms: int = 0
+    queued_ms: int = 0
+    amendments: int = 0
     end_reason: str = ""
 
     def __post_init__(self) -> None:
         self.update_ms = self.update_ms or self.time_ms
+        self.queued_ms = self.queued_ms or self.time_ms
         self.original_kind = self.original_kind or self.kind
 
     @property
@@ -82,7 +87,11 @@ class AlgoOrder:
     """A conditional order: a stop or a take-profit that waits for its trigger.
 
     Attributes:
-        kind: ``STOP_MARKET``, ``TAKE_PROFIT_MARKET``, ``STOP`` or ``TAKE_PROFIT``.
+        kind: ``STOP_MARKET``, ``TAKE_PROFIT_MARKET``, ``TRAILING_STOP_MARKET``, ``STOP`` or ``TAKE_PROFIT``.
+        trigger_price: quote; of a trailing stop where it stands now, 0 before it is active.
+        activate_price: quote, the price at which a trailing stop becomes active.
+        callback_rate: of a trailing stop, fraction of ``best_price`` that the price may give back.
+        best_price: quote, the best price for its side since a trailing stop came.
         quantity: base, unsigned; 0 with ``close_position``.
         price: quote, of the limit order that it sends; 0 at the market.
         working_type: ``CONTRACT_PRICE`` (the last price) or ``MARK_PRICE``.
@@ -103,6 +112,9 @@ class AlgoOrder:
     reduce_only: bool = False
     close_position: bool = False
     price_protect: bool = False
+    activate_price: float = 0.0
+    callback_rate: float = 0.0
+    best_price: float = 0.0
     status: AlgoStatus = "NEW"
     update_ms: int = 0
     trigger_ms: int = 0
@@ -119,7 +131,16 @@ class AlgoOrder:
     @property
     def is_stop(self) -> bool:
         """Whether it waits for the price to move its own way (a stop), not against it (a take-profit)."""
-        return self.kind.startswith("STOP")
+        return "STOP" in self.kind
+
+    @property
+    def is_trailing(self) -> bool:
+        return self.kind == "TRAILING_STOP_MARKET"
+
+    @property
+    def is_armed(self) -> bool:
+        """Whether it has a trigger: a trailing stop only once it is active."""
+        return self.trigger_price > 0.0
 
     @property
     def is_at_market(self) -> bool:

@@ -67,6 +67,8 @@ def algo_json(algo: AlgoOrder, names: Symbols) -> Json:
         "closePosition": algo.close_position,
         "priceProtect": algo.price_protect,
         "reduceOnly": algo.reduce_only,
+        "activatePrice": text(algo.activate_price) if algo.is_trailing else None,
+        "callbackRate": text(round(100.0 * algo.callback_rate, 8)) if algo.is_trailing else None,
         "createTime": algo.time_ms,
         "updateTime": algo.update_ms,
         "triggerTime": algo.trigger_ms,

@@ -1,9 +1,11 @@
-"""Conditional orders: stops and take-profits, kept until their trigger."""
+"""Conditional orders: stops, trailing ones too, and take-profits, kept until their trigger."""
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
+from perpgym.data.contract import Contract
 from perpgym.envs.exchange.api import Params, by_symbol, endpoint
 from perpgym.envs.exchange.engine import AlgoRequest
 from perpgym.envs.exchange.errors import Rejected
@@ -20,6 +22,8 @@ from perpgym.envs.exchange.rest_orders import (
 from perpgym.envs.exchange.symbols import TIMES_IN_FORCE
 from perpgym.envs.exchange.venue import Venue
 
+_LEAST_CALLBACK_PCT, _MOST_CALLBACK_PCT = Decimal("0.1"), Decimal(10)
+
 
 def read_algo(venue: Venue, params: Params) -> AlgoRequest:
     """A conditional order from a request.
@@ -34,7 +38,9 @@ def read_algo(venue: Venue, params: Params) -> AlgoRequest:
     if kind not in ALGO_KINDS:
         raise Rejected(-1116)
     check_one_way(params)
-    closes = params.flag("closePosition")
+    closes, is_trailing = params.flag("closePosition"), kind == "TRAILING_STOP_MARKET"
+    if closes and is_trailing:
+        raise Rejected(-4136, kind)
     quantity = price = 0.0
     if closes:
         if "quantity" in params:
@@ -48,11 +54,27 @@ def read_algo(venue: Venue, params: Params) -> AlgoRequest:
     working = params.choice("workingType", ("CONTRACT_PRICE", "MARK_PRICE"), -1130, "CONTRACT_PRICE")
     return AlgoRequest(
         asset=asset, side=side, kind=kind, quantity=quantity, price=price, working_type=working,
-        trigger_price=check_price(contract, params.number("triggerPrice")),
+        trigger_price=0.0 if is_trailing else check_price(contract, params.number("triggerPrice")),
+        activate_price=_activation(contract, params) if is_trailing else 0.0,
+        callback_rate=_callback(params) if is_trailing else 0.0,
         time_in_force=params.choice("timeInForce", TIMES_IN_FORCE, -1115, "GTC"),
         reduce_only=params.flag("reduceOnly"), close_position=closes,
         price_protect=params.flag("priceProtect"), client_id=read_client_id(params, "clientAlgoId"),
     )  # fmt: skip
+
+
+def _activation(contract: Contract, params: Params) -> float:
+    """quote; 0 for the price of the moment. The documentation has called it by both names."""
+    name = "activatePrice" if "activatePrice" in params else "activationPrice"
+    return check_price(contract, params.number(name)) if name in params else 0.0
+
+
+def _callback(params: Params) -> float:
+    """Fraction of the price, from percent."""
+    rate = params.number("callbackRate")
+    if not _LEAST_CALLBACK_PCT <= rate <= _MOST_CALLBACK_PCT:
+        raise Rejected(-2007)
+    return float(rate / 100)
 
 
 @endpoint("POST", "/fapi/v1/algoOrder", weight=0, is_order=True)

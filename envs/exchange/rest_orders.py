@@ -1,4 +1,4 @@
-"""Orders and fills: place, cancel, look up, and the dead man's switch."""
+"""Orders and fills: place, change, cancel, look up, and the dead man's switch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from perpgym.envs.exchange.symbols import TIMES_IN_FORCE
 from perpgym.envs.exchange.venue import Venue
 from perpgym.envs.exchange.wire import parse_int
 
-ALGO_KINDS = ("STOP", "STOP_MARKET", "TAKE_PROFIT", "TAKE_PROFIT_MARKET")
+ALGO_KINDS = ("STOP", "STOP_MARKET", "TAKE_PROFIT", "TAKE_PROFIT_MARKET", "TRAILING_STOP_MARKET")
 _DAY_MS = 86_400_000
 _MOST_IN_A_BATCH, _MOST_CANCELLED = 5, 10
 # the span of one page of orders or trades
@@ -51,7 +51,7 @@ def read_order(venue: Venue, params: Params) -> OrderRequest:
     asset = venue.names.asset(params.need("symbol"))
     contract, side = venue.books.contracts[asset], read_side(params)
     kind = params.need("type")
-    if kind in ALGO_KINDS or kind == "TRAILING_STOP_MARKET":
+    if kind in ALGO_KINDS:
         raise Rejected(-4120)
     if kind not in ("LIMIT", "MARKET"):
         raise Rejected(-1116)
@@ -154,6 +154,18 @@ def query_open_order(venue: Venue, params: Params) -> Any:
     if not order.is_open:
         raise Rejected(-2013)
     return order_json(order, venue.names)
+
+
+@endpoint("PUT", "/fapi/v1/order", weight=0, is_order=True)
+def change_order(venue: Venue, params: Params) -> Any:
+    """Change price and quantity of a resting order; its side is sent to be compared."""
+    order = find_order(venue, params)
+    contract = venue.books.contracts[order.asset]
+    if read_side(params) != order.side:
+        raise Rejected(-1130, "side")
+    quantity = check_quantity(contract, params.number("quantity"))
+    price = check_price(contract, params.number("price"))
+    return order_json(venue.engine.amend(order, quantity, price), venue.names)
 
 
 @endpoint("DELETE", "/fapi/v1/order")

@@ -75,6 +75,13 @@ def index_klines(venue: Venue, params: Params) -> Any:
     return _klines(venue, params, params.need("pair"), is_mark=True)
 
 
+@endpoint("GET", "/fapi/v1/premiumIndexKlines", security="none", weight=_kline_weight)
+def premium_klines(venue: Venue, params: Params) -> Any:
+    """Bars of the premium, mark over index less 1: the index is the mark, so all of them are 0."""
+    rows = _klines(venue, params, params.need("symbol"), is_mark=True)
+    return [[row[0], *["0"] * 4, *row[5:]] for row in rows]
+
+
 def _klines(venue: Venue, params: Params, name: str, *, is_mark: bool) -> list[list[Any]]:
     start, end = params.span()
     interval = params.need("interval")
@@ -128,13 +135,16 @@ def book_ticker(venue: Venue, params: Params) -> Any:
 
 def book_ticker_row(venue: Venue, asset: int) -> dict[str, Any]:
     """One contract's touch."""
-    bids, asks = depth(venue.books, asset, 1)
+    # a side of a recorded book may be empty
+    (bid, bid_size), (ask, ask_size) = (
+        side[0] if side else (0.0, 0.0) for side in depth(venue.books, asset, 1)
+    )
     return {
         "symbol": venue.names.names[asset],
-        "bidPrice": text(bids[0][0]),
-        "bidQty": text(bids[0][1]),
-        "askPrice": text(asks[0][0]),
-        "askQty": text(asks[0][1]),
+        "bidPrice": text(bid),
+        "bidQty": text(bid_size),
+        "askPrice": text(ask),
+        "askQty": text(ask_size),
         "time": venue.now_ms,
         "lastUpdateId": venue.depth_updates[asset],
     }
@@ -160,10 +170,13 @@ def day_ticker(venue: Venue, params: Params) -> Any:
 def day_ticker_row(venue: Venue, asset: int) -> dict[str, Any]:
     """One contract's last 24 hours, on whole bars."""
     market = venue.market
-    per_day = max(DAY_MS // market.fine_ms, 1)
     interval = market.intervals[0]
-    rows = market.klines(asset, interval, limit=per_day + 1)
-    first, last = rows[0][1], market.last_price(asset)
+    per_day = max(DAY_MS // INTERVALS_MS[interval], 1)
+    last = market.last_price(asset)
+    # a recording may begin within its first interval
+    begun = (market.open_ms, last, last, last, last, 0.0)
+    rows = market.klines(asset, interval, limit=per_day + 1) or [begun]
+    first = rows[0][1]
     volume = sum(row[5] for row in rows)
     worth = sum(row[5] * 0.5 * (row[1] + row[4]) for row in rows)
     bid, ask = touch(venue.books, asset)
@@ -262,9 +275,14 @@ def agg_trades(venue: Venue, params: Params) -> Any:
     start, end = params.span()
     market = venue.market
     closed = market.fine + (1 if market.is_over else 0)
-    first = max(closed - limit, 0)
-    if start is not None:
-        first = max(first, market.fine - (market.open_ms - start) // market.fine_ms - 1)
-    rows = [row for fine in range(first, closed) for row in trades_of_bar(market, asset, fine)]
-    rows = [r for r in rows if (start is None or r["T"] >= start) and (end is None or r["T"] <= end)]
-    return rows[:limit] if start is not None else rows[-limit:]
+    first = 0 if start is None else max(market.fine - (market.open_ms - start) // market.fine_ms - 1, 0)
+    bars, found, count = range(first, closed), [], 0
+    # a bar of a recording may hold any number of trades
+    for fine in reversed(bars) if start is None else bars:
+        part = trades_of_bar(market, asset, fine)
+        found.append([r for r in part if (start or 0) <= r["T"] and (end is None or r["T"] <= end)])
+        count += len(found[-1])
+        if count >= limit:
+            break
+    rows = [row for part in (reversed(found) if start is None else found) for row in part]
+    return rows[-limit:] if start is None else rows[:limit]

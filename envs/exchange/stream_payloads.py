@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from perpgym.envs.exchange.book import Level, depth
+from perpgym.envs.exchange.book import depth
 from perpgym.envs.exchange.market import INTERVALS_MS
+from perpgym.envs.exchange.recorded import Level
 from perpgym.envs.exchange.rest_public import book_ticker_row, day_ticker_row, kline_row, premium_row
 from perpgym.envs.exchange.venue import Venue
 from perpgym.envs.exchange.wire import text

@@ -7,13 +7,14 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from perpgym.envs.exchange.book import Level, depth
+from perpgym.envs.exchange.book import depth
 from perpgym.envs.exchange.books import Event
 from perpgym.envs.exchange.errors import Rejected
 from perpgym.envs.exchange.event_payloads import event_jsons
 from perpgym.envs.exchange.faults import FaultBook
 from perpgym.envs.exchange.payloads import Json
 from perpgym.envs.exchange.prints import trades_of_bar
+from perpgym.envs.exchange.recorded import Level
 from perpgym.envs.exchange.stream_payloads import (
     agg_trade,
     book_ticker,

@@ -13,7 +13,9 @@ from perpgym.envs.exchange.wire import text
 from perpgym.envs.rules import settle_currency
 
 WEIGHT_PER_MINUTE, ORDERS_PER_MINUTE, ORDERS_PER_10_S = 2_400, 1_200, 300
-ORDER_TYPES = ("LIMIT", "MARKET", "STOP", "STOP_MARKET", "TAKE_PROFIT", "TAKE_PROFIT_MARKET")
+ORDER_TYPES = (
+    "LIMIT", "MARKET", "STOP", "STOP_MARKET", "TAKE_PROFIT", "TAKE_PROFIT_MARKET", "TRAILING_STOP_MARKET",
+)  # fmt: skip
 TIMES_IN_FORCE = ("GTC", "IOC", "FOK", "GTX")
 # perpetuals are delivered on Christmas of 2100
 _NEVER_MS = 4_133_404_800_000

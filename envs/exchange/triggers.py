@@ -11,6 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+import numpy as np
+from numpy.typing import NDArray
+
 from perpgym.data.bars import HIGH, LOW
 from perpgym.envs.account import QUANTITY, STOP_PRICE, TARGET_PRICE
 from perpgym.envs.arrays import World, read_bar
@@ -27,10 +30,24 @@ from perpgym.envs.path import stop_reference
 MARK_PRICE = "MARK_PRICE"
 
 
+def watched_price(algo: AlgoOrder, market: Replay) -> float:
+    """quote, the price of the moment that it watches."""
+    watches = market.mark_price if algo.working_type == MARK_PRICE else market.last_price
+    return watches(algo.asset)
+
+
+def watched_bar(algo: AlgoOrder, market: Replay) -> NDArray[np.float64]:
+    """(4,) quote: open, high, low and close of the open bar, of the price that it watches."""
+    prices = market.inside.mark if algo.working_type == MARK_PRICE else market.inside.last
+    bar: NDArray[np.float64] = prices[market.fine, algo.asset]
+    return bar
+
+
 def is_beyond(algo: AlgoOrder, market: Replay) -> bool:
     """Whether the price of the moment is at or beyond the trigger already."""
-    watches = market.mark_price if algo.working_type == MARK_PRICE else market.last_price
-    away = watches(algo.asset) - algo.trigger_price
+    if not algo.is_armed:
+        return False
+    away = watched_price(algo, market) - algo.trigger_price
     return away >= 0.0 if algo.trigger_is_above else away <= 0.0
 
 
@@ -38,7 +55,7 @@ def protects(algo: AlgoOrder, held: float) -> bool:
     """Whether it closes the whole position ``held`` (base, signed) at the market, and nothing more."""
     is_against = held * sign(algo.side) < 0.0
     is_whole = algo.close_position or (algo.reduce_only and algo.quantity >= abs(held) * (1.0 - 1e-9))
-    return is_against and is_whole and algo.is_at_market
+    return is_against and is_whole and algo.is_at_market and algo.is_armed
 
 
 class Protection:
@@ -87,10 +104,10 @@ def _nearest(algos: Iterable[AlgoOrder]) -> dict[int, AlgoOrder]:
 
 def is_touched(books: Books, algo: AlgoOrder) -> bool:
     """Whether the open bar reaches the trigger, in a market that trades."""
-    inside, fine = books.market.inside, books.market.fine
-    if inside.volume[fine, algo.asset] == 0.0:
+    market = books.market
+    if market.inside.volume[market.fine, algo.asset] == 0.0 or not algo.is_armed:
         return False
-    prices = (inside.mark if algo.working_type == MARK_PRICE else inside.last)[fine, algo.asset]
+    prices = watched_bar(algo, market)
     if algo.trigger_is_above:
         return bool(prices[HIGH] >= algo.trigger_price)
     return bool(prices[LOW] <= algo.trigger_price)
@@ -132,17 +149,20 @@ def expire(books: Books, algo: AlgoOrder, reason: str, time_ms: int) -> None:
     books.emit(AlgoEvent(algo=algo, time_ms=time_ms))
 
 
-def trigger(books: Books, algo: AlgoOrder, time_ms: int) -> None:
+def trigger(books: Books, algo: AlgoOrder, time_ms: int, *, is_after_open: bool = False) -> None:
     """Send what it holds, at its trigger or at the open of a bar that opens beyond it.
 
     A limit order fills at once where its price admits, else it rests from the next bar on.
+
+    Args:
+        is_after_open: the trigger came to stand there inside the bar, so the open was not beyond it.
     """
     held, asset = books.position(algo.asset), algo.asset
     quantity = abs(held) if algo.close_position else algo.quantity
     if algo.only_closes and held * sign(algo.side) >= 0.0:
         refuse(books, algo, -2022, time_ms)
         return
-    reference = _reference(books, algo)
+    reference = _reference(books, algo, is_after_open)
     due = within_volume(books, asset, min(quantity, abs(held)) if algo.only_closes else quantity)
     price = _fill_price(books, algo, due, reference)
     is_admitted = algo.is_at_market or sign(algo.side) * (algo.price - price) >= 0.0
@@ -175,11 +195,11 @@ def _fill_price(books: Books, algo: AlgoOrder, quantity: float, reference: float
     return float(price)
 
 
-def _reference(books: Books, algo: AlgoOrder) -> float:
+def _reference(books: Books, algo: AlgoOrder, is_after_open: bool) -> float:
     """Last price when it triggers, quote: never better than the trigger, nor than a gap."""
     market, asset = books.market, algo.asset
     bar = read_bar(books.world.market, market.bar, market.fine, asset, books.rules(asset).is_inverse)
-    if algo.is_stop and is_beyond(algo, market):
+    if algo.is_stop and not is_after_open and is_beyond(algo, market):
         return float(bar.last_open)
     rules = books.world.rules._replace(stop_on_mark=float(algo.working_type == MARK_PRICE))
     # a sale protects a long, whose stop fills lower

@@ -25,7 +25,15 @@ def warm_up(market: Replay, config: EnvConfig | None = None) -> None:
 
     Compiling takes a minute or more where nothing is cached: longer than a client waits for its first order.
     """
-    engine = Engine(copy(market), config)
+    plain = copy(market)
+    plain.recording = None
+    # what happens inside a bar is the same with a recorded book, orders are not
+    for replay in (plain, copy(market))[: 1 if market.recording is None else 2]:
+        _trade_on(replay, config)
+
+
+def _trade_on(market: Replay, config: EnvConfig | None) -> None:
+    engine = Engine(market, config)
     contract, last = engine.books.contracts[0], market.last_price(0)
     size = contract.min_quantity
     while size * last < 2.0 * contract.min_notional:

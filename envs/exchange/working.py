@@ -17,13 +17,16 @@ from perpgym.envs.account import (
     ORDER_STYLE,
     on_lot_grid,
 )
+from perpgym.envs.arrays import read_bar
 from perpgym.envs.exchange.books import Books, OrderEvent
+from perpgym.envs.exchange.margins import refusal
 from perpgym.envs.exchange.orders import Order, sign
+from perpgym.envs.exchange.recorded import Level
 from perpgym.envs.execution import to_lots
-from perpgym.envs.fills import ORDER, maker_cost_rate, take_at
-from perpgym.envs.inside import fill_resting
+from perpgym.envs.fills import ORDER, maker_cost_rate, take_at, take_at_fee, taker_cost_rate
+from perpgym.envs.inside import fill_resting, fill_through
 from perpgym.envs.matching import take_due
-from perpgym.envs.orders import BRACKET, LIMIT, MARGIN, MARKET
+from perpgym.envs.orders import BRACKET, LIMIT, MARGIN, MARKET, volume_beyond
 
 
 def _put(books: Books, order: Order, wanted: float, style: int) -> None:
@@ -80,15 +83,68 @@ def take(
     _book(books, order, time_ms, is_maker=False)
 
 
+def take_levels(books: Books, order: Order, levels: list[Level], time_ms: int) -> None:
+    """Fill an order as a taker at levels of the recorded book, each a fill."""
+    recorded, side, asset = books.recorded, sign(order.side), order.asset
+    assert recorded is not None, "only a recorded book has levels to take"
+    rules, world = books.rules(asset), books.world.rules
+    reference, (touch, _size), mark = recorded.mid, recorded.touch(side), books.market.mark_price(asset)
+    for price, size in levels:
+        rate = taker_cost_rate(books.account, side * size, reference, rules, world)
+        # what it leaves behind is the hole in the book, so there is no trace of it (illiquidity 0)
+        take_at_fee(
+            books.account, asset, side * size, reference, touch, price, rate, 0.0, mark, ORDER, rules, world
+        )
+        recorded.remove(side, price, size)
+    _book(books, order, time_ms, is_maker=False)
+
+
+def volume_through(books: Books, order: Order) -> float:
+    """base that trades a tick or more beyond the price of a resting order while the bar is open."""
+    if books.recorded is not None:
+        return books.recorded.through(order)
+    market, rules = books.market, books.rules(order.asset)
+    bar = read_bar(books.world.market, market.bar, market.fine, order.asset, rules.is_inverse)
+    return float(volume_beyond(sign(order.side), order.price, bar, rules))
+
+
 def fill_maker(books: Books, order: Order, wanted: float, time_ms: int) -> None:
     """Fill what of a resting order the open bar trades through; what margin refuses ends it."""
     market = books.market
     _put(books, order, wanted, LIMIT)
-    fill_resting(books.account, books.world, order.asset, market.bar, market.fine)
+    where = (books.account, books.world, order.asset, market.bar, market.fine)
+    if books.recorded is None:
+        fill_resting(*where)
+    else:
+        fill_through(*where, volume_through(books, order))
     reason = int(books.account.orders[order.asset, ORDER_REASON])
     _book(books, order, time_ms, is_maker=True)
     if order.is_open and reason & (MARGIN | BRACKET):
         end_order(books, order, "EXPIRED", "margin", time_ms)
+
+
+def meet_recorded_book(books: Books, time_ms: int) -> None:
+    """Fill resting orders whose price the other side of the recorded book has come to without a trade.
+
+    Whoever put those levels there would have met the order: it fills at its limit as a maker, and what it
+    filled against is gone.
+    """
+    recorded = books.recorded
+    if recorded is None:
+        return
+    for order in books.registry.open_orders():
+        levels = recorded.walk(order, wanted_of(books, order))
+        if not levels:
+            continue
+        quantity = sum(size for _price, size in levels)
+        rules, side = books.rules(order.asset), sign(order.side)
+        rate = maker_cost_rate(books.account, side * quantity, order.price, rules, books.world.rules)
+        if not order.reduce_only and refusal(books, order, quantity, order.price, float(rate)):
+            end_order(books, order, "EXPIRED", "margin", time_ms)
+            continue
+        for price, size in levels:
+            recorded.remove(side, price, size)
+        fill_at_limit(books, order, quantity, time_ms)
 
 
 def fill_at_limit(books: Books, order: Order, quantity: float, time_ms: int) -> None:

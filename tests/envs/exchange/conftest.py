@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import ccxt
+import numpy as np
 import pytest
 
+from perpgym.data.contract import Bracket, Contract
 from perpgym.data.tape import Tape
 from perpgym.envs import EnvConfig
 from perpgym.envs.exchange.books import MONEY_DECIMALS
@@ -89,3 +92,28 @@ def local(make_venue: Callable[..., Venue]) -> Iterator[Callable[..., Local]]:
             return local
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def plain_rules() -> Contract:
+    """One bracket, ticks of 0.1 and lots of 0.001."""
+    bracket = Bracket(floor=0.0, cap=float("inf"), maintenance_margin_rate=0.01, cum=0.0, max_leverage=50.0)
+    return Contract(
+        symbol=SYMBOL, tick_size=0.1, lot_size=0.001, min_quantity=0.001, min_notional=5.0,
+        clearance_rate=0.0125, brackets=(bracket,),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def engine_on(make_tape: Callable[..., Tape], plain_rules: Contract) -> Callable[..., Engine]:
+    """An engine on bars (open, high, low, close) without spread; two quiet bars at the first open before."""
+
+    def make(*bars: tuple[float, float, float, float], volume: float = 1e6, **settings: Any) -> Engine:
+        rows = np.array([(bars[0][0],) * 4] * 2 + list(bars))[:, None, :]
+        tape = make_tape(rows[:, 0, 3], rules=plain_rules, volume=volume, funding_rate=0.0, sigma=0.0)
+        tape = replace(tape, last=rows, mark=rows.copy(), _cache={})
+        free = {"half_spread_bps": 0.0, "impact_coefficient": 0.0, "taker_rate": 0.0004}
+        config = EnvConfig(**{"initial_wallet": 10_000.0, **free, **settings})
+        return Engine(Replay(tape, start_bar=2), config)
+
+    return make

@@ -41,6 +41,13 @@ def test_bars_are_the_tapes_and_the_open_one_shows_its_open_only(local: Start) -
     assert four[0][2] == tape.last[8:12, 0, 1].max()
 
 
+def test_bars_of_the_premium_are_zero_for_the_index_is_the_mark(local: Start) -> None:
+    here = local()
+    rows = here.client.fetch_premium_index_ohlcv(SYMBOL, "1h", limit=3)
+    assert [row[0] for row in rows] == here.venue.market.tape.open_time_ms[48:51].tolist()
+    assert {value for row in rows for value in row[1:]} == {0.0}
+
+
 def test_a_market_order_opens_a_position_at_the_open_of_the_bar(local: Start) -> None:
     here = local()
     client = here.client

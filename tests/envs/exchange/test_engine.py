@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from perpgym.data.bars import Bars
-from perpgym.data.contract import Bracket, Contract
+from perpgym.data.contract import Contract
 from perpgym.data.tape import Tape
 from perpgym.envs import EnvConfig, PerpVecEnv, RiskLimits
 from perpgym.envs.account import WALLET
@@ -28,28 +28,6 @@ from perpgym.envs.finer import Finer
 from perpgym.envs.spaces import LEDGER
 
 MakeTape = Callable[..., Tape]
-RULES = Contract(
-    symbol="TEST/USDT:USDT", tick_size=0.1, lot_size=0.001, min_quantity=0.001, min_notional=5.0,
-    clearance_rate=0.0125,
-    brackets=(
-        Bracket(floor=0.0, cap=float("inf"), maintenance_margin_rate=0.01, cum=0.0, max_leverage=50.0),
-    ),
-)  # fmt: skip
-FREE = {"half_spread_bps": 0.0, "impact_coefficient": 0.0, "taker_rate": 0.0004}
-
-
-@pytest.fixture
-def engine_on(make_tape: MakeTape) -> Callable[..., Engine]:
-    """An engine on bars (open, high, low, close); two quiet bars at the first open come before."""
-
-    def make(*bars: tuple[float, float, float, float], volume: float = 1e6, **settings: Any) -> Engine:
-        rows = np.array([(bars[0][0],) * 4] * 2 + list(bars))[:, None, :]
-        tape = make_tape(rows[:, 0, 3], rules=RULES, volume=volume, funding_rate=0.0, sigma=0.0)
-        tape = replace(tape, last=rows, mark=rows.copy(), _cache={})
-        config = {"initial_wallet": 10_000.0, **FREE, **settings}
-        return Engine(Replay(tape, start_bar=2), EnvConfig(**config))
-
-    return make
 
 
 def order(side: Any, quantity: float, price: float = 0.0, **more: Any) -> OrderRequest:
@@ -211,10 +189,10 @@ def test_many_small_orders_take_no_more_of_a_bar_than_one(engine_on: Callable[..
 
 
 def test_a_position_is_the_sum_of_its_trades_and_the_wallet_that_of_its_income(
-    make_portfolio: MakeTape,
+    make_portfolio: MakeTape, plain_rules: Contract
 ) -> None:
     """Random orders of every kind; what is true of an account at any moment is true here."""
-    tape = make_portfolio((0, 0), seed=3, bars=160, sigma=0.015, wick=0.03, rules=RULES)
+    tape = make_portfolio((0, 0), seed=3, bars=160, sigma=0.015, wick=0.03, rules=plain_rules)
     config = EnvConfig(initial_wallet=50_000.0, leverage=(20.0, 10.0), margin_mode=("cross", "isolated"))
     engine, rng = Engine(Replay(tape, start_bar=2), config), np.random.default_rng(5)
     books, refused, number = engine.books, 0, 0
@@ -316,14 +294,14 @@ def test_nothing_that_is_shown_knows_more_than_the_moment(make_tape: MakeTape) -
     assert public_answers(tape, now - 19) != public_answers(changed, now - 19)
 
 
-def test_finer_bars_give_the_envs_money_too(make_tape: MakeTape) -> None:
-    quarters = make_tape(bars=400, seed=6, rules=RULES, bar_ms=900_000, sigma=0.004)
+def test_finer_bars_give_the_envs_money_too(make_tape: MakeTape, plain_rules: Contract) -> None:
+    quarters = make_tape(bars=400, seed=6, rules=plain_rules, bar_ms=900_000, sigma=0.004)
     hours = quarters.last[:, 0].reshape(-1, 4, 4)
     last = np.stack([hours[:, 0, 0], hours[:, :, 1].max(1), hours[:, :, 2].min(1), hours[:, 3, 3]], -1)
-    tape = make_tape(bars=100, seed=6, rules=RULES, volume=20_000.0)
+    tape = make_tape(bars=100, seed=6, rules=plain_rules, volume=20_000.0)
     tape = replace(tape, last=last[:, None], mark=last[:, None].copy(), _cache={})
     bars = Bars(
-        contract=RULES, bar_ms=900_000, open_time_ms=quarters.open_time_ms, last=quarters.last[:, 0],
+        contract=plain_rules, bar_ms=900_000, open_time_ms=quarters.open_time_ms, last=quarters.last[:, 0],
         mark=quarters.last[:, 0], volume=quarters.volume[:, 0], stamp_time_ms=np.empty(0, np.int64),
         stamp_rate=np.empty(0),
     )  # fmt: skip
