@@ -1,7 +1,7 @@
 """Does an account survive whatever happens to its program? The whole live stack, killed again and again on an
 exchange that misbehaves; judged from the exchange's own state.
 
-    python benchmarks/soak.py                                       # 20 seeds, 10 days, 25 kills each
+    python benchmarks/soak.py                                       # 20 seeds, 10 days, 40 kills each
     python benchmarks/soak.py --seeds 2 --days 1 --kills-per-seed 5
 
 A seed is an exchange in a process of its own and a program that is killed (SIGKILL) at named points of its
@@ -25,7 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from soak_life import SHORTENED
+from soak_life import MOMENT, SHORTENED
 from soak_seed import Asked, Soak, rehearse
 
 
@@ -61,6 +61,7 @@ def summary(asked: Asked, results: list[dict[str, Any]]) -> dict[str, Any]:
         "seeds": len(results),
         "days": asked.days,
         "kills": sum(found["kills"] for found in results),
+        "kills_at_points": sum(_at_points(found).total() for found in results),
         "faults_thrown": sum(thrown.values()),
         "violations": sum(len(found["violations"]) for found in results),
         "recovery_s_median": round(statistics.median(seconds), 3) if seconds else None,
@@ -70,12 +71,17 @@ def summary(asked: Asked, results: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def _at_points(found: dict[str, Any]) -> Counter[str]:
+    """How many died where, of those that died at a named point of the code."""
+    return Counter({point: count for point, count in found["kills_at"].items() if point != MOMENT})
+
+
 def read_command() -> Asked:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--days", type=int, default=10, help="of hourly bars, each seed")
-    parser.add_argument("--kills-per-seed", type=int, default=25)
+    parser.add_argument("--kills-per-seed", type=int, default=40)
     parser.add_argument("--out", type=Path, default=Path("build/soak"), help="of one file a seed")
     given = parser.parse_args()
     for name, least in (("seeds", 1), ("days", 1), ("kills_per_seed", 0)):

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from soak_exchange import exchange, make_venue
-from soak_life import CAP, STOP_LOSS, STYLES, Death, Life, Told, account, post
+from soak_life import CAP, MOMENT, STOP_LOSS, STYLES, Death, Life, Told, account, post
 
 from perpgym.data.features.build import build_tape
 from perpgym.data.synthetic import SimulatedMarketConfig, simulate_market
@@ -38,7 +38,7 @@ _PATIENCE_S = 90.0
 _LOOK_S = 0.005
 _MOST_LIVES = 10
 # of the kills, at a random moment; before the first decision of a life
-_AT_MOMENTS, _IN_RECOVERY = 0.35, 0.2
+_AT_MOMENTS, _IN_RECOVERY = 0.25, 0.2
 # exit status of a program that would not start on the account as it was
 REFUSED = 3
 # how often a dead program stays away for bars
@@ -158,6 +158,14 @@ def plan_deaths(seed: int, asked: Asked, begin_ms: int, bar_ms: int) -> list[Dea
     ]
 
 
+def where_it_died(folder: Path, death: Death) -> str:
+    """A point of ``crash_points``, or ``MOMENT``."""
+    mark = folder / MOMENT
+    point = MOMENT if mark.exists() else death.point
+    mark.unlink(missing_ok=True)
+    return point
+
+
 class Soak:
     """One seed.
 
@@ -178,6 +186,7 @@ class Soak:
         self._bars = multiprocessing.RawValue("q", 0)
         self._rng = random.Random(f"absences {seed}")
         self._exits: Counter[str] = Counter()
+        self._kills: Counter[str] = Counter()
 
     def run(self) -> dict[str, Any]:
         """Play it; returns what its file holds."""
@@ -196,8 +205,8 @@ class Soak:
         self._tell_new(found)
         return {
             "seed": self.seed, "days": self.asked.days, "kills_asked": self.asked.kills,
-            "kills": self._exits["killed"], "exits": dict(self._exits), "seconds": time.monotonic() - begun_s,
-            **found,
+            "kills": self._exits["killed"], "kills_at": dict(self._kills), "exits": dict(self._exits),
+            "seconds": time.monotonic() - begun_s, **found,
         }  # fmt: skip
 
     def _live(self, tape: Tape, url: str) -> None:
@@ -215,7 +224,7 @@ class Soak:
             if how == "done":
                 return
             if how == "killed" and deaths:
-                deaths.pop(0)
+                self._kills[where_it_died(self._folder, deaths.pop(0))] += 1
             if how == "crashed":
                 post(url, "blame", rule="crash", text=f"see the end of {self._folder / 'program.log'}")
             if how == "stuck":

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from perpgym.envs.live.crash_points import POINTS
+
 COMMAND = Path(__file__).resolve().parents[2] / "benchmarks" / "soak.py"
 
 
@@ -28,11 +30,13 @@ def test_killed_programs_keep_every_promise_and_finished_seeds_are_not_run_again
     status, found, said = soak(tmp_path, "--seeds", "2", *asked)
     assert (status, found["violations"]) == (0, 0), said
     assert (found["seeds"], found["kills"]) == (2, 6)
+    assert 0 < found["kills_at_points"] <= 6
     assert found["faults_thrown"] > 0
     files = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
     assert len(files) == 2
     first = json.loads((tmp_path / "seed_00.json").read_text())
-    assert first["exits"]["killed"] == 3
+    assert first["exits"]["killed"] == sum(first["kills_at"].values()) == 3
+    assert set(first["kills_at"]) <= {*POINTS, "a_moment"}
     assert first["bars"] >= 24
     assert first["counts"]["orders"] > 0
     assert first["counts"]["ledgers"] > 0
