@@ -31,7 +31,8 @@ class HierarchicalPPO(PerpPPO):
     The manager chooses a target exposure for every contract and a risk budget, which hold for k bars, k drawn
     uniformly, or until a risk event; the worker acts at every bar, given the choice and the bars left. The
     manager's advantages are those of an SMDP (:func:`perpgym.agents.smdp.smdp_gae`) of the raw reward. Each
-    level has its own normalisation, clipping, entropy and KL stop; the encoders learn from both.
+    level has its own normalisation, clipping, entropy and KL stop; the encoders learn from forecasts where
+    there are any (``policy.forecast_bars``), else from both levels.
     ``docs/algorithms/hierarchical_ppo.md`` lists every detail.
 
     ``predict`` is that of a recurrent policy: pass the state that it returned, or options never last.
@@ -147,8 +148,11 @@ class HierarchicalPPO(PerpPPO):
         budget = option[..., -2]
         self.logger.record("options/bars_per_decision", decided.numel() / max(1, int(decided.sum())))
         self.logger.record("options/budget", float(budget.mean()))
-        used = exposure.amax(-1) / (self.native.config.max_exposure * budget)
-        self.logger.record("options/budget_used", float(used.mean()))
+        # limits may admit nothing: of a budget of 0 there is no share
+        is_granted = budget > 0.0
+        if is_granted.any():
+            used = exposure.amax(-1)[is_granted] / (self.native.config.max_exposure * budget[is_granted])
+            self.logger.record("options/budget_used", float(used.mean()))
         self.logger.record("options/target", float(option[..., :-2].mean()))
         self.logger.record("options/target_size", float(option[..., :-2].abs().mean()))
         # after every bar, whether a decision is due though bars are left and the episode goes on

@@ -115,6 +115,7 @@ def train_seed(
     model.set_logger(configure(str(folder.tensorboard / f"seed_{seed}"), ["tensorboard"]))
     _describe(model.logger, market)
     _say_whole_rollouts(settings, model)
+    _say_if_nothing_is_learnt(settings, model)
     left = settings.training.total_steps - model.num_timesteps
     with stop_on_interrupt(watcher):
         if left > 0:
@@ -134,6 +135,17 @@ def _say_whole_rollouts(settings: Settings, model: PathAlgorithm) -> None:
         _LOG.info(
             "training.total_steps=%s becomes %s: whole rollouts of %s account steps",
             f"{asked:,}", f"{-(-asked // rollout) * rollout:,}", f"{rollout:,}",
+        )  # fmt: skip
+
+
+def _say_if_nothing_is_learnt(settings: Settings, model: PathAlgorithm) -> None:
+    """A replay is filled before it is learnt from: say so where training ends before."""
+    asked, starts = settings.training.total_steps, getattr(model, "learning_starts", 0)
+    if asked <= starts and settings.training.max_seconds is None:
+        _LOG.warning(
+            "nothing will be learnt: agent.learning_starts=%s steps come before the first update, and "
+            "training.total_steps=%s end before them; lower the one or raise the other",
+            f"{starts:,}", f"{asked:,}",
         )  # fmt: skip
 
 

@@ -108,7 +108,8 @@ class PerpFeatures(BaseFeaturesExtractor):
         """
         if self._bound is None:
             raise RuntimeError(
-                "an index observation needs a tape: call policy.bind(tape) first, or pass window observations"
+                "an index observation needs a tape: call model.policy.bind(tape), load it with env=..., "
+                "or pass window observations"
             )
         return self._bound
 

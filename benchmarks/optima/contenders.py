@@ -9,7 +9,7 @@ from functools import partial
 from typing import Protocol
 
 from problems import Problem
-from qrdqn import train_on_ladder
+from qrdqn import check_ladder, train_on_ladder
 from settings import ABLATIONS, OWN_ACTION, settings_of
 from stock import STOCK_STEPS, train_stock
 from training import Progress, Run, Settings, train
@@ -102,6 +102,18 @@ AGENTS: dict[str, Trainer] = {
     ),
     **{name: _ablated(change) for name, change in ABLATIONS.items()},
 }
+
+
+def check_agent(name: str, problem: Problem) -> None:
+    """Before hours of training: whether an agent can play a problem.
+
+    Raises:
+        ValueError: it cannot; says which it can.
+    """
+    if name == "realised":
+        problem.realised()
+    if name.startswith("ladder"):
+        check_ladder(problem)
 
 
 def train_agent(name: str, problem: Problem, *, seed: int, share: float, progress: Progress) -> Run:

@@ -88,7 +88,7 @@ class Problem:
             ValueError: the problem has no noise.
         """
         if self.noisy_tape is None:
-            raise ValueError(f"{self.name} has no noise to learn from: realised is for gp_h")
+            raise ValueError(f"realised is for gp_h: {self.name} has no second tape to learn from")
         return replace(self, tape=self.noisy_tape, env=replace(self.env, reward_on_conditional_mean=False))
 
 

@@ -70,6 +70,16 @@ SETTINGS: dict[str, LadderSettings] = {
 }
 
 
+def check_ladder(problem: Problem) -> None:
+    """Whether a problem has a ladder.
+
+    Raises:
+        ValueError: it has none; says which have one.
+    """
+    if problem.name not in SETTINGS:
+        raise ValueError(f"{problem.name} has no ladder: choose --problem among {', '.join(SETTINGS)}")
+
+
 def train_on_ladder(
     problem: Problem,
     *,
@@ -92,8 +102,7 @@ def train_on_ladder(
     Raises:
         ValueError: the problem has no ladder.
     """
-    if problem.name not in SETTINGS:
-        raise ValueError(f"{problem.name} has no ladder: choose --problem among {', '.join(SETTINGS)}")
+    check_ladder(problem)
     torch.set_num_threads(1)
     problem, settings, tape = on_ladder(problem), SETTINGS[problem.name], problem.tape(seed)
     n_paths, accounts, steps = settings.n_paths, settings.accounts_per_path, int(share * settings.steps)

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 
 import numpy as np
-from contenders import AGENTS, count_failures, train_agent
+from contenders import AGENTS, check_agent, count_failures, train_agent
 from judges import Score
 from problems import PROBLEMS, Problem
 from rich.console import Console
@@ -43,10 +43,13 @@ def main() -> None:
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[score]}"))
     with Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal) as bar:
-        for name in names:
-            problem = PROBLEMS[name]()
-            agents: Sequence[str] = arguments.agents or (OWN_ACTION[name],)
+        problems = {name: PROBLEMS[name]() for name in names}
+        asked = {name: arguments.agents or (OWN_ACTION[name],) for name in names}
+        for name, agents in asked.items():
             for agent in agents:
+                check_agent(agent, problems[name])
+        for name, problem in problems.items():
+            for agent in asked[name]:
                 runs = [_seed(bar, agent, problem, seed, share) for seed in range(seeds)]
                 if failures := count_failures(runs):
                     notes.append(f"{name} {agent} counts as 0: it fails {failures}")

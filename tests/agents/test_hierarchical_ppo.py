@@ -10,71 +10,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
+from two_levels import ACCOUNTS, HEADS, N_PATHS, SETTINGS, SMALL, Quiet, build, roll
 
-from perpgym.agents.artifact import load_artifact, save_artifact
-from perpgym.agents.hierarchical_ppo import HierarchicalPPO, HierarchicalPPOConfig
+from perpgym.agents.hierarchical_ppo import HierarchicalPPOConfig
 from perpgym.agents.ppo import PerpPPO
-from perpgym.agents.trained import TrainedAgent
 from perpgym.data.features.scaler import fit_scaler
 from perpgym.data.tape import Tape
-from perpgym.envs import EnvConfig, PerpVecEnv, RiskLimits
+from perpgym.envs import EnvConfig, PerpVecEnv
 from perpgym.envs.buffers import StepBuffers
-from perpgym.policies import PolicyConfig
-from perpgym.policies.hierarchy import PerpHierarchicalPolicy
 from perpgym.policies.options import HierarchyConfig
-
-SMALL = PolicyConfig(
-    d_model=8, n_heads=2, band=4, risk_hidden=0, policy_hidden=(16,), value_hidden=(16,), log_std_init=-1.0
-)
-HEADS = EnvConfig(action="heads", window_bars=SMALL.receptive_field, episode_bars=37)
-SETTINGS = HierarchicalPPOConfig(
-    n_steps=16, batch_size=64, n_epochs=2, hierarchy=HierarchyConfig(min_bars=2, max_bars=5)
-)
-N_PATHS, ACCOUNTS = 3, 4
 
 
 @pytest.fixture(scope="module")
 def tape(make_tape: Callable[..., Tape]) -> Tape:
     return make_tape(bars=400)
-
-
-def build(
-    tape: Tape,
-    settings: HierarchicalPPOConfig = SETTINGS,
-    env: EnvConfig = HEADS,
-    seed: int = 0,
-    accounts: int = ACCOUNTS,
-) -> HierarchicalPPO:
-    return HierarchicalPPO(
-        PerpHierarchicalPolicy,
-        PerpVecEnv(tape, n_paths=N_PATHS, accounts_per_path=accounts, config=env, seed=seed),
-        config=settings,
-        policy_kwargs={
-            "config": SMALL,
-            "market_scaler": fit_scaler(tape.features, 0, 300),
-            "risk_scaler": fit_scaler(tape.risk, 0, 300),
-        },
-        seed=seed,
-        device="cpu",
-    )
-
-
-def roll(model: HierarchicalPPO, rollouts: int = 1) -> None:
-    """Collect without learning."""
-    model._setup_learn(10**9)
-    for _ in range(rollouts):
-        model.collect_rollouts(model.env, Quiet(model), model.rollout_buffer, model.n_steps)  # type: ignore[arg-type]
-
-
-def Quiet(model: HierarchicalPPO) -> Any:  # noqa: N802 - SB3's callback of nothing
-    from stable_baselines3.common.callbacks import CallbackList
-
-    callback = CallbackList([])
-    callback.init_callback(model)
-    return callback
 
 
 @pytest.mark.parametrize("action", ["target", "band", "ladder", "heads"])
@@ -333,17 +284,6 @@ def test_a_resumed_run_equals_one_that_never_stopped(tape: Tape, tmp_path: Path)
         torch.testing.assert_close(resumed.policy.state_dict()[name], value, atol=0, rtol=0)
 
 
-def test_a_saved_model_predicts_the_same(tape: Tape, tmp_path: Path) -> None:
-    model = build(tape)
-    model.learn(16 * N_PATHS * ACCOUNTS)
-    model.save(tmp_path / "model.zip")
-    loaded = HierarchicalPPO.load(tmp_path / "model.zip", env=model.native, device="cpu")
-    observation = model.native.observation(model.env.buffers)  # type: ignore[union-attr]
-    mine, theirs = (m.predict(observation, deterministic=True) for m in (model, loaded))
-    np.testing.assert_array_equal(mine[0], theirs[0])
-    np.testing.assert_array_equal(mine[1][0], theirs[1][0])
-
-
 @pytest.mark.parametrize(("alert", "is_called_back"), [(1.0, False), (1e-9, True)])
 def test_an_end_of_episode_is_no_risk_event(tape: Tape, alert: float, is_called_back: bool) -> None:
     """Options of five bars in episodes of seven: every episode cuts one off."""
@@ -364,46 +304,6 @@ def test_an_end_of_episode_is_no_risk_event(tape: Tape, alert: float, is_called_
         due += 1
         forced += left[path, step, account] > 1.0 and not ends[step, path, account]
     assert share == pytest.approx(forced / due)
-
-
-@pytest.mark.parametrize("action", ["heads", "band"])
-def test_predict_with_its_state_is_what_backtests_and_artifacts_do(
-    tape: Tape, tmp_path: Path, action: Any
-) -> None:
-    """Window observations and ``predict``'s state, against the stretch and the agent's own memory."""
-    config = replace(HEADS, action=action, episode_bars=60)
-    model = build(tape, env=config)
-    model.learn(2 * 16 * N_PATHS * ACCOUNTS)
-    save_artifact(
-        tmp_path, model.policy, tape=tape, env_config=config, limits=RiskLimits(), seed=0, commit="none"
-    )
-    artifact = load_artifact(tmp_path)
-    agent, policy = TrainedAgent(artifact), artifact.policy
-    assert isinstance(policy, PerpHierarchicalPolicy)
-    env = PerpVecEnv(tape, n_paths=1, accounts_per_path=2, config=config, with_windows=True, seed=3)
-    out = env.make_buffers()
-    env.reset_into(out, 3)
-    state, budgets = None, []
-    for _ in range(40):
-        masks = env.action_masks() if config.choices else None
-        seen = (tape, int(out.bar[0]), out.account, out.portfolio, masks)
-        mine = agent.act(*seen)
-        windows = env.observation(out)
-        theirs, state = policy.predict(windows, state, deterministic=True, action_masks=masks)
-        np.testing.assert_allclose(mine, theirs.reshape(mine.shape), atol=1e-5)
-        np.testing.assert_allclose(agent.policy.forget(agent.in_force).numpy(), state[0], atol=1e-6)
-        budgets.append(state[0][0, -1])
-        env.step_into(mine, out)
-    # options of the midpoint's three bars
-    assert budgets[:6] == [2.0, 1.0, 0.0, 2.0, 1.0, 0.0]
-
-
-def test_a_prediction_without_an_option_is_refused(tape: Tape) -> None:
-    model = build(tape)
-    observation = model.native.observation(model.env.buffers)  # type: ignore[union-attr]
-    tensors, _ = model.policy.obs_to_tensor(observation)
-    with pytest.raises(RuntimeError, match="acts within an option"):
-        model.policy.predict_values(tensors)
 
 
 def test_flat_ppo_takes_no_forbidden_choice_and_starts_at_ratio_one(tape: Tape) -> None:
@@ -452,45 +352,6 @@ def test_impossible_settings_are_refused(settings: dict[str, Any], message: str)
         HierarchicalPPOConfig(**settings)
 
 
-@pytest.mark.parametrize(
-    ("later", "left"),
-    [
-        # asked again at the same close, as by a program that was started anew within the bar
-        (0, 3.0),
-        (1, 2.0),
-        (2, 1.0),
-        # the option ran out while nobody was there: a new one
-        (9, 3.0),
-    ],
-)
-def test_a_program_that_was_away_goes_on_in_its_option(tape: Tape, later: int, left: float) -> None:
-    model, config = build(tape), HEADS
-    env = PerpVecEnv(tape, n_paths=1, config=config, seed=3)
-    out = env.make_buffers()
-    env.reset_into(out, 3)
-    bar = int(out.bar[0])
-    masks = env.action_masks() if config.choices else None
-
-    def ask(agent: TrainedAgent, at: int) -> NDArray[np.float32]:
-        return agent.act(tape, at, out.account, out.portfolio, masks)
-
-    before = TrainedAgent(model.policy)
-    action = ask(before, bar)
-    begun = before.in_force.clone()
-    assert float(begun[0, -1]) == 3.0
-    after = TrainedAgent(model.policy)
-    after.load_state(before.state_dict())
-    again = ask(after, bar + later)
-    assert float(after.in_force[0, -1]) == left
-    if later == 0:
-        np.testing.assert_array_equal(again, action)
-    if left < 3.0 or later == 0:
-        torch.testing.assert_close(after.in_force[:, :-1], begun[:, :-1])
-    # whoever was not away has jumped to another period
-    ask(before, bar + 2)
-    assert float(before.in_force[0, -1]) == 3.0
-
-
 def test_what_a_market_did_to_all_accounts_of_a_path_is_no_managers_merit(tape: Tape) -> None:
     model = build(tape)
     roll(model, 2)
@@ -524,3 +385,22 @@ def test_what_a_market_did_to_all_accounts_of_a_path_is_no_managers_merit(tape: 
 def test_a_lone_account_has_nothing_to_be_compared_with(tape: Tape) -> None:
     with pytest.raises(ValueError, match="compares the accounts of a path, there is 1"):
         build(tape, replace(SETTINGS, manager_path_baseline=True), accounts=1)
+
+
+def test_a_budget_of_nothing_has_no_share_that_is_used(tape: Tape) -> None:
+    model = build(tape)
+    model.set_logger(configure(None, []))
+    roll(model)
+    budgets = model.rollout_buffer.state[:, :-1, :, -2]
+    budgets[:, ::2] = 0.0
+    model._record_options()
+    used = model.logger.name_to_value["options/budget_used"]
+    size = model.policy.options.exposure_columns
+    exposures = model.rollout_buffer.state[:, 1:, :, size].abs().amax(-1)
+    granted = budgets > 0.0
+    by_hand = (exposures[granted] / (HEADS.max_exposure * budgets[granted])).mean()
+    assert used == pytest.approx(float(by_hand))
+    budgets[:] = 0.0
+    model.logger.name_to_value.clear()
+    model._record_options()
+    assert "options/budget_used" not in model.logger.name_to_value

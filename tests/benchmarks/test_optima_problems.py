@@ -49,7 +49,7 @@ def test_realised_returns_are_the_mean_and_forty_times_as_much_noise_that_no_sig
     for lag in (-1, 0, 1):
         told = np.corrcoef(np.roll(tape.planted[:-1, 0], lag), noise)[0, 1]
         assert abs(told) < 4.0 / np.sqrt(len(noise))
-    with pytest.raises(ValueError, match="kelly has no noise to learn from"):
+    with pytest.raises(ValueError, match="realised is for gp_h: kelly has no second tape to learn from"):
         kelly().realised()
 
 

@@ -55,3 +55,17 @@ def test_an_agent_that_is_not_the_problems_own_is_named_in_the_last_line(
     asked = ("--problem", "kelly", "--agents")
     assert printed(monkeypatch, capsys, *asked, "hppo")[1] == {"kelly hppo": 1.0}
     assert printed(monkeypatch, capsys, *asked, "hppo", "target")[1] == {"kelly hppo": 1.0, "kelly": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("agent", "words"), [("ladder", "gp_h has no ladder"), ("realised", "realised is for gp_h: kelly")]
+)
+def test_what_cannot_be_played_is_refused_before_anything_is_trained(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], agent: str, words: str
+) -> None:
+    def trainer(*_asked: object, **_how: object) -> Run:
+        raise AssertionError("trained")
+
+    monkeypatch.setitem(AGENTS, "target", trainer)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=words):
+        printed(monkeypatch, capsys, "--problem", "gp_h", "kelly", "--agents", "target", agent)

@@ -7,14 +7,19 @@ import os
 import shutil
 import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from perpgym.agents.budget import Budget
 from perpgym.agents.checkpoint import read_checkpoint
 from perpgym.agents.ppo import PPOConfig
+from perpgym.agents.qrdqn_config import QRDQNConfig
 from perpgym.data.load import DataConfig
 from perpgym.data.splits import Splits
+from perpgym.experiments import training
 from perpgym.experiments.market import Market, open_market
 from perpgym.experiments.run_folder import RunFolder
 from perpgym.experiments.settings import Settings, Training
@@ -110,14 +115,33 @@ def test_the_choice_is_the_last_of_the_best_three_neighbours() -> None:
     assert choose_step(trials) == 50
 
 
+class Time:
+    """Processor time that passes as a test wants: at every rollout, and much more while validation looks."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.now, looked = 0.0, training.validate
+
+        def slow(*asked: Any) -> Any:
+            self.now += 100.0
+            return looked(*asked)
+
+        patch.setattr(training, "Budget", partial(Budget, clock=lambda: self.now))
+        patch.setattr(training, "validate", slow)
+
+
 def test_training_ends_when_its_processor_time_is_spent_and_a_resumed_one_has_no_more_of_it(
-    market: Market, tmp_path: Path
+    market: Market, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limit = 0.3
+    limit, rollout_s = 3.0, 0.4
     endless = replace(SETTINGS.training, total_steps=10**9, max_seconds=limit, checkpoints=4)
     settings, folder = replace(SETTINGS, training=endless), RunFolder(tmp_path)
+    time = Time(monkeypatch)
+
+    def wait(steps: int, validation_return: float | None) -> None:
+        time.now += rollout_s
 
     def press(steps: int, validation_return: float | None) -> None:
+        wait(steps, validation_return)
         # seen once validation has looked, in the middle of the time
         if validation_return is not None:
             os.kill(os.getpid(), signal.SIGINT)
@@ -129,10 +153,20 @@ def test_training_ends_when_its_processor_time_is_spent_and_a_resumed_one_has_no
     # as a crash between the artifact and the log leaves it
     step = max(folder.policy_steps(0))
     shutil.copytree(folder.policy(0, step), folder.policy(0, step + 1))
-    train_seed(market, settings, 0, folder, "hash")
+    train_seed(market, settings, 0, folder, "hash", progress=Progress(on_step=wait))
     selection = folder.read_selection(0)
-    assert selection["seconds"] >= limit
-    # validation took longer than training did, and is not counted; a rollout and its update take a fraction
-    assert selection["seconds"] < 3 * limit
+    # what validation took is not counted, and what was begun is finished
+    assert limit <= selection["seconds"] < limit + 2.0 * rollout_s
     assert 2 <= len(folder.policy_steps(0)) <= endless.checkpoints
     assert max(folder.policy_steps(0)) == selection["last"] < endless.total_steps
+
+
+@pytest.mark.parametrize(("starts", "is_said"), [(255, False), (256, True)])
+def test_a_training_that_ends_before_it_learns_says_so(
+    starts: int, is_said: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    agent = QRDQNConfig(learning_starts=starts, train_freq=32, batch_size=64)
+    settings = replace(SETTINGS, agent=agent, env=replace(SETTINGS.env, action="ladder"))
+    train_seed(open_market(settings), settings, 0, RunFolder(tmp_path), "hash")
+    said = f"nothing will be learnt: agent.learning_starts={starts} steps come before the first update"
+    assert (said in caplog.text) == is_said
