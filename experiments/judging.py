@@ -210,7 +210,7 @@ def explain_run(
     Args:
         folder, settings, market: of the run.
         period: ``train``, ``valid`` or ``test``.
-        time: the close (UTC) at which it was taken; None takes the one that moved the exposures most.
+        time: the close (UTC) at which it was taken; None takes the largest trade that it asked for and got.
 
     Returns:
         The folder with the files.
@@ -219,7 +219,8 @@ def explain_run(
         ImportError: captum is not installed.
         ValueError: the time lies outside the period.
     """
-    from perpgym.evaluation.explain import explain, replay_decision
+    from perpgym.evaluation.decisions import NOTHING_ASKED, replay_decision
+    from perpgym.evaluation.explain import explain
     from perpgym.evaluation.figures import draw_attribution, save_png
 
     tape, bars = market.tape, getattr(market.split, period)
@@ -236,6 +237,8 @@ def explain_run(
         limits=market.limits,
         bar=bar,
     )
+    if decision.chosen_as == NOTHING_ASKED:
+        _LOG.warning("the decision that is explained: %s", NOTHING_ASKED)
     out = folder.path / ("explanation" if period == "test" else f"explanation_{period}")
     out.mkdir(exist_ok=True)
     for number, contract in enumerate(tape.contracts):
