@@ -88,7 +88,7 @@ ELSEWHERE = {
     "docs/desk.md": "tests/envs/live/test_desk_doc.py",
     "docs/live_monitor.md": "tests/envs/live/test_desk_doc.py",
 }
-HERE = ("README.md", "docs/algorithms/ensembles.md", "docs/algorithms/qrdqn.md")
+HERE = ("README.md", "docs/architecture.md", "docs/algorithms/ensembles.md", "docs/algorithms/qrdqn.md")
 
 
 def test_every_page_with_a_program_has_a_test_that_runs_it() -> None:
