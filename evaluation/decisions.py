@@ -19,6 +19,7 @@ from perpgym.envs.margin import worth
 from perpgym.envs.risk.limits import RiskLimits
 from perpgym.envs.spaces import ACCOUNT_NAMES, CONTRACT_LEDGER, LEDGER
 from perpgym.envs.vector import PerpVecEnv
+from perpgym.evaluation.backtest import Progress
 from perpgym.policies.deciding import Remembering
 
 Floats = NDArray[np.float64]
@@ -60,6 +61,7 @@ def replay_decision(
     config: EnvConfig,
     limits: RiskLimits,
     bar: int | None = None,
+    progress: Progress | None = None,
 ) -> Decision:
     """Let the agent trade from ``start_bar`` on, as a backtest does, and return one of its decisions.
 
@@ -71,6 +73,7 @@ def replay_decision(
         bar: of the decision, within the period. None takes the one that asked for the largest trade and got
             it: stops, liquidations and limits move an account too, and were not decided. Where no trade was
             asked for, the decision before the largest change of exposure; ``chosen_as`` says so.
+        progress: called with (bars booked, bars of the period) after every bar.
 
     Raises:
         ValueError: ``bar`` is outside the period, or the account had ended before.
@@ -80,6 +83,8 @@ def replay_decision(
     traded: tuple[float, Decision | None] = 0.0, None
     moved: tuple[float, Decision | None] = -1.0, None
     for decision, trade, move in _decisions(agent, tape, start_bar, end_bar, config, limits):
+        if progress is not None:
+            progress(decision.bar + 1 - start_bar, end_bar - start_bar - 1)
         if decision.bar == bar:
             return decision
         if trade > traded[0]:
