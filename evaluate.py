@@ -7,13 +7,12 @@ from typing import Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
-from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from perpgym.evaluation.judge import ReportInput
 from perpgym.evaluation.numerals import decimal, interval, money, number, percent, share
 from perpgym.experiments.command_line import run
-from perpgym.experiments.console import CONSOLE, errors_in_words, set_up_log
+from perpgym.experiments.console import CONSOLE, errors_in_words, set_up_log, stage_bar
 from perpgym.experiments.judging import explain_run, judge_run
 from perpgym.experiments.market import open_market, set_threads
 from perpgym.experiments.run_folder import RunFolder
@@ -39,15 +38,7 @@ def main(config: DictConfig) -> None:
         settings = Settings.from_mapping(plain)
         set_threads(settings.training.threads)
         market = open_market(settings)
-        with Progress(console=CONSOLE, transient=True) as bar:
-            tasks: dict[str, TaskID] = {}
-
-            def on_bar(what: str, done: int, total: int) -> None:
-                if what not in tasks:
-                    tasks[what] = bar.add_task(what, total=total)
-                if done % 64 == 0 or done == total:
-                    bar.update(tasks[what], completed=done)
-
+        with stage_bar() as progress:
             report, page = judge_run(
                 folder,
                 settings,
@@ -58,11 +49,16 @@ def main(config: DictConfig) -> None:
                 baseline=call["baseline"],
                 abstain_above=call["abstain_above"],
                 config=plain,
-                progress=on_bar,
+                progress=progress,
             )
             if call["explain"]:
                 explained = explain_run(
-                    folder, settings, market, period=call["period"], time=call["explain_time"]
+                    folder,
+                    settings,
+                    market,
+                    period=call["period"],
+                    time=call["explain_time"],
+                    progress=progress,
                 )
         show(report)
         CONSOLE.print(f"report: {page}", soft_wrap=True)

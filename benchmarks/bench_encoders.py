@@ -26,7 +26,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -39,9 +38,9 @@ from rich.table import Table
 from torch import nn
 
 from perpgym.experiments.settings import build
-from perpgym.policies.config import EncoderName, PolicyConfig
+from perpgym.policies.config import PolicyConfig
 from perpgym.policies.encoders import Encoder, GridRecurrent
-from perpgym.policies.market_encoder import build_market_encoder
+from perpgym.policies.market_encoder import ENCODERS, build_market_encoder
 
 FEATURES, STRETCHES, BARS = 16, 8, 128
 WINDOW_BATCHES = (32, 128, 512, 1_024)
@@ -110,7 +109,7 @@ class Contestant:
 def contestants(device: torch.device) -> dict[str, Contestant]:
     """Every encoder as its config file has it, and one across several contracts."""
     found = {}
-    for name in (*get_args(EncoderName), *CONTRACTS):
+    for name in (*ENCODERS, *CONTRACTS):
         torch.manual_seed(0)
         n_assets = CONTRACTS.get(name, 1)
         encoder = build_market_encoder(policy_config(name.partition("_")[0]), FEATURES, n_assets)

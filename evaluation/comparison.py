@@ -13,6 +13,8 @@ from perpgym.envs.config import EnvConfig
 from perpgym.envs.risk.limits import RiskLimits
 from perpgym.evaluation.backtest import BacktestResult, Draws, matched_random, run_backtest, run_draws
 
+# (what is being done, done, in all)
+Stages = Callable[[str, int, int], None]
 Role = Literal["agent", "baseline", "oracle"]
 HOLD = "Buy and hold"
 UNLIMITED_HOLD = "Buy and hold, no stops"
@@ -60,7 +62,7 @@ def compare(
     oracle: Agent | None = None,
     random_draws: int = 200,
     seed: int = 0,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Stages | None = None,
 ) -> Comparison:
     """Run agents, baselines, the oracle and random timing over one period.
 
@@ -94,7 +96,7 @@ def compare(
         end_bar=end_bar,
         config=config,
         limits=limits,
-        progress=_named(progress, "backtest"),
+        progress=_named(progress, f"backtest of {len(everyone)} accounts side by side, bars"),
     )
     holder = run_backtest(
         [Hold(config, exposure=1.0, name=UNLIMITED_HOLD)],
@@ -103,6 +105,7 @@ def compare(
         end_bar=end_bar,
         config=replace(config, max_drawdown=1.0, stop_loss=None, take_profit=None),
         limits=RiskLimits(max_leverage=limits.max_leverage, max_daily_loss=None),
+        progress=_named(progress, f"backtest of {UNLIMITED_HOLD.lower()}, bars"),
     )
     draws = None
     if random_draws and results[0].column("traded_notional").any():
@@ -113,7 +116,7 @@ def compare(
             end_bar=end_bar,
             config=config,
             limits=limits,
-            progress=_named(progress, "random timing"),
+            progress=_named(progress, f"backtest of {random_draws} accounts of random timing, bars"),
         )
     roles: dict[str, Role] = dict.fromkeys([a.name for a in agents], "agent")
     roles |= dict.fromkeys([*(b.name for b in baselines), UNLIMITED_HOLD], "baseline")
@@ -134,5 +137,5 @@ def _with_holder(results: list[BacktestResult], holder: BacktestResult) -> tuple
     return (*results[:place], holder, *results[place:])
 
 
-def _named(progress: Callable[[str, int, int], None] | None, what: str) -> Callable[[int, int], None] | None:
+def _named(progress: Stages | None, what: str) -> Callable[[int, int], None] | None:
     return None if progress is None else lambda done, total: progress(what, done, total)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,42 +12,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from perpgym.agents.trained import TrainedAgent
 from perpgym.data.clock import iso
-from perpgym.data.tape import Tape
 from perpgym.envs.actions import DECISIONS
-from perpgym.envs.config import EnvConfig
-from perpgym.envs.risk.limits import RiskLimits
-from perpgym.envs.spaces import ACCOUNT_NAMES, CONTRACT_LEDGER, PORTFOLIO_NAMES
-from perpgym.envs.vector import PerpVecEnv
+from perpgym.envs.spaces import ACCOUNT_NAMES, PORTFOLIO_NAMES
+from perpgym.evaluation.decisions import Decision
 from perpgym.evaluation.numerals import base
 from perpgym.policies.actor_critic import PerpActorCriticPolicy
 from perpgym.policies.bound_tape import BoundTape
-from perpgym.policies.deciding import Remembering
+from perpgym.policies.hierarchical_quantile import HierarchicalQuantilePolicy
+from perpgym.policies.hierarchy import PerpHierarchicalPolicy
 from perpgym.policies.quantile import PerpQuantilePolicy
 
 Floats = NDArray[np.float64]
 # baselines, steps of each path integral, and rows that are differentiated at once
 _BASELINES, _STEPS, _ROWS = 8, 400, 256
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Decision:
-    """What an account's agent knew at a close, and what it did.
-
-    Attributes:
-        tape: the market.
-        bar: index of the newest closed bar.
-        state: (S,) raw account columns, portfolio columns, then what the policy remembered.
-        action: (action_dim,).
-        exposure: (A,) signed, before the decision.
-    """
-
-    tape: Tape
-    bar: int
-    state: NDArray[np.float32]
-    action: NDArray[np.float32]
-    exposure: Floats
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,6 +48,8 @@ class Attribution:
         attention: (A, w) weights of bars, newest first, and selection (A, F) of features; None where the
             encoder has none to show.
         selection: see ``attention``.
+        manager: by name, what the manager of a two-level policy had set for the contract when the worker
+            decided, see ``terms`` of its options; None for a policy of one level.
     """
 
     decision: Decision
@@ -82,6 +62,7 @@ class Attribution:
     state: Floats
     attention: Floats | None = None
     selection: Floats | None = None
+    manager: Mapping[str, float] | None = None
 
     @property
     def error(self) -> float:
@@ -127,7 +108,10 @@ class Attribution:
             "decided_at": iso(int(tape.open_time_ms[decision.bar]) + tape.bar_ms),
             "action": decision.action.tolist(),
             "exposure_before": decision.exposure.tolist(),
+            "chosen_as": decision.chosen_as,
             "explained": self.what,
+            "level_explained": None if self.manager is None else "worker",
+            "manager_had_set": None if self.manager is None else dict(self.manager),
             "answer": self.answer,
             "baseline_answer": self.baseline_answer,
             "integration_error": self.error,
@@ -143,66 +127,12 @@ class Attribution:
         path.write_text(json.dumps(self.to_json(), indent=1) + "\n", "utf-8")
 
 
-def replay_decision(
-    agent: TrainedAgent,
-    tape: Tape,
-    *,
-    start_bar: int,
-    end_bar: int,
-    config: EnvConfig,
-    limits: RiskLimits,
-    bar: int | None = None,
-) -> Decision:
-    """Let the agent trade from ``start_bar`` on, as a backtest does, and return one of its decisions.
-
-    Args:
-        agent: trained.
-        tape: the market.
-        start_bar, end_bar: the period.
-        config, limits: of the account.
-        bar: of the decision, within the period; None takes the one that moved the exposures most.
-
-    Raises:
-        ValueError: ``bar`` is outside the period, or the account had ended before.
-    """
-    if bar is not None and not start_bar <= bar < end_bar - 1:
-        raise ValueError(f"the decision must lie at a bar from {start_bar} to {end_bar - 2}, was {bar}")
-    bars = end_bar - start_bar - 1
-    env = PerpVecEnv(
-        tape, n_paths=1, config=replace(config, episode_bars=bars, restart="flat"), limits=limits,
-        start_bar=start_bar, end_bar=end_bar, seed=0,
-    )  # fmt: skip
-    out = env.make_buffers()
-    env.reset_into(out, seed=0)
-    exposure = ACCOUNT_NAMES.index("exposure")
-    found: Decision | None = None
-    largest = -1.0
-    for _ in range(bars):
-        now, before = int(out.bar[0]), out.account[0, :, exposure].astype(np.float64)
-        state = np.concatenate((out.account[0].ravel(), out.portfolio[0]))
-        masks = env.action_masks() if config.choices else None
-        action = agent.act(tape, now, out.account, out.portfolio, masks)
-        if isinstance(agent.policy, Remembering):
-            state = np.concatenate((state, agent.in_force[0].cpu().numpy()))
-        env.step_into(action, out)
-        moved = float(np.abs(out.holdings[0, :, CONTRACT_LEDGER["exposure"]] - before).sum())
-        is_it = now == bar if bar is not None else moved > largest
-        if is_it:
-            largest = moved
-            found = Decision(tape=tape, bar=now, state=state, action=action[0].copy(), exposure=before)
-        if now == bar or out.terminated[0]:
-            break
-    if found is None:
-        raise ValueError(f"the account had ended before bar {bar}: choose an earlier one")
-    return found
-
-
 def explain(policy: Any, decision: Decision, *, contract: int = 0) -> Attribution:
     """Take a decision apart.
 
     Args:
         policy: the one that decided.
-        decision: from :func:`replay_decision`.
+        decision: from :func:`perpgym.evaluation.decisions.replay_decision`.
         contract: whose answer is explained.
 
     Raises:
@@ -219,6 +149,7 @@ def explain(policy: Any, decision: Decision, *, contract: int = 0) -> Attributio
     market, risk, clock = bound.stretches(first, reach)
     state = torch.from_numpy(decision.state).to(policy.device)[None]
     number, what = _number_of(policy, decision, contract)
+    manager = _manager_terms(policy, decision, contract)
 
     def answer(market: torch.Tensor, risk: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         context = features.context(market, risk, clock.expand(len(market)))[:, 0]
@@ -242,7 +173,7 @@ def explain(policy: Any, decision: Decision, *, contract: int = 0) -> Attributio
     return Attribution(
         decision=decision,
         contract=contract,
-        what=what,
+        what=what if manager is None else f"the worker's {what}",
         answer=answers[0],
         baseline_answer=answers[1],
         market=_plain(parts[0]).reshape(shape),
@@ -250,7 +181,14 @@ def explain(policy: Any, decision: Decision, *, contract: int = 0) -> Attributio
         state=_plain(parts[2]).reshape(-1),
         attention=attention,
         selection=selection,
+        manager=manager,
     )
+
+
+def _manager_terms(policy: Any, decision: Decision, contract: int) -> dict[str, float] | None:
+    if not isinstance(policy, PerpHierarchicalPolicy | HierarchicalQuantilePolicy):
+        return None
+    return policy.options.terms(decision.state[-policy.options.size :].tolist(), contract)
 
 
 Number = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -266,7 +204,7 @@ def _number_of(policy: Any, decision: Decision, contract: int) -> tuple[Number, 
             levels = policy.level_worth(context, state)[:, contract]
             return levels[:, level] - levels.mean(-1)
 
-        return worth, f"what level {level} is worth above the mean of the ladder"
+        return worth, f"worth of level {level} above the mean of the ladder"
     if not isinstance(policy, PerpActorCriticPolicy):
         raise ValueError(f"{type(policy).__name__} has no explanation: only perpgym's own policies")
     counts = getattr(policy.action_heads, "counts", ())

@@ -418,12 +418,19 @@ def draw_attribution(found: Attribution) -> Figure:
         decision = found.decision
         symbol = decision.tape.contracts[found.contract].symbol
         when = iso(int(decision.tape.open_time_ms[decision.bar]) + decision.tape.bar_ms)
-        figure.suptitle(
-            f"{symbol} at {when} UTC: {found.what} was {found.answer:+.4g},\n"
+        lines = [
+            f"{symbol} at {when} UTC: {found.what} was {found.answer:+.4g},",
             f"{found.baseline_answer:+.4g} on average over earlier markets with a flat account",
-            x=0.01, ha="left", fontsize=10,
-        )  # fmt: skip
+            f"this decision: {decision.chosen_as}",
+        ]
+        if found.manager is not None:
+            lines.insert(2, _manager_in_words(found.manager))
+        figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=10)
     return figure
+
+
+def _manager_in_words(terms: Mapping[str, float]) -> str:
+    return "its manager had set: " + ", ".join(f"{name} = {value:.3g}" for name, value in terms.items())
 
 
 def _price_and_bars(found: Attribution, top: Axes, bottom: Axes) -> None:

@@ -18,7 +18,7 @@ from perpgym.evaluation import metrics
 from perpgym.evaluation.backtest import BacktestResult, Draws
 from perpgym.evaluation.bootstrap import Interval, sharpe_difference_interval
 from perpgym.evaluation.by_contract import ContractCard, measure_contracts
-from perpgym.evaluation.comparison import UNLIMITED_HOLD, Comparison
+from perpgym.evaluation.comparison import UNLIMITED_HOLD, Comparison, Stages
 from perpgym.evaluation.scorecard import Scorecard, measure, returns_of
 from perpgym.evaluation.trials import TrialSummary, summarise_trials
 from perpgym.evaluation.verdict import Evidence, Verdict, decide
@@ -113,6 +113,7 @@ def judge(
     trials: Sequence[Mapping[str, Any]] = (),
     bootstrap_draws: int = 2_000,
     seed: int = 0,
+    progress: Stages | None = None,
 ) -> ReportInput:
     """Measure every account and decide the verdict about the headline one.
 
@@ -124,17 +125,19 @@ def judge(
         trials: of the run's trial log.
         bootstrap_draws: for every interval.
         seed: of the bootstrap.
+        progress: called with (the account that is measured, those before it, accounts in all).
     """
-    cards = {
-        result.name: measure(
+    cards = {}
+    for number, result in enumerate(comparison.results):
+        if progress is not None:
+            progress(f"measuring accounts: {result.name}", number, len(comparison.results))
+        cards[result.name] = measure(
             result,
             risk_free_rate=config.risk_free_rate,
             equity_floor=config.reward_equity_floor,
             bootstrap_draws=bootstrap_draws,
             seed=seed,
         )
-        for result in comparison.results
-    }
     summary = summarise_trials(trials)
     has_edge = None if tape.planted is None else bool(np.any(tape.planted))
     draw_sharpes = _draw_sharpes(comparison.draws, config, tape.bars_per_year)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,8 +13,18 @@ from pathlib import Path
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
+
+from perpgym.envs.announce import announce_compiling
 
 # a log file or a pipe has no width of its own
 CONSOLE = Console(width=None if sys.stdout.isatty() else 140)
@@ -43,6 +55,7 @@ def set_up_log(time_format: str = "%H:%M:%S", redact: Callable[[str], str] = str
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     handler.setFormatter(_Told(redact))
     logging.getLogger("perpgym").setLevel(logging.INFO)
+    announce_compiling()
 
 
 def python() -> str:
@@ -124,3 +137,29 @@ def training_bar(
             bar.update(task, completed=steps if total is None else min(steps, total), validation=text)
 
         yield update
+
+
+@contextmanager
+def stage_bar(every_s: float = 5.0) -> Iterator[Callable[[str, int, int], None]]:
+    """One line that says which stage is being worked on, and how far; yields (what, done, total) -> None.
+
+    Args:
+        every_s: seconds between lines of the log, which stand for the bar where no terminal shows it.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=CONSOLE, transient=True) as bar:
+        task = bar.add_task("", total=None)
+        said_s = -math.inf
+
+        def show(what: str, done: int, total: int) -> None:
+            nonlocal said_s
+            if bar.tasks[0].description != what:
+                # the time left is that of the stage
+                bar.reset(task, description=what, total=total, completed=done)
+                bar.refresh()
+            bar.update(task, completed=done)
+            if not CONSOLE.is_interactive and time.monotonic() - said_s >= every_s:
+                _LOG.info("%s: %s of %s", what, f"{done:,}", f"{total:,}")
+                said_s = time.monotonic()
+
+        yield show

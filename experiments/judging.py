@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from perpgym.agents.trained import TrainedAgent
 from perpgym.data.clock import iso
 from perpgym.data.splits import BarRange
 from perpgym.data.tape import Tape
-from perpgym.evaluation.comparison import compare
+from perpgym.evaluation.comparison import Stages, compare
 from perpgym.evaluation.judge import ReportInput, RunContext, judge
 from perpgym.evaluation.numerals import base
 from perpgym.evaluation.report import write_report
@@ -127,7 +128,7 @@ def judge_run(
     ensemble: Rule | None = None,
     baseline: str | None = None,
     abstain_above: float | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Stages | None = None,
 ) -> tuple[ReportInput, Path]:
     """Run agents, baselines, oracle and random timing over the period and write the report.
 
@@ -140,7 +141,7 @@ def judge_run(
         ensemble: how the seeds decide together, which is then judged before them; None for each by itself.
         baseline: name of a rule that is judged instead of the run's agents; None for these.
         abstain_above: uncertainty beyond which the ensemble, or without one each seed, holds its position.
-        progress: see :func:`perpgym.evaluation.comparison.compare`.
+        progress: told (what is being done, how much is done, of how much).
 
     Returns:
         What the report shows, and the path of its HTML file.
@@ -197,20 +198,30 @@ def judge_run(
         trials=TrialLog(folder.trials).read() if baseline is None else (),
         bootstrap_draws=judging.bootstrap_draws,
         seed=judging.seed,
+        progress=progress,
     )
+    if progress is not None:
+        progress("writing the report", 0, 1)
     parts = ("report", ensemble, baseline, None if period == "test" else period)
     return report, write_report(folder.path / "_".join(part for part in parts if part), report)
 
 
 def explain_run(
-    folder: RunFolder, settings: Settings, market: Market, *, period: str, time: str | None = None
+    folder: RunFolder,
+    settings: Settings,
+    market: Market,
+    *,
+    period: str,
+    time: str | None = None,
+    progress: Stages | None = None,
 ) -> Path:
     """Take a decision of the judged agent apart; one figure and one JSON file for each contract.
 
     Args:
         folder, settings, market: of the run.
         period: ``train``, ``valid`` or ``test``.
-        time: the close (UTC) at which it was taken; None takes the one that moved the exposures most.
+        time: the close (UTC) at which it was taken; None takes the largest trade that it asked for and got.
+        progress: told (what is being done, how much is done, of how much).
 
     Returns:
         The folder with the files.
@@ -219,7 +230,8 @@ def explain_run(
         ImportError: captum is not installed.
         ValueError: the time lies outside the period.
     """
-    from perpgym.evaluation.explain import explain, replay_decision
+    from perpgym.evaluation.decisions import NOTHING_ASKED, replay_decision
+    from perpgym.evaluation.explain import explain
     from perpgym.evaluation.figures import draw_attribution, save_png
 
     tape, bars = market.tape, getattr(market.split, period)
@@ -235,10 +247,15 @@ def explain_run(
         config=market.env_config,
         limits=market.limits,
         bar=bar,
+        progress=None if progress is None else partial(progress, "looking for the decision, bars"),
     )
+    if decision.chosen_as == NOTHING_ASKED:
+        _LOG.warning("the decision that is explained: %s", NOTHING_ASKED)
     out = folder.path / ("explanation" if period == "test" else f"explanation_{period}")
     out.mkdir(exist_ok=True)
     for number, contract in enumerate(tape.contracts):
+        if progress is not None:
+            progress(f"explaining {contract.symbol}", number, len(tape.contracts))
         found = explain(agent.policy, decision, contract=number)
         found.write(out / f"{base(contract.symbol)}.json")
         save_png(draw_attribution(found), out / f"{base(contract.symbol)}.png")

@@ -2,5 +2,6 @@
 
 from perpgym.policies.actor_critic import PerpActorCriticPolicy
 from perpgym.policies.config import PolicyConfig
+from perpgym.policies.market_encoder import ENCODERS, EncoderRecipe
 
-__all__ = ["PerpActorCriticPolicy", "PolicyConfig"]
+__all__ = ["ENCODERS", "EncoderRecipe", "PerpActorCriticPolicy", "PolicyConfig"]

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 from perpgym.data.tape import CLOCK_PERIOD
-from perpgym.policies.encoders import DilatedConvolutions, GridRecurrent, LastBar, MarketTransformer
-
-EncoderName = Literal["transformer", "lstm", "gru", "tcn", "tft", "mlp"]
+from perpgym.policies.encoders import GridRecurrent
+from perpgym.policies.market_encoder import ENCODERS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,8 +16,9 @@ class PolicyConfig:
     """Widths and reach of the policy's network. The receptive field follows, it is not a setting.
 
     Attributes:
-        encoder: of the market's features: ``transformer``, ``lstm``, ``gru``, ``tcn``, ``tft`` or ``mlp``;
-            ``docs/algorithms/encoders.md`` says what each is. It reads those of the next that say so.
+        encoder: of the market's features: ``transformer``, ``lstm``, ``gru``, ``tcn``, ``tft``, ``mlp``, or a
+            name that was added to ``policies.ENCODERS`` (``docs/algorithms/encoders.md`` has them all). It
+            reads those of the next that say so.
         d_model: width D of a contract's embedding and of the fused features.
         n_layers: all but tft.
         n_heads: transformer, tft, and the attention across contracts.
@@ -50,7 +50,7 @@ class PolicyConfig:
         log_std_init: initial logarithm of the actions' standard deviation (actions lie in [-1, 1]).
     """
 
-    encoder: EncoderName = "transformer"
+    encoder: str = "transformer"
     d_model: int = 32
     n_layers: int = 2
     n_heads: int = 4
@@ -74,9 +74,10 @@ class PolicyConfig:
     state_clip: float = 5.0
 
     def __post_init__(self) -> None:
-        if self.encoder not in get_args(EncoderName):
+        if self.encoder not in ENCODERS:
             raise ValueError(
-                f"encoder must be one of {', '.join(get_args(EncoderName))}, was {self.encoder!r}"
+                f"encoder must be one of {', '.join(ENCODERS)}, was {self.encoder!r}; one of your own is "
+                "added to perpgym.policies.ENCODERS before a config names it (docs/algorithms/encoders.md)"
             )
         self._check_sizes()
         if not 0.0 < self.state_clip < math.inf:
@@ -125,20 +126,7 @@ class PolicyConfig:
     def receptive_field(self) -> int:
         """R, bars: the longer reach of the two encoders."""
         risk = GridRecurrent.reach(self.risk_chunk, self.risk_warmup) if self.risk_hidden else 1
-        return max(self._market_reach(), risk)
-
-    def _market_reach(self) -> int:
-        match self.encoder:
-            case "transformer":
-                return MarketTransformer.reach(self.n_layers, self.band)
-            case "lstm" | "gru":
-                return GridRecurrent.reach(self.chunk, self.warmup)
-            case "tcn":
-                return DilatedConvolutions.reach(self.n_layers, self.kernel)
-            case "tft":
-                return self.band
-            case "mlp":
-                return LastBar.receptive_field
+        return max(ENCODERS[self.encoder].reach(self), risk)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""

@@ -52,6 +52,14 @@ class LadderOptions:
         alphas = torch.tensor(budgets, device=choice.device)[choice % len(budgets)]
         return torch.cat((targets, alphas, bars.unsqueeze(-1).to(targets.dtype)), dim=-1)
 
+    def terms(self, option: Sequence[float], contract: int) -> dict[str, float]:
+        """What one option (Z,) says about a contract, by name and unit."""
+        return {
+            "target / max_exposure": option[contract],
+            "budget alpha": option[self.n_assets + contract],
+            "bars left": option[-1],
+        }
+
     def is_due(self, option: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         """(...,) whether the manager decides now: no bars are left, or a risk event calls it back.
 

@@ -118,6 +118,14 @@ class Options:
         admitted = state[..., self._admitted, None].clamp(min=0.0)
         return torch.cat((targets, budget.minimum(admitted), bars.unsqueeze(-1).to(choice.dtype)), dim=-1)
 
+    def terms(self, option: Sequence[float], contract: int) -> dict[str, float]:
+        """What one option (Z,) says about a contract, by name and unit."""
+        return {
+            "target / max_exposure": option[contract],
+            "budget / max_exposure": option[-2],
+            "bars left": option[-1],
+        }
+
     def draw_bars(self, uniform: torch.Tensor) -> torch.Tensor:
         """Durations from (...,) numbers in [0, 1)."""
         low, high = self.config.min_bars, self.config.max_bars

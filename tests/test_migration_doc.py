@@ -81,6 +81,7 @@ def test_our_blocks_run_from_the_top_of_the_page_to_its_end(
 
 # where the programs of the other pages run; a page that is not named here has none
 ELSEWHERE = {
+    "docs/algorithms/encoders.md": "tests/scripts/test_own_encoder.py",
     "docs/migration.md": "tests/test_migration_doc.py",
     "docs/mechanics.md": "tests/test_mechanics_doc.py",
     "docs/exchange.md": "tests/envs/exchange/test_exchange_doc.py",
@@ -89,6 +90,7 @@ ELSEWHERE = {
 }
 HERE = (
     "README.md",
+    "docs/architecture.md",
     "docs/algorithms/ensembles.md",
     "docs/algorithms/hierarchical_ppo.md",
     "docs/algorithms/qrdqn.md",

@@ -16,7 +16,8 @@ from perpgym.agents.trained import TrainedAgent
 from perpgym.data.features.scaler import fit_scaler
 from perpgym.data.tape import Tape
 from perpgym.envs import EnvConfig, PerpVecEnv, RiskLimits
-from perpgym.evaluation.explain import Decision, explain, replay_decision
+from perpgym.evaluation.decisions import Decision, replay_decision
+from perpgym.evaluation.explain import Attribution, explain
 from perpgym.evaluation.figures import draw_attribution, save_png
 from perpgym.policies import PerpActorCriticPolicy, PolicyConfig
 from perpgym.policies.hierarchical_quantile import HierarchicalQuantilePolicy
@@ -114,8 +115,45 @@ def test_two_critics_explain_the_level_that_the_worker_took_in_its_option(tape: 
     allowed = policy.options.worker_mask(torch.ones(1, 1, len(config.ladder), dtype=torch.bool), option)[0, 0]
     assert int(worth.masked_fill(~allowed, -torch.inf).argmax()) == int(decision.action[0])
     found = explain(policy, decision)
+    terms = {"target / max_exposure": option[0, 0], "budget alpha": option[0, 1], "bars left": option[0, 2]}
+    assert found.manager == {name: float(value) for name, value in terms.items()}
     level = int(decision.action[0])
     np.testing.assert_allclose(found.answer, float(worth[level] - worth.mean()), atol=1e-5)
+
+
+def drawn_text(found: Attribution) -> str:
+    title = draw_attribution(found).get_suptitle()
+    assert isinstance(title, str)
+    return title
+
+
+def test_figure_and_json_of_two_levels_say_that_the_worker_is_explained_and_what_its_manager_had_set(
+    tape: Tape,
+) -> None:
+    config = env_of("heads")
+    own = {"action": "heads", "levels": config.head_sizes, "choices": config.choices}
+    policy = make_policy(tape, config, PerpHierarchicalPolicy, **own)
+    decision = decide(policy, tape, config, bar=60)
+    target, budget, left = (float(value) for value in decision.state[-3:])
+    found = explain(policy, decision)
+    told = found.to_json()
+    assert told["level_explained"] == "worker"
+    assert told["explained"].startswith("the worker's logit of")
+    assert list(told["manager_had_set"].values()) == [target, budget, left]
+    text = drawn_text(found)
+    assert "the worker's logit of" in text
+    assert f"target / max_exposure = {target:.3g}, budget / max_exposure = {budget:.3g}" in text
+    assert f"bars left = {left:g}" in text
+    assert "this decision: the time that was asked for" in text
+
+
+def test_one_level_has_no_manager_to_show(tape: Tape) -> None:
+    config = env_of("band")
+    policy = make_policy(tape, config)
+    found = explain(policy, decide(policy, tape, config, bar=60))
+    assert found.to_json()["level_explained"] is None
+    assert "manager" not in drawn_text(found)
+    assert "worker" not in drawn_text(found)
 
 
 def test_what_the_policy_does_not_read_gets_no_part(tape: Tape) -> None:

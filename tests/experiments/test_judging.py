@@ -50,7 +50,10 @@ def judged(folder: RunFolder, market: Market, **how: Any) -> tuple[ReportInput, 
 
 
 def test_the_ensemble_of_all_seeds_is_judged_beside_them(folder: RunFolder, market: Market) -> None:
-    report, page = judged(folder, market, ensemble="vote", abstain_above=-1.0)
+    told: list[tuple[str, int, int]] = []
+    report, page = judged(
+        folder, market, ensemble="vote", abstain_above=-1.0, progress=lambda *stage: told.append(stage)
+    )
     # an ensemble that is never sure enough trades nothing; the limit is not that of the seeds beside it
     trades = {name: card.trades for name, card in report.scorecards.items()}
     assert trades["vote of 2 seeds"] == 0
@@ -61,6 +64,15 @@ def test_the_ensemble_of_all_seeds_is_judged_beside_them(folder: RunFolder, mark
     # the choice of its members is what trials are counted for
     assert report.evidence.trials == 2
     assert page.parent.name == "report_vote"
+    # nothing that takes long goes unsaid: every bar of the backtests, every account
+    accounts, bars = len(report.scorecards), len(report.comparison.results[0].equity) - 1
+    side_by_side = f"backtest of {accounts - 1} accounts side by side, bars"
+    assert [stage[1:] for stage in told if stage[0] == side_by_side] == [(i + 1, bars) for i in range(bars)]
+    measured = [stage for stage in told if stage[0].startswith("measuring accounts")]
+    assert measured == [
+        (f"measuring accounts: {name}", i, accounts) for i, name in enumerate(report.scorecards)
+    ]
+    assert told[-1][0] == "writing the report"
 
 
 def test_a_rule_is_judged_in_place_of_the_agents_and_answers_for_no_trials(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import yaml
@@ -15,11 +15,11 @@ from omegaconf import OmegaConf
 from perpgym.data.load import DataConfig
 from perpgym.envs.config import EnvConfig
 from perpgym.experiments.settings import _SECTIONS, Settings, build
-from perpgym.policies.config import EncoderName, PolicyConfig
+from perpgym.policies.config import PolicyConfig
+from perpgym.policies.market_encoder import ENCODERS
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
-ENCODERS = get_args(EncoderName)
 # composition sets these from the policy and the reward
 _COMPOSED = {"window_bars"} | {
     field.name for field in dataclasses.fields(EnvConfig) if field.name.startswith("reward")

@@ -15,6 +15,7 @@ from perpgym.policies.encoders import (
     LastBar,
     MarketTransformer,
     TemporalFusion,
+    check_encoder,
 )
 
 COLUMNS, BARS = 6, 150
@@ -261,3 +262,53 @@ def test_stretch_shorter_than_the_receptive_field_is_refused(fresh_encoder: Enco
     short = torch.zeros(1, fresh_encoder.receptive_field - 1, COLUMNS)
     with pytest.raises(ValueError, match=f"at least {fresh_encoder.receptive_field} bars"):
         fresh_encoder.encode(short, torch.zeros(1, dtype=torch.int64))
+
+
+@for_any_weights
+def test_the_check_that_users_run_passes_ours(encoder: Encoder) -> None:
+    check_encoder(encoder, COLUMNS)
+
+
+class Wrong(LastBar):
+    """The last bar's encoder, with a fault."""
+
+    def __init__(self, fault: str) -> None:
+        super().__init__(in_features=COLUMNS, d_model=8, n_layers=2)
+        self.fault = fault
+
+    def encode(self, stretch: torch.Tensor, first_bar: torch.Tensor) -> torch.Tensor:
+        match self.fault:
+            case "future":
+                return super().encode(stretch.flip(1).cumsum(1).flip(1), first_bar)
+            case "endless memory":
+                return super().encode(stretch.cumsum(1), first_bar)
+            case "batch statistics":
+                return super().encode(stretch - stretch.mean(0, keepdim=True), first_bar)
+            case "too few":
+                return super().encode(stretch, first_bar)[:, 1:]
+        return self.layers(stretch)  # type: ignore[no-any-return]
+
+    def tokens(self, n_bars: int) -> int:
+        return 1 if self.fault == "tokens" else super().tokens(n_bars)
+
+
+@pytest.mark.parametrize(
+    ("fault", "complaint"),
+    [
+        ("future", "sees the future"),
+        ("endless memory", "window of its 1 bars alone"),
+        ("batch statistics", "window of its 1 bars alone"),
+        ("too few", "must give"),
+        ("tokens", "at least 40"),
+        ("short stretch", "must raise ValueError"),
+    ],
+)
+def test_the_check_that_users_run_refuses_what_would_differ_live(fault: str, complaint: str) -> None:
+    torch.manual_seed(0)
+    with pytest.raises(ValueError, match=complaint):
+        check_encoder(Wrong(fault), COLUMNS)
+
+
+def test_the_check_that_users_run_names_what_is_missing() -> None:
+    with pytest.raises(ValueError, match="tokens, reset_parameters is missing"):
+        check_encoder(type("Bare", (), {"receptive_field": 1, "out_features": 8, "encode": None})(), COLUMNS)

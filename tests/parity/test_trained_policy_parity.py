@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -18,8 +17,7 @@ from perpgym.data.features.scaler import fit_scaler
 from perpgym.data.tape import Tape
 from perpgym.envs import EnvConfig, PerpVecEnv, RiskLimits
 from perpgym.envs.spaces import ACCOUNT_NAMES, PORTFOLIO_NAMES
-from perpgym.policies import PerpActorCriticPolicy, PolicyConfig
-from perpgym.policies.config import EncoderName
+from perpgym.policies import ENCODERS, PerpActorCriticPolicy, PolicyConfig
 from perpgym.policies.encoders import GridRecurrent
 
 SMALL = PolicyConfig(
@@ -68,9 +66,7 @@ def lengthen_memory(model: PerpPPO) -> None:
             module.lengthen_memory(5.0)
 
 
-@pytest.fixture(
-    scope="module", params=[(e, m) for e in get_args(EncoderName) for m in (False, True)], ids=str
-)
+@pytest.fixture(scope="module", params=[(e, m) for e in ENCODERS for m in (False, True)], ids=str)
 def model(request: pytest.FixtureRequest, tape: Tape) -> PerpPPO:
     encoder, is_memory_long = request.param
     model = fresh(tape, replace(SMALL, encoder=encoder))
@@ -128,7 +124,7 @@ def test_live_bars_on_a_ring_give_the_actions_of_the_backtest(
     [("lstm", "recurrent"), ("gru", "recurrent"), ("tcn", "embed"), ("tft", "select"), ("mlp", "layers")],
 )
 def test_token_budget_counts_every_bar_that_the_market_encoder_reads(
-    tape: Tape, encoder: EncoderName, first_layer: str
+    tape: Tape, encoder: str, first_layer: str
 ) -> None:
     model, read = fresh(tape, replace(SMALL, encoder=encoder)), []
     market_encoder = model.policy.features_extractor.market_encoder
