@@ -70,6 +70,8 @@ class TrainedAgent:
         self.uncertainty = np.zeros((0, 0))
         self._chunk_bars = chunk_bars
         self._bound: BoundTape | None = None
+        # kept: to walk the modules of a policy at every bar took a quarter of a backtest
+        self._parameters = tuple(self.policy.parameters())
         self._weights = -1
         self._context = torch.empty(0)  # n 2D, of the bars from _first on
         self._first = 0
@@ -157,7 +159,7 @@ class TrainedAgent:
 
     def _context_of(self, tape: Tape, bar: int) -> torch.Tensor:
         # torch counts in-place changes: an update of the weights makes the cache stale
-        weights = sum(parameter._version for parameter in self.policy.parameters())
+        weights = sum(parameter._version for parameter in self._parameters)
         if self._bound is None or self._bound.tape is not tape:
             if self._artifact is not None:
                 self._artifact.check_tape(tape)

@@ -132,7 +132,7 @@ def test_fast_path_gives_the_numbers_of_sb3s_own_methods(tape: Tape) -> None:
 def test_index_observation_without_a_tape_says_what_to_do(tape: Tape) -> None:
     env = make_env(tape, with_windows=False)
     observation, _ = env.reset(seed=0)
-    with pytest.raises(RuntimeError, match=r"call policy\.bind\(tape\) first"):
+    with pytest.raises(RuntimeError, match=r"call model\.policy\.bind\(tape\), load it with env="):
         make_policy(tape, env).predict(observation)
 
 
