@@ -4,6 +4,7 @@ exchange keeps all digits of its money, as the env does; then it rounds to 8 dec
 
     python benchmarks/live_parity.py --bars 1000                       # a simulated market
     python benchmarks/live_parity.py --data FREQTRADE_FOLDER           # real BTC, then seven contracts
+    python benchmarks/live_parity.py --policy runs/ppo_btc/seed_0/policies/step_0004030464
 """
 
 from __future__ import annotations
@@ -367,7 +368,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--bars", type=int, default=1_000)
     parser.add_argument("--data", type=Path, help="a freqtrade data folder; default: the simulated market")
-    parser.add_argument("--policy", type=Path, help="a policy of a run (RUN/seed_0/policies/step_…) beside")
+    parser.add_argument(
+        "--policy", type=Path, nargs="*", default=[],
+        help="policies of runs (RUN/seed_0/policies/step_…) beside, each on the markets that it can trade",
+    )  # fmt: skip
     arguments = parser.parse_args()
     n = arguments.bars
     one = [("simulated market", simulated_tape(n))]
@@ -376,14 +380,18 @@ def main() -> int:
         one.append(("real BTC from 2022-05-01", bitcoin))
     worst = [report(f"{t}, random bands", tape, settings(), n, (random_policy(1), None)) for t, tape in one]
     worst += [report_rounded(t, tape, settings(), n, random_policy(1)) for t, tape in one]
-    if arguments.policy is not None:
-        artifact = load_artifact(arguments.policy)
-        config = replace(artifact.env_config, episode_bars=10**6)
-        worst += [report(f"{t}, {arguments.policy}", tape, config, n, trained(artifact)) for t, tape in one]
+    markets = list(one)
     if arguments.data is not None:
         seven = real_tape(arguments.data, shipped_contracts(), "2022-05-01", n)
         config = settings(action="target", initial_wallet=1e6, max_exposure=1.0, stop_loss=0.03)
         worst.append(report("seven contracts, random targets", seven, config, n, (random_policy(3), None)))
+        markets.append(("seven contracts", seven))
+    for path in arguments.policy:
+        artifact = load_artifact(path)
+        config = replace(artifact.env_config, episode_bars=10**6)
+        for title, tape in markets:
+            if len(tape.contracts) == len(artifact.contracts):
+                worst.append(report(f"{title}, {path}", tape, config, n, trained(artifact)))
     return int(max(worst) > 1e-8)
 
 
