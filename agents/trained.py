@@ -70,7 +70,7 @@ class TrainedAgent:
         self.uncertainty = np.zeros((0, 0))
         self._chunk_bars = chunk_bars
         self._bound: BoundTape | None = None
-        # kept: to walk the modules of a policy at every bar took a quarter of a backtest
+        # kept, because walking the modules of a policy at every bar is slow
         self._parameters = tuple(self.policy.parameters())
         self._weights = -1
         self._context = torch.empty(0)  # n 2D, of the bars from _first on

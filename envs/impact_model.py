@@ -94,12 +94,14 @@ class ImpactModel:
     def root_illiquidity(self, tape: Tape) -> NDArray[np.float64]:
         """(T, A) float64, sqrt(volatility / usual turnover) of a bar as known at its close.
 
-        0 where nothing is known of the turnover: fills push nothing and pay nothing there.
+        0 of kind ``none`` and where nothing is known of the turnover: fills push and pay nothing there.
         """
+        if self.kind == "none":
+            return np.zeros(tape.volume.shape)
         is_inverse = np.array([c.kind == "inverse" for c in tape.contracts])
         # an inverse contract's settle currency is its base
         turnover = np.where(is_inverse, tape.volume, tape.volume * tape.last[:, :, CLOSE])
-        usual = trailing_turnover(turnover, max(1, self.usual_bars(tape.bar_ms)))
+        usual = trailing_turnover(turnover, self.usual_bars(tape.bar_ms))
         ratio = np.divide(tape.sigma_per_bar, usual, out=np.zeros_like(usual), where=usual > 0.0)
         return np.ascontiguousarray(np.sqrt(ratio))
 

@@ -200,7 +200,6 @@ def make_choices(config: EnvConfig) -> Choices:
 def market_arrays(tape: Tape, config: EnvConfig, finer: Finer | None = None) -> Market:
     """The tape as the kernels see it, with the bars inside its bars and what impact needs; read-only."""
     finer = finer or Finer.same(tape)
-    unscaled = np.zeros(tape.volume.shape)
     market = Market(
         open_time_ms=tape.open_time_ms,
         last=tape.last,
@@ -210,7 +209,7 @@ def market_arrays(tape: Tape, config: EnvConfig, finer: Finer | None = None) -> 
         stamp_start=tape.stamp_start,
         stamp_time_ms=tape.stamp_time_ms,
         stamp_rate=tape.stamp_rate,
-        root_illiquidity=unscaled if config.impact.kind == "none" else config.impact.root_illiquidity(tape),
+        root_illiquidity=config.impact.root_illiquidity(tape),
         planted=np.empty((0, len(tape.contracts))) if tape.planted is None else tape.planted,
         bar_ms=tape.bar_ms,
         fine_last=finer.last,

@@ -73,14 +73,16 @@ def _mlp(config: PolicyConfig, n_features: int) -> Encoder:
     return LastBar(in_features=n_features, d_model=config.d_model, n_layers=config.n_layers)
 
 
+# the cell is the encoder's name
+_RECURRENT = EncoderRecipe(_recurrent, lambda config: GridRecurrent.reach(config.chunk, config.warmup))
 # what ``policy.encoder`` may name. A program may add its own before it reads a config; a config cannot: it is
 # data from somebody, and must not choose what code runs.
 ENCODERS: dict[str, EncoderRecipe] = {
     "transformer": EncoderRecipe(
         _transformer, lambda config: MarketTransformer.reach(config.n_layers, config.band)
     ),
-    "lstm": EncoderRecipe(_recurrent, lambda config: GridRecurrent.reach(config.chunk, config.warmup)),
-    "gru": EncoderRecipe(_recurrent, lambda config: GridRecurrent.reach(config.chunk, config.warmup)),
+    "lstm": _RECURRENT,
+    "gru": _RECURRENT,
     "tcn": EncoderRecipe(_tcn, lambda config: DilatedConvolutions.reach(config.n_layers, config.kernel)),
     "tft": EncoderRecipe(_tft, lambda config: config.band),
     "mlp": EncoderRecipe(_mlp, lambda config: LastBar.receptive_field),

@@ -42,6 +42,12 @@ def is_trade(message: dict[str, Any]) -> bool:
     return message.get("e") in _TRADE_EVENTS and is_in_book and float(message["p"]) > 0.0
 
 
+def trade_row(message: dict[str, Any]) -> tuple[int, float, float]:
+    """(time in ms UTC, price, quantity) of a trade: base, > 0 where a buyer took, < 0 where a seller did."""
+    quantity = float(message["q"])
+    return int(message["T"]), float(message["p"]), -quantity if message["m"] else quantity
+
+
 def read_trades(path: str | Path) -> pd.DataFrame:
     """The trades of a capture.
 
@@ -52,13 +58,7 @@ def read_trades(path: str | Path) -> pd.DataFrame:
     Raises:
         DataError: the file is no capture, or has no trade.
     """
-    rows = {
-        int(m.get("t", m.get("a", -1))): (
-            int(m["T"]), float(m["p"]), -float(m["q"]) if m["m"] else float(m["q"]),
-        )
-        for m in messages(path)
-        if is_trade(m)
-    }  # fmt: skip
+    rows = {int(m.get("t", m.get("a", -1))): trade_row(m) for m in messages(path) if is_trade(m)}
     if not rows:
         raise DataError(f"{path} holds no trade: record the exchange's trade or aggTrade stream")
     frame = pd.DataFrame(list(rows.values()), columns=["time_ms", "price", "quantity"])

@@ -25,7 +25,7 @@ from perpgym.data.bars import Bars
 from perpgym.data.clock import iso
 from perpgym.data.contract import Contract, load_contract
 from perpgym.data.errors import DataError
-from perpgym.data.sources.capture import is_trade, messages
+from perpgym.data.sources.capture import is_trade, messages, trade_row
 from perpgym.data.sources.l2_book import Gap, Ladder, RebuiltBook, change_id
 from perpgym.data.tape import Tape
 
@@ -178,9 +178,8 @@ def _sort_in(streams: _Streams, message: Message) -> None:
         row = (int(message["E"]), float(message["p"]), float(message["r"] or 0.0), int(message["T"]))
         streams.marks.append(row)
     elif is_trade(message):
-        taken = -float(message["q"]) if message["m"] else float(message["q"])
         number = int(message["t"] if "t" in message else message["a"])
-        streams.trades[number] = (int(message["T"]), float(message["p"]), taken)
+        streams.trades[number] = trade_row(message)
 
 
 def _known_from(book_messages: list[Message], moments: Int64) -> int:

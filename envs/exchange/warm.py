@@ -27,9 +27,10 @@ def warm_up(market: Replay, config: EnvConfig | None = None) -> None:
     """
     plain = copy(market)
     plain.recording = None
-    # what happens inside a bar is the same with a recorded book, orders are not
-    for replay in (plain, copy(market))[: 1 if market.recording is None else 2]:
-        _trade_on(replay, config)
+    _trade_on(plain, config)
+    if market.recording is not None:
+        # what happens inside a bar is the same with a recorded book, orders are not
+        _trade_on(copy(market), config)
 
 
 def _trade_on(market: Replay, config: EnvConfig | None) -> None:
