@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -68,11 +69,44 @@ def hierarchy_of(given: HierarchyConfig | dict[str, Any]) -> HierarchyConfig:
     """Settings of the hierarchy; a config that comes from YAML or JSON brings a mapping.
 
     Raises:
-        ValueError: a key is unknown, or a value impossible.
+        ValueError: it is neither, a key is unknown, or a value impossible.
     """
-    if not isinstance(given, dict):
+    if isinstance(given, HierarchyConfig):
         return given
+    if not isinstance(given, dict):
+        raise ValueError(f"hierarchy must be a HierarchyConfig or names with values, was {given!r}")
     known = {f.name for f in fields(HierarchyConfig)}
     if unknown := sorted(set(given) - known):
         raise ValueError(f"hierarchy has no setting {', '.join(unknown)}; known are {sorted(known)}")
     return HierarchyConfig(**given)
+
+
+def with_hierarchy(policy_kwargs: dict[str, Any] | None, hierarchy: HierarchyConfig) -> dict[str, Any]:
+    """Arguments of a policy that has this hierarchy.
+
+    Raises:
+        ValueError: they bring another one.
+    """
+    kwargs = dict(policy_kwargs or {})
+    if "hierarchy" in kwargs and hierarchy_of(kwargs["hierarchy"]) != hierarchy:
+        raise ValueError("policy_kwargs has another hierarchy than config: leave it out of policy_kwargs")
+    return {**kwargs, "hierarchy": hierarchy}
+
+
+def check_actions(policy: Mapping[str, Any], env: Mapping[str, Any]) -> None:
+    """Whether a policy's options bind the actions that an env has.
+
+    Args:
+        policy: its own settings.
+        env: those of them that the env determines.
+
+    Raises:
+        ValueError: they differ; says in what.
+    """
+    for name, value in env.items():
+        mine, its = (tuple(v) if isinstance(v, (tuple, list)) else v for v in (policy[name], value))
+        if mine != its:
+            raise ValueError(
+                f"the policy's options bind {name} {mine}, the env has {its}: build the env as the policy "
+                "was trained, or a new model for this env"
+            )

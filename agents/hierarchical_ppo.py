@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
-from perpgym.agents.hierarchical_config import HierarchicalPPOConfig
+from perpgym.agents.hierarchical_config import HierarchicalPPOConfig, check_actions, with_hierarchy
 from perpgym.agents.hierarchical_objective import HierarchicalLoss, HierarchicalObjective, LevelSettings
 from perpgym.agents.hierarchical_rollout import HierarchicalMinibatch, HierarchicalRollout
 from perpgym.agents.option_driver import OptionDriver
@@ -49,6 +49,7 @@ class HierarchicalPPO(PerpPPO):
     rollout_buffer: HierarchicalRollout
     objective: HierarchicalObjective
     config: HierarchicalPPOConfig
+    config_class = HierarchicalPPOConfig
     rollout_class = HierarchicalRollout
     objective_class = HierarchicalObjective
 
@@ -61,9 +62,9 @@ class HierarchicalPPO(PerpPPO):
         policy_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        config = config or HierarchicalPPOConfig()
+        config = self.own_config(config)
         native = env.native if isinstance(env, SB3PerpVecEnv) else env
-        policy_kwargs = {"hierarchy": config.hierarchy, **(policy_kwargs or {})}
+        policy_kwargs = with_hierarchy(policy_kwargs, config.hierarchy)
         if isinstance(native, PerpVecEnv):
             policy_kwargs |= hierarchy_kwargs(native)
         super().__init__(policy, env, config=config, policy_kwargs=policy_kwargs, **kwargs)
@@ -79,8 +80,13 @@ class HierarchicalPPO(PerpPPO):
         }
 
     def _take_env(self) -> None:
-        super()._take_env()
         native = self.native
+        wanted = hierarchy_kwargs(native)
+        # what an exposure is cut to does not depend on levels that nobody picks
+        check_actions(
+            self.policy.own_settings(), wanted if native.config.choices else {"action": wanted["action"]}
+        )
+        super()._take_env()
         shape = (native.n_paths, native.accounts_per_path, self.policy.options.size)
         self.option = torch.zeros(shape, device=self.device)
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from perpgym.agents.explore import Explorer
 from perpgym.agents.forecast import ForecastTask
+from perpgym.agents.hierarchical_config import check_actions, with_hierarchy
 from perpgym.agents.hierarchical_qrdqn_config import HierarchicalQRDQNConfig
 from perpgym.agents.hierarchical_quantile_loss import HierarchicalQuantileObjective
 from perpgym.agents.option_explorer import OptionExplorer
@@ -62,12 +63,16 @@ class HierarchicalQRDQN(PerpQRDQN):
         policy_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        config = config or HierarchicalQRDQNConfig()
+        config = self.own_config(config)
         native = env.native if isinstance(env, SB3PerpVecEnv) else env
-        policy_kwargs = {"hierarchy": config.hierarchy, **(policy_kwargs or {})}
+        policy_kwargs = with_hierarchy(policy_kwargs, config.hierarchy)
         if isinstance(native, PerpVecEnv):
             policy_kwargs["levels"] = native.config.ladder
         super().__init__(policy, env, config=config, policy_kwargs=policy_kwargs, **kwargs)
+
+    def _take_env(self) -> None:
+        check_actions(self.policy.own_settings(), {"levels": self.native.config.ladder})
+        super()._take_env()
 
     @property
     def options_replay(self) -> OptionReplay:

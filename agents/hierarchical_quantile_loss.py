@@ -96,7 +96,8 @@ class HierarchicalQuantileObjective:
         if not len(chosen):
             return chosen.sum()
         unit = self.policy.quantile_net.deviation
-        return quantile_huber_loss(chosen.flatten(0, 1) / unit, wanted.flatten(0, 1) / unit)
+        kappa = self.config.huber_kappa
+        return quantile_huber_loss(chosen.flatten(0, 1) / unit, wanted.flatten(0, 1) / unit, kappa)
 
     def _rescale(self, targets: torch.Tensor) -> None:
         """Both networks and both levels by the same moments: they stand in for each other."""

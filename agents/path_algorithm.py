@@ -113,6 +113,7 @@ class PathAlgorithm(BaseAlgorithm):
 
     Attributes:
         stock: the library's own class, for any other env.
+        config_class: of its settings.
         config: settings.
         shuffle: draws minibatches.
         monitor: counts episodes.
@@ -120,12 +121,27 @@ class PathAlgorithm(BaseAlgorithm):
     """
 
     stock: ClassVar[str]
+    config_class: ClassVar[type[AgentConfig]]
     config: AgentConfig
     shuffle: np.random.Generator
     monitor: EpisodeMonitor
     budget: Budget | None = None
     # between an update and the next rollout
     _is_resumable = True
+
+    @classmethod
+    def own_config(cls, config: Any) -> Any:
+        """The settings that were given, or the defaults.
+
+        Raises:
+            TypeError: they are another algorithm's.
+        """
+        config = cls.config_class() if config is None else config
+        if not isinstance(config, cls.config_class):
+            raise TypeError(
+                f"{cls.__name__} takes a {cls.config_class.__name__}, was a {type(config).__name__}"
+            )
+        return config
 
     @property
     def native(self) -> PerpVecEnv:

@@ -52,6 +52,7 @@ class PerpPPO(PathAlgorithm, PPO):
     config: PPOConfig
     policy: PerpActorCriticPolicy
     rollout_buffer: PathRollout  # type: ignore[assignment]
+    config_class = PPOConfig
     rollout_class: type[PathRollout] = PathRollout
     objective_class: type[Objective] = Objective
     driver_factory: DriverFactory = staticmethod(FlatDriver)
@@ -70,7 +71,7 @@ class PerpPPO(PathAlgorithm, PPO):
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
-        self.config = config = config or PPOConfig()
+        self.config = config = self.own_config(config)
         super().__init__(
             policy,
             env,  # type: ignore[arg-type]

@@ -80,7 +80,7 @@ class PerpQRDQN(PathAlgorithm, QRDQN):
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
-        self.config = config = config or self.config_class()
+        self.config = config = self.own_config(config)
         # QR-DQN's own constructor takes one ladder; several contracts have one each
         super(QRDQN, self).__init__(
             policy,

@@ -31,6 +31,8 @@ class QRDQNConfig(AgentConfig):
         target_update_interval: decisions between two updates of the target network.
         tau: share of the online network that goes into the target then; 1 copies it.
         n_quantiles: N of the return's distribution.
+        huber_kappa: error, in the unit of the reward or with ``popart`` in deviations of the returns, below
+            which the loss is quadratic; what is learnt of smaller ones lies between quantiles and expectiles.
         alpha: share of the worst outcomes by which levels are chosen, when acting and in the bootstrap; 1 is
             the mean. A risk-averse selection at each step, no time-consistent objective.
         exploration_fraction: of training, over which random choices fade from ``exploration_initial_eps`` to
@@ -54,6 +56,7 @@ class QRDQNConfig(AgentConfig):
     target_update_interval: int = 8_000
     tau: float = 1.0
     n_quantiles: int = 32
+    huber_kappa: float = 1.0
     alpha: float = 1.0
     exploration_fraction: float = 0.3
     exploration_initial_eps: float = 1.0
@@ -76,6 +79,7 @@ class QRDQNConfig(AgentConfig):
             ("target_update_interval", 1, 10**10),
             ("tau", 0.0, 1.0),
             ("n_quantiles", 1, 10_000),
+            ("huber_kappa", 1e-6, 1e6),
             ("forecast_coef", 0.0, 1e4),
             ("exploration_fraction", 0.0, 1.0),
             ("exploration_initial_eps", 0.0, 1.0),

@@ -49,19 +49,21 @@ class _QuantileHuber(torch.autograd.Function):
         return gradients[0] * slope, None
 
 
-def quantile_huber_loss(current: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Dabney et al. 2018, eqs. 9 and 10, with kappa = 1: sum over quantiles, mean over targets and decisions.
+def quantile_huber_loss(current: torch.Tensor, target: torch.Tensor, kappa: float = 1.0) -> torch.Tensor:
+    """Dabney et al. 2018, eqs. 9 and 10: sum over quantiles, mean over targets and decisions.
 
-    The same number as sb3-contrib's function of this name. Between two targets the loss of a quantile is a
-    polynomial in it, whose coefficients are sums over the targets on either side: sorted once, they cost
-    N log N a decision instead of N^2, which was a third of an update.
+    With kappa = 1 the same number as sb3-contrib's function of this name. Between two targets the loss of a
+    quantile is a polynomial in it, whose coefficients are sums over the targets on either side: sorted once,
+    they cost N log N a decision instead of N^2, which was a third of an update.
 
     Args:
         current: (n, N) quantiles at the midpoints (i + 1/2) / N.
         target: (n, M) samples of the return; no gradient.
+        kappa: error up to which it is quadratic.
 
     Returns:
         ().
     """
-    loss: torch.Tensor = _QuantileHuber.apply(current, target)  # type: ignore[no-untyped-call]
-    return loss
+    # Huber's function of u is kappa^2 times that of u / kappa with a kappa of 1, and eq. 9 divides by kappa
+    loss: torch.Tensor = _QuantileHuber.apply(current / kappa, target / kappa)  # type: ignore[no-untyped-call]
+    return kappa * loss

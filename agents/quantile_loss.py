@@ -56,7 +56,8 @@ class QuantileObjective:
         context = policy.stretch_context(batch.first_bar, n_bars)  # G s C
         quantiles = net.quantiles(context.unsqueeze(2), batch.state)  # G s K A L N
         chosen = of_levels(quantiles, batch.action)[is_decision].flatten(0, 1)  # n N
-        quantile: torch.Tensor = quantile_huber_loss(chosen / net.deviation, wanted / net.deviation)
+        unit = net.deviation
+        quantile: torch.Tensor = quantile_huber_loss(chosen / unit, wanted / unit, self.config.huber_kappa)
         forecast = self._forecast(batch, context)
         total = quantile + self.config.forecast_coef * forecast
         return QuantileLoss(total, quantile.detach(), forecast.detach(), wanted.mean())

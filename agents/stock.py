@@ -70,7 +70,7 @@ class StockAlgorithm(PathAlgorithm):
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
-        self.config = config = config or self.config_class()
+        self.config = config = self.own_config(config)
         cast(Any, super()).__init__(
             policy,
             env,

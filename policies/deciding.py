@@ -103,6 +103,9 @@ def predict_remembering(
 
     Returns:
         Actions, and the state for the next call: ((N, Z) float32,).
+
+    Raises:
+        ValueError: the state is that of other accounts.
     """
     policy.set_training_mode(False)
     tensors, is_batch = policy.obs_to_tensor(observation)
@@ -110,7 +113,13 @@ def predict_remembering(
         context, account = policy.features_extractor.read(tensors)
         memory = account.new_zeros(len(account), policy.memory_size)
         if state is not None:
-            memory.copy_(torch.as_tensor(state[0]).reshape(memory.shape))
+            before = torch.as_tensor(state[0])
+            if before.numel() != memory.numel():
+                raise ValueError(
+                    f"the state is of shape {tuple(before.shape)}, {len(account)} accounts have one of "
+                    f"{tuple(memory.shape)}: pass what the last call for these accounts returned, or None"
+                )
+            memory.copy_(before.reshape(memory.shape))
         if episode_start is not None:
             memory[torch.as_tensor(episode_start, dtype=torch.bool, device=policy.device)] = 0.0
         mask = None

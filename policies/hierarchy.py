@@ -172,9 +172,7 @@ class PerpHierarchicalPolicy(PerpActorCriticPolicy):
     ) -> torch.Tensor:
         """Deterministic actions of the env from states with options, (..., S + Z)."""
         option = state[..., -self.options.size :]
-        if mask is not None:
-            mask = self.options.worker_mask(mask, option)
-        return self.options.bind(super().decide(context, state, mask), option)
+        return self.options.bind(super().decide(context, state, self._allowed(mask, option)), option)
 
     def answers(self, context: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         """The manager's logits, and what the worker answers in an option without exposure or limit."""
@@ -271,11 +269,16 @@ class PerpHierarchicalPolicy(PerpActorCriticPolicy):
 
     def _draw(self, context: torch.Tensor, state: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         heads, option = self.action_heads, state[..., -self.options.size :]
-        if mask is not None:
-            mask = self.options.worker_mask(mask, option)
         parameters = self.action_parameters(context, state)
         perturbation = heads.perturbation(heads.noise(parameters.shape[:-1], device=self.device))
-        return self.options.bind(heads.sample(parameters, perturbation, mask), option)
+        sampled = heads.sample(parameters, perturbation, self._allowed(mask, option))
+        return self.options.bind(sampled, option)
+
+    def _allowed(self, mask: torch.Tensor | None, option: torch.Tensor) -> torch.Tensor | None:
+        """What env and option allow of discrete choices; without a mask, what the option does."""
+        if mask is None and self.action_heads.n_masked:
+            mask = torch.ones(self.action_heads.n_masked, dtype=torch.bool, device=option.device)
+        return None if mask is None else self.options.worker_mask(mask, option)
 
     def _fuse(self, context: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         # the option first: forecasts are the last columns

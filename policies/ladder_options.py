@@ -24,10 +24,19 @@ class LadderOptions:
         config: the manager's choices; ``budgets`` are shares alpha here, and ``reach`` is not read.
         levels: of the env's ladder, in units of ``max_exposure``.
         n_assets: A.
+
+    Raises:
+        ValueError: a target leaves the worker no level but flat.
     """
 
     def __init__(self, config: HierarchyConfig, *, levels: Sequence[float], n_assets: int) -> None:
         self.config, self.levels, self.n_assets = config, tuple(levels), n_assets
+        for target in config.targets:
+            if target and not any(0.0 < level / target <= 1.0 + _SLACK for level in self.levels):
+                raise ValueError(
+                    f"hierarchy.targets: no level of the ladder {self.levels} lies between flat and "
+                    f"{target:g}, so that the worker could only stay flat; choose one of the levels"
+                )
         self.size = 2 * n_assets + 1
         self.n_choices = len(config.targets) * len(config.budgets)
         portfolio = n_assets * len(ACCOUNT_NAMES)

@@ -39,10 +39,19 @@ class HierarchyConfig:
 
     def __post_init__(self) -> None:
         for name, low in (("targets", -1.0), ("budgets", 1e-6)):
-            values = tuple(float(value) for value in getattr(self, name))
+            given = getattr(self, name)
+            if not isinstance(given, (tuple, list)) or not all(_is_number(value) for value in given):
+                raise ValueError(f"{name} must be a list of numbers, was {given!r}")
+            values = tuple(float(value) for value in given)
             if not values or list(values) != sorted(set(values)) or values[0] < low or values[-1] > 1.0:
                 raise ValueError(f"{name} must ascend from at least {low:g} to at most 1, were {values}")
             object.__setattr__(self, name, values)
+        for name in ("min_bars", "max_bars"):
+            if not _is_number(getattr(self, name), int):
+                raise ValueError(f"{name} must be a whole number of bars, was {getattr(self, name)!r}")
+        for name in ("reach", "margin_alert"):
+            if not _is_number(getattr(self, name)):
+                raise ValueError(f"{name} must be a number, was {getattr(self, name)!r}")
         if not 1 <= self.min_bars <= self.max_bars:
             raise ValueError(
                 f"min_bars and max_bars must ascend from at least 1, were {self.min_bars}, {self.max_bars}"
@@ -60,6 +69,10 @@ class HierarchyConfig:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+def _is_number(value: Any, kind: type | tuple[type, ...] = (int, float)) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def after_bars(option: torch.Tensor, bars: int) -> torch.Tensor:
@@ -107,7 +120,9 @@ class Options:
     def begin(self, choice: torch.Tensor, bars: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         """(..., Z) options from (..., A + 1) indices and (...,) durations in bars.
 
-        The smallest budget may be chosen where the limits admit less: granted is what they admit.
+        The smallest budget may be chosen where the limits admit less: granted is what they admit. They hold
+        for the gross exposure: of several contracts, what is granted is the largest budget at which all
+        targets together fit.
 
         Args:
             choice, bars: see above.
@@ -116,7 +131,21 @@ class Options:
         targets = choice.new_tensor(self.config.targets)[choice[..., :-1].long()]
         budget = choice.new_tensor(self.config.budgets)[choice[..., -1:].long()]
         admitted = state[..., self._admitted, None].clamp(min=0.0)
-        return torch.cat((targets, budget.minimum(admitted), bars.unsqueeze(-1).to(choice.dtype)), dim=-1)
+        granted = budget.minimum(self._admitted_each(targets, admitted))
+        return torch.cat((targets, granted, bars.unsqueeze(-1).to(choice.dtype)), dim=-1)
+
+    def _admitted_each(self, targets: torch.Tensor, admitted: torch.Tensor) -> torch.Tensor:
+        """(..., 1) the largest b, at most what is admitted, with sum(min(|target|, b)) <= admitted.
+
+        As sum(min(|target|, b)) is the least of k b + (sum of all but the k largest) over k, b is the largest
+        of what these leave.
+        """
+        sizes = targets.abs().sort(dim=-1, descending=True).values  # ... A
+        gross = sizes.sum(dim=-1, keepdim=True)
+        k = torch.arange(1, self.n_assets + 1, device=sizes.device)
+        level = ((admitted - (gross - sizes.cumsum(dim=-1))) / k).amax(dim=-1, keepdim=True)
+        # limits that admit max_exposure or more look alike in an observation: they are the env's to hold
+        return torch.where((gross <= admitted) | (admitted >= 1.0), admitted, level)
 
     def terms(self, option: Sequence[float], contract: int) -> dict[str, float]:
         """What one option (Z,) says about a contract, by name and unit."""
@@ -135,14 +164,19 @@ class Options:
         """(...,) whether the manager decides now: no bars are left, or a risk event calls it back.
 
         Risk events, all in the observation: a margin ratio of ``margin_alert`` or more, which is 1 after a
-        liquidation; limits that by now admit less than the budget that was granted.
+        liquidation; limits that by now admit less than the budget that was granted, or than the targets of
+        several contracts take together.
 
         Args:
             option: (..., Z).
             state: (..., S) raw account columns, then portfolio columns.
         """
         budget, left = option[..., -2], option[..., -1]
-        is_cut = state[..., self._admitted].clamp(min=0.0) < budget - _SLACK
+        taken = budget
+        if self.n_assets > 1:
+            gross = option[..., : self.n_assets].abs().minimum(budget.unsqueeze(-1)).sum(dim=-1)
+            taken = taken.maximum(gross.clamp(max=1.0))
+        is_cut = state[..., self._admitted].clamp(min=0.0) < taken - _SLACK
         is_alert = state[..., self._margin] >= self.config.margin_alert
         return (left < 0.5) | is_cut | is_alert
 

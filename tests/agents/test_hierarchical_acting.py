@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from two_levels import ACCOUNTS, HEADS, N_PATHS, build
+from two_levels import ACCOUNTS, HEADS, N_PATHS, SETTINGS, SMALL, build
 
 from perpgym.agents.artifact import load_artifact, save_artifact
 from perpgym.agents.hierarchical_ppo import HierarchicalPPO
+from perpgym.agents.ppo_config import PPOConfig
 from perpgym.agents.trained import TrainedAgent
 from perpgym.data.tape import Tape
 from perpgym.envs import PerpVecEnv, RiskLimits
 from perpgym.policies.hierarchy import PerpHierarchicalPolicy
+from perpgym.policies.options import HierarchyConfig
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +69,63 @@ def test_predict_with_its_state_is_what_backtests_and_artifacts_do(
         env.step_into(mine, out)
     # options of the midpoint's three bars
     assert budgets[:6] == [2.0, 1.0, 0.0, 2.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize("is_deterministic", [True, False])
+@pytest.mark.parametrize("action", ["heads", "ladder"])
+def test_the_option_binds_the_worker_where_nobody_passes_masks(
+    tape: Tape, monkeypatch: pytest.MonkeyPatch, action: Any, is_deterministic: bool
+) -> None:
+    """SB3's ``evaluate_policy`` and most programs call ``predict`` without them."""
+    hierarchy = HierarchyConfig(targets=(-0.5, 0.5), budgets=(0.25,), reach=0.5)
+    config = replace(HEADS, action=action, ladder=(-1.0, -0.25, 0.0, 0.25, 1.0))
+    model = build(tape, replace(SETTINGS, hierarchy=hierarchy), config)
+    # a worker who would buy as much as it can
+    heads = [0.0, 3.0, 3.0, 0.0, 0.0, 1.0, 3.0] + [0.0] * 5
+    wish = torch.tensor(heads if action == "heads" else [2.0, 1.0, 0.0, 1.0, 3.0])
+    monkeypatch.setattr(model.policy, "action_parameters", lambda _, state: wish.expand(len(state), -1))
+    observation, _ = model.native.reset(seed=0)
+    sizes, state = set(), None
+    for _ in range(20):
+        chosen, state = model.predict(observation, state=state, deterministic=is_deterministic)
+        if action == "ladder":
+            sizes |= {abs(config.ladder[int(level)]) for level in chosen.reshape(-1)}
+        else:
+            trades = chosen[np.isin(chosen[:, 0], (1, 2))]
+            sizes |= {config.head_sizes[int(size)] for size in trades[:, 1]}
+    assert 0.25 in sizes
+    assert max(sizes) == 0.25
+
+
+def test_the_state_of_other_accounts_is_refused(tape: Tape) -> None:
+    model = build(tape)
+    observation = model.native.observation(model.env.buffers)  # type: ignore[union-attr]
+    with pytest.raises(
+        ValueError, match=r"the state is of shape \(5, 3\), 12 accounts have one of \(12, 3\)"
+    ):
+        model.predict(observation, state=(np.zeros((5, 3), np.float32),))
+
+
+def test_an_env_with_other_sizes_is_refused(tape: Tape, tmp_path: Path) -> None:
+    model = build(tape)
+    other = replace(HEADS, head_sizes=(0.1, 0.2, 0.3))
+    with pytest.raises(ValueError, match=r"bind levels \(0.25, 0.5, 1.0\), the env has \(0.1, 0.2, 0.3\)"):
+        model.set_env(build(tape, env=other).native)
+    model.save(tmp_path / "model.zip")
+    with pytest.raises(ValueError, match="bind levels"):
+        HierarchicalPPO.load(tmp_path / "model.zip", env=build(tape, env=other).native, device="cpu")
+
+
+def test_settings_of_another_algorithm_or_two_hierarchies_are_refused(tape: Tape) -> None:
+    with pytest.raises(TypeError, match="HierarchicalPPO takes a HierarchicalPPOConfig, was a PPOConfig"):
+        build(tape, PPOConfig())  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="policy_kwargs has another hierarchy than config"):
+        HierarchicalPPO(
+            PerpHierarchicalPolicy,
+            build(tape).native,
+            config=SETTINGS,
+            policy_kwargs={"config": SMALL, "hierarchy": HierarchyConfig(max_bars=7)},
+        )
 
 
 def test_a_prediction_without_an_option_is_refused(tape: Tape) -> None:

@@ -344,6 +344,7 @@ def test_flat_ppo_takes_no_forbidden_choice_and_starts_at_ratio_one(tape: Tape) 
         ({"manager_clip_range": 0.0}, "manager_clip_range must lie between"),
         ({"manager_target_kl": 0.0}, "manager_target_kl must be positive"),
         ({"hierarchy": {"min_bar": 3}}, "hierarchy has no setting min_bar"),
+        ({"hierarchy": None}, "hierarchy must be a HierarchyConfig or names with values, was None"),
         ({"cuda_graphs": True}, "cuda_graphs needs fixed shapes"),
     ],
 )

@@ -377,6 +377,20 @@ def test_impossible_settings_are_refused(settings: dict[str, Any], message: str)
         HierarchicalQRDQNConfig(**settings)
 
 
+def test_another_env_s_ladder_is_refused(tape: Tape, tmp_path: Path) -> None:
+    model = make_model(tape)
+    other = make_env(tape, ladder=(0.0, 0.25, 0.5, 0.75, 1.0))
+    with pytest.raises(ValueError, match=r"bind levels \(-1.0, -0.5, 0.0, 0.5, 1.0\), the env has \(0.0,"):
+        model.set_env(other)
+    model.save(tmp_path / "model.zip")
+    with pytest.raises(ValueError, match="bind levels"):
+        HierarchicalQRDQN.load(tmp_path / "model.zip", env=other, device="cpu")
+    with pytest.raises(
+        TypeError, match="HierarchicalQRDQN takes a HierarchicalQRDQNConfig, was a QRDQNConfig"
+    ):
+        HierarchicalQRDQN(HierarchicalQuantilePolicy, other, config=QRDQNConfig())  # type: ignore[arg-type]
+
+
 def SaveAt(steps: int, path: Path) -> Any:  # noqa: N802 - a callback
     from stable_baselines3.common.callbacks import BaseCallback
 

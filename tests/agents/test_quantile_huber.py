@@ -34,6 +34,22 @@ def test_targets_that_meet_a_quantile_or_an_edge_count_once() -> None:
     torch.testing.assert_close(slope, torch.tensor([[(0.75 - 2 * 0.25) / 4, (0.25 - 2 * 0.75) / 4]]))
 
 
+@pytest.mark.parametrize("kappa", [0.1, 3.0])
+def test_with_another_kappa_it_is_the_formula_over_all_pairs(kappa: float) -> None:
+    """Dabney et al. 2018, eqs. 9 and 10, written out."""
+    rng = torch.Generator().manual_seed(1)
+    current = torch.randn(40, 5, generator=rng).requires_grad_()
+    target = torch.randn(40, 7, generator=rng)
+    error = target[:, None, :] - current[:, :, None]  # n N M
+    share = ((torch.arange(5) + 0.5) / 5)[None, :, None]
+    huber = torch.where(error.abs() <= kappa, 0.5 * error.square(), kappa * (error.abs() - 0.5 * kappa))
+    expected = ((share - (error.detach() < 0.0).float()).abs() * huber / kappa).sum(1).mean()
+    loss = quantile_huber_loss(current, target, kappa)
+    torch.testing.assert_close(loss, expected)
+    slopes = [torch.autograd.grad(one, current)[0] for one in (loss, expected)]
+    torch.testing.assert_close(slopes[0], slopes[1], rtol=1e-4, atol=1e-7)
+
+
 def test_its_minimum_is_the_quantile_of_a_sample_wider_than_its_kappa() -> None:
     target = 1_000.0 * torch.arange(100.0).repeat(1, 1)
     current = torch.zeros(1, 4, requires_grad=True)

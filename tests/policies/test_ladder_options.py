@@ -96,3 +96,11 @@ def test_without_a_flat_target_the_smallest_stays_and_calls_nobody_back() -> Non
     rules = make(targets=(-1.0, 0.5))
     assert rules.manager_mask(state(risk_budget=0.0)).int().tolist() == [[0, 0, 1, 1]]
     assert not bool(rules.is_due(torch.tensor([0.5, 1.0, 3.0]), state(risk_budget=0.0)))
+
+
+@pytest.mark.parametrize("target", [-0.25, 0.25])
+def test_a_target_that_leaves_no_level_but_flat_is_refused(target: float) -> None:
+    with pytest.raises(ValueError, match=f"lies between flat and {target:g}"):
+        make(targets=tuple(sorted((target, 0.0))))
+    # it may lie between two levels
+    make(targets=(-0.75, 0.0, 0.75))

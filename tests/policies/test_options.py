@@ -167,6 +167,51 @@ def test_no_budget_is_granted_beyond_what_the_limits_admit() -> None:
     assert not make().is_due(option, admitting).any()
 
 
+@given(
+    targets=st.lists(st.sampled_from((-1.0, -0.5, 0.0, 0.5, 1.0)), min_size=3, max_size=3),
+    budget=st.sampled_from((0.25, 0.5, 1.0)),
+    admitted=st.floats(0.0, 0.984375, width=32),
+)
+def test_targets_of_several_contracts_together_fit_into_what_the_limits_admit(
+    targets: list[float], budget: float, admitted: float
+) -> None:
+    rules, limited = make(n_assets=3), state(3, risk_budget=admitted)
+    config = HierarchyConfig()
+    choice = torch.tensor([*map(config.targets.index, targets), config.budgets.index(budget)]).float()
+    option = rules.begin(choice, torch.tensor(3.0), limited)
+    granted = float(option[-2])
+
+    def gross(each: float) -> float:
+        return sum(min(abs(target), each) for target in targets)
+
+    assert option[:3].tolist() == targets
+    assert granted <= min(budget, admitted) + 1e-6
+    assert gross(granted) <= admitted + 1e-5
+    # and no more is taken away than must be
+    assert granted >= min(budget, admitted) - 1e-5 or gross(granted) >= admitted - 1e-5
+    assert not bool(rules.is_due(option, limited))
+
+
+@pytest.mark.parametrize(
+    ("admitted", "option", "is_due"),
+    [
+        # one contract is within its budget, the three are not within the limits
+        (0.7, (0.5, -0.5, 0.0, 0.5, 3.0), True),
+        (0.7, (0.5, 0.0, 0.0, 0.5, 3.0), False),
+        # a budget of 0.25 for each of them is
+        (0.7, (0.5, -0.5, 0.0, 0.25, 3.0), False),
+        # limits that admit max_exposure or more look alike, and so do targets that take as much
+        (1.0, (1.0, -1.0, 1.0, 1.0, 3.0), False),
+        (0.95, (1.0, -1.0, 1.0, 0.5, 3.0), True),
+    ],
+)
+def test_the_manager_of_several_contracts_is_called_back_when_their_targets_no_longer_fit(
+    admitted: float, option: tuple[float, ...], is_due: bool
+) -> None:
+    found = make(n_assets=3).is_due(torch.tensor(option), state(3, risk_budget=admitted))
+    assert bool(found) is is_due
+
+
 def test_durations_are_drawn_evenly_between_their_bounds() -> None:
     bars = make().draw_bars(torch.linspace(0.0, 1.0 - 1e-7, 9_000))
     assert torch.bincount(bars.long()).tolist() == [0] * 4 + [1_000] * 9
@@ -180,6 +225,11 @@ def test_durations_are_drawn_evenly_between_their_bounds() -> None:
         ({"budgets": (0.0, 1.0)}, "budgets must ascend from at least 1e-06"),
         ({"min_bars": 0}, "min_bars and max_bars must ascend"),
         ({"min_bars": 9, "max_bars": 8}, "min_bars and max_bars must ascend"),
+        ({"min_bars": 2.5}, "min_bars must be a whole number of bars, was 2.5"),
+        ({"min_bars": "abc"}, "min_bars must be a whole number"),
+        ({"targets": 0.5}, "targets must be a list of numbers, was 0.5"),
+        ({"budgets": ("all",)}, "budgets must be a list of numbers"),
+        ({"reach": "far"}, "reach must be a number"),
         ({"reach": 0.0}, "reach must lie"),
         ({"margin_alert": 1.5}, "margin_alert must lie"),
     ],
