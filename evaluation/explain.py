@@ -252,7 +252,7 @@ def _number_of(policy: Any, decision: Decision, contract: int) -> tuple[Number, 
     begin, width, choice = sum(counts[:place]), counts[place], int(decision.action[place])
 
     def logit(context: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
-        logits = policy.action_parameters(context, state)[:, begin : begin + width]
+        logits: torch.Tensor = policy.action_parameters(context, state)[:, begin : begin + width]
         return logits[:, choice] - logits.mean(-1)
 
     name = f"'{DECISIONS[choice]}'" if len(counts) == 4 * n_contracts else f"level {choice}"

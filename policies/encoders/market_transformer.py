@@ -149,7 +149,8 @@ class BandedBlock(nn.Module):
         scores = torch.einsum("bqhd,bkhd->bhqk", query, key) * query.shape[-1] ** -0.5 + self.bias
         mean = scores.softmax(dim=-1).mean(dim=1)  # B*n w 2w
         by_distance = mean.gather(2, key_of_distance(w).to(x.device).expand(len(mean), -1, -1))  # B*n w w
-        return by_distance.view(batch, n_blocks * w, w)
+        weights: torch.Tensor = by_distance.view(batch, n_blocks * w, w)
+        return weights
 
     def _attend(self, query: torch.Tensor, key_value: torch.Tensor, n_blocks: int) -> torch.Tensor:
         batch, _, width = query.shape
