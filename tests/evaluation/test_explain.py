@@ -20,6 +20,7 @@ from perpgym.envs import EnvConfig, PerpVecEnv, RiskLimits
 from perpgym.evaluation.decisions import Decision, replay_decision
 from perpgym.evaluation.explain import Attribution, check_explainable, explain
 from perpgym.evaluation.figures import draw_attribution, save_png
+from perpgym.experiments.console import errors_in_words
 from perpgym.policies import PerpActorCriticPolicy, PolicyConfig
 from perpgym.policies.hierarchical_quantile import HierarchicalQuantilePolicy
 from perpgym.policies.hierarchy import PerpHierarchicalPolicy
@@ -291,5 +292,8 @@ def test_a_control_and_a_missing_captum_are_refused_in_words(
     policy = make_policy(tape, config)
     check_explainable(policy)
     monkeypatch.setitem(sys.modules, "captum", None)
+    # a script says it in one line
+    with pytest.raises(SystemExit), errors_in_words():
+        check_explainable(policy)
     with pytest.raises(ImportError, match="perpgym\\[explain\\]"):
         check_explainable(policy)
