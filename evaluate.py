@@ -13,7 +13,7 @@ from perpgym.evaluation.judge import ReportInput
 from perpgym.evaluation.numerals import decimal, interval, money, number, percent, share
 from perpgym.experiments.command_line import run
 from perpgym.experiments.console import CONSOLE, errors_in_words, set_up_log, stage_bar
-from perpgym.experiments.judging import explain_run, judge_run
+from perpgym.experiments.judging import explain_run, explained_agent, judge_run
 from perpgym.experiments.market import open_market, set_threads
 from perpgym.experiments.run_folder import RunFolder
 from perpgym.experiments.settings import Judging, Settings, build
@@ -38,6 +38,16 @@ def main(config: DictConfig) -> None:
         settings = Settings.from_mapping(plain)
         set_threads(settings.training.threads)
         market = open_market(settings)
+        agent = None
+        if call["explain"]:
+            agent = explained_agent(
+                folder,
+                settings,
+                market,
+                period=call["period"],
+                time=call["explain_time"],
+                abstain_above=call["abstain_above"],
+            )
         with stage_bar() as progress:
             report, page = judge_run(
                 folder,
@@ -51,18 +61,18 @@ def main(config: DictConfig) -> None:
                 config=plain,
                 progress=progress,
             )
-            if call["explain"]:
+        show(report)
+        CONSOLE.print(f"report: {page}", soft_wrap=True)
+        if agent is not None:
+            with stage_bar() as progress:
                 explained = explain_run(
                     folder,
-                    settings,
                     market,
+                    agent,
                     period=call["period"],
                     time=call["explain_time"],
                     progress=progress,
                 )
-        show(report)
-        CONSOLE.print(f"report: {page}", soft_wrap=True)
-        if call["explain"]:
             CONSOLE.print(f"why it decided: {explained}", soft_wrap=True)
 
 

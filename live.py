@@ -16,7 +16,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from perpgym.agents.artifact import Artifact
-from perpgym.agents.trained import TrainedAgent
+from perpgym.agents.protocol import LiveAgent
 from perpgym.envs.live.broker import BrokerError
 from perpgym.envs.live.compose import LiveSettings, make_live_env
 from perpgym.envs.live.context import DeskTimings
@@ -38,12 +38,19 @@ from perpgym.experiments.live_account import (
     check_journal,
     check_rules,
     in_policy_order,
-    load_policy,
     plain,
     read_keys,
 )
+from perpgym.experiments.live_agent import load_policies, make_agent
 from perpgym.experiments.live_exchange import make_broker, paper_config, replay_journal
-from perpgym.experiments.live_lines import CLOCKS, LOG_TIME, decision_line, paper_line, start_line
+from perpgym.experiments.live_lines import (
+    CLOCKS,
+    LOG_TIME,
+    decision_line,
+    opening_line,
+    paper_line,
+    start_line,
+)
 from perpgym.experiments.live_run import Decided, Stop, run_live
 from perpgym.experiments.live_watch import facts_of, read_monitor, watching
 from perpgym.experiments.market import set_threads
@@ -54,7 +61,7 @@ T = TypeVar("T")
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="live")
 def main(config: DictConfig) -> None:
-    """Load the policy, take the account, trade until somebody stops it."""
+    """Load what decides, take the account, trade until somebody stops it."""
     set_up_log(LOG_TIME, Redactor(secrets_of(os.environ)).text)
     with errors_in_words():
         values: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
@@ -64,13 +71,15 @@ def main(config: DictConfig) -> None:
         if not call.run:
             raise ValueError("run=FOLDER says which policy trades: a run folder that train.py printed")
         settings, monitor = read_settings(values["settings"]), read_monitor(values["monitor"])
-        artifact = load_policy(call)
+        artifacts = load_policies(call)
+        # the policies of a run have one account; what cannot decide is told before the exchange is asked
+        artifact, agent = artifacts[0], make_agent(call, artifacts)
         keys = read_keys(call, os.environ)
         # one decision at a time: more threads would only wait for each other
         set_threads(1)
         with DeskThread() as thread:
             try:
-                is_done = trade(call, settings, monitor, artifact, keys, thread)
+                is_done = trade(call, settings, monitor, artifact, agent, keys, thread)
             except (BrokerError, StartRefused, AccountTaken, JournalBroken, IncompleteBar) as error:
                 raise ValueError(f"{call.exchange}, {call.mode}: {error}") from error
         sys.exit(0 if is_done else 1)
@@ -93,6 +102,7 @@ def trade(
     settings: LiveSettings,
     monitor: MonitorConfig | None,
     artifact: Artifact,
+    agent: LiveAgent,
     keys: Keys,
     thread: DeskThread,
 ) -> bool:
@@ -100,7 +110,7 @@ def trade(
     stop = Stop(thread, call.kill_path())
     with stop.listening():
         try:
-            return _trade(call, settings, monitor, artifact, keys, stop, thread)
+            return _trade(call, settings, monitor, artifact, agent, keys, stop, thread)
         except Interrupted:
             say(f"stopped before the account could be read: {stop.reason}; nothing was cancelled or closed")
             return False
@@ -111,6 +121,7 @@ def _trade(
     settings: LiveSettings,
     monitor: MonitorConfig | None,
     artifact: Artifact,
+    agent: LiveAgent,
     keys: Keys,
     stop: Stop,
     thread: DeskThread,
@@ -134,18 +145,16 @@ def _trade(
     except BaseException:
         thread.call(broker.close())
         raise
+    contracts = in_policy_order(artifact, rules)
     env = make_live_env(
         broker, journal, thread, config=artifact.env_config, limits=artifact.limits,
-        contracts=in_policy_order(artifact, rules), bar_ms=artifact.bar_ms, settings=settings,
+        contracts=contracts, bar_ms=artifact.bar_ms, settings=settings,
         columns=Columns(features=artifact.feature_names, risk=artifact.risk_names),
+        lookback_bars=agent.lookback_bars(contracts, artifact.bar_ms),
     )  # fmt: skip
-    agent = TrainedAgent(artifact.policy, config=artifact.env_config)
-    facts = facts_of(call, artifact, settings.desk)
+    facts = facts_of(call, artifact, agent, settings.desk)
     with watching(env, facts, monitor, os.environ) as (watch, page):
-        say(
-            f"{call.exchange}, {call.mode}; journal {journal.path}; stop with Ctrl-C or {call.kill_path()}"
-            + (f"; page {page}" if page else "")
-        )
+        say(opening_line(facts, journal.path, call.kill_path(), page))
         if paper := paper_line(call, paper_config(call, artifact.env_config).initial_wallet, facts.currency):
             say(paper)
         say(CLOCKS)

@@ -13,7 +13,7 @@ contract its part is the whole.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +21,15 @@ from numpy.typing import NDArray
 from perpgym.agents.asking import Asking
 from perpgym.agents.protocol import Agent
 from perpgym.data.bars import CLOSE
+from perpgym.data.contract import Contract
 from perpgym.data.tape import Tape
 from perpgym.envs.config import EnvConfig
 
 Floats = NDArray[np.float64]
 
 _DAY_MS = 86_400_000
+# of the volatility by which rules size
+_SIGMA_DAYS = 7.0
 
 
 class Rule:
@@ -39,6 +42,8 @@ class Rule:
     """
 
     tolerance: float = 0.10
+    # of closes or volatilities that a wish reads
+    _reach_days: float = _SIGMA_DAYS
 
     def __init__(self, config: EnvConfig, name: str) -> None:
         self.name = name
@@ -48,6 +53,17 @@ class Rule:
     def wish(self, tape: Tape, bar: int) -> Floats:
         """The exposures wanted at the close of ``bar``: (A,) signed notional over equity."""
         raise NotImplementedError
+
+    def lookback_bars(self, contracts: Sequence[Contract], bar_ms: int) -> int:
+        """Of its usual windows; see :class:`perpgym.agents.protocol.LiveAgent`."""
+        return _bars(bar_ms, self._reach_days) + 1
+
+    def state_dict(self) -> dict[str, NDArray[np.generic]]:
+        """Most rules remember nothing; see :class:`perpgym.agents.protocol.LiveAgent`."""
+        return {}
+
+    def load_state(self, state: dict[str, NDArray[np.generic]]) -> None:
+        """Continue where :meth:`state_dict` was taken."""
 
     def act(
         self, tape: Tape, bar: int, account: NDArray[np.float32], portfolio: NDArray[np.float32]
@@ -61,6 +77,8 @@ class Rule:
 
 class Flat(Rule):
     """Never trades."""
+
+    _reach_days = 0.0
 
     def __init__(self, config: EnvConfig, *, name: str = "Flat") -> None:
         super().__init__(config, name)
@@ -81,10 +99,13 @@ class Hold(Rule):
         name: shown in tables; None for the usual one.
     """
 
+    _reach_days = 0.0
+
     def __init__(self, config: EnvConfig, *, exposure: float, name: str | None = None) -> None:
         super().__init__(config, name or ("Buy and hold" if exposure > 0 else "Short and hold"))
         self.exposure = exposure
         self._bar = -1
+        self._is_restored = False
         self._is_listed = np.zeros(0, dtype=np.bool_)
         self._is_filled = np.zeros((0, 0), dtype=np.bool_)
 
@@ -97,7 +118,11 @@ class Hold(Rule):
         present = self.asking.present(account)  # n A
         wanted = np.broadcast_to(self.asking.nearest(self.wish(tape, bar)), present.shape)
         is_listed = tape.is_valid[bar]
-        is_another_period = bar != self._bar + 1 or self._is_filled.shape != present.shape
+        # by time: the newest bar of a tape of the newest bars has the same index each time
+        now = int(tape.epoch_bar(np.array(bar)))
+        passed = now - self._bar
+        is_next = passed == 1 or (passed >= 0 and self._is_restored)
+        is_another_period = not is_next or self._is_filled.shape != present.shape
         if is_another_period:
             self._is_filled = np.zeros(present.shape, dtype=np.bool_)
         self._is_filled &= present != 0
@@ -105,8 +130,23 @@ class Hold(Rule):
         if not is_another_period and (is_listed != self._is_listed).any():
             # what there is of the others is too much now, which looks filled
             self._is_filled[:] = False
-        self._bar, self._is_listed = bar, is_listed
+        self._bar, self._is_listed, self._is_restored = now, is_listed, False
         return self.asking.where(self._is_filled, account, wanted)
+
+    def state_dict(self) -> dict[str, NDArray[np.generic]]:
+        """What it has, and when it last looked."""
+        return {
+            "bar": np.array(self._bar, np.int64),
+            "is_listed": self._is_listed.copy(),
+            "is_filled": self._is_filled.copy(),
+        }
+
+    def load_state(self, state: dict[str, NDArray[np.generic]]) -> None:
+        """Continue where :meth:`state_dict` was taken, at the same bar or as many later as have passed."""
+        self._bar, self._is_restored = int(state["bar"]), True
+        self._is_listed, self._is_filled = (
+            np.array(state[name], np.bool_) for name in ("is_listed", "is_filled")
+        )
 
 
 class VolatilityTarget(Rule):
@@ -140,10 +180,11 @@ class Momentum(Rule):
     ) -> None:
         super().__init__(config, "Time-series momentum")
         self.lookback_days = lookback_days
+        self._reach_days = max(lookback_days, _SIGMA_DAYS)
         self.target_volatility = target_volatility
 
     def wish(self, tape: Tape, bar: int) -> Floats:
-        lookback = _bars(tape, self.lookback_days)
+        lookback = _bars(tape.bar_ms, self.lookback_days)
         if bar < lookback:
             return np.zeros(len(tape.contracts))
         # a contract that was not there yet stood at its first open: what it has done since counts
@@ -165,9 +206,10 @@ class MovingAverageCross(Rule):
             raise ValueError(f"fast_days must lie between 0 and slow_days ({slow_days}), was {fast_days}")
         super().__init__(config, "Moving-average cross")
         self.fast_days, self.slow_days = fast_days, slow_days
+        self._reach_days = max(slow_days, _SIGMA_DAYS)
 
     def wish(self, tape: Tape, bar: int) -> Floats:
-        fast, slow = _bars(tape, self.fast_days), _bars(tape, self.slow_days)
+        fast, slow = _bars(tape.bar_ms, self.fast_days), _bars(tape.bar_ms, self.slow_days)
         if bar + 1 < slow:
             return np.zeros(len(tape.contracts))
         closes = tape.last[bar + 1 - slow : bar + 1, :, CLOSE]  # slow A
@@ -175,7 +217,26 @@ class MovingAverageCross(Rule):
         return np.asarray(side * _equal_risk(tape, bar))
 
 
-class FundingCarry(Rule):
+class _OfFunding(Rule):
+    """A rule that reads the newest settlements.
+
+    Args:
+        stamps: how many of each contract.
+    """
+
+    tolerance = math.inf
+
+    def __init__(self, config: EnvConfig, name: str, stamps: int) -> None:
+        super().__init__(config, name)
+        self.stamps = _at_least_one(stamps)
+
+    def lookback_bars(self, contracts: Sequence[Contract], bar_ms: int) -> int:
+        """As many as hold the settlements at their usual times."""
+        longest_ms = self.stamps * max(contract.funding_interval_ms for contract in contracts)
+        return max(super().lookback_bars(contracts, bar_ms), math.ceil(longest_ms / bar_ms) + 1)
+
+
+class FundingCarry(_OfFunding):
     """On the side that is paid: short while funding is positive, long while negative (Koijen et al. 2018).
 
     Args:
@@ -185,14 +246,13 @@ class FundingCarry(Rule):
     tolerance = math.inf  # trades when the sign turns
 
     def __init__(self, config: EnvConfig, *, stamps: int = 9) -> None:
-        super().__init__(config, "Funding carry")
-        self.stamps = _at_least_one(stamps)
+        super().__init__(config, "Funding carry", stamps)
 
     def wish(self, tape: Tape, bar: int) -> Floats:
         return np.asarray(-np.sign(_mean_funding(tape, bar, self.stamps)) * _equal_risk(tape, bar))
 
 
-class FundingHarvest(Rule):
+class FundingHarvest(_OfFunding):
     """Long where funding is low and short where it is high, as much of the one as of the other.
 
     Cross-sectional carry (Koijen et al. 2018): the half of the contracts with the higher funding is sold, the
@@ -206,8 +266,7 @@ class FundingHarvest(Rule):
     tolerance = math.inf  # trades when a contract changes sides
 
     def __init__(self, config: EnvConfig, *, stamps: int = 21) -> None:
-        super().__init__(config, "Funding harvest")
-        self.stamps = _at_least_one(stamps)
+        super().__init__(config, "Funding harvest", stamps)
 
     def wish(self, tape: Tape, bar: int) -> Floats:
         risk = _equal_risk(tape, bar)
@@ -223,7 +282,7 @@ class FundingHarvest(Rule):
 
 
 # by the name that a command line gives; each with its usual parameters
-BASELINES: dict[str, Callable[[EnvConfig], Agent]] = {
+BASELINES: dict[str, Callable[[EnvConfig], Rule]] = {
     "flat": Flat,
     "buy_and_hold": lambda config: Hold(config, exposure=1.0),
     "short_and_hold": lambda config: Hold(config, exposure=-1.0),
@@ -236,7 +295,7 @@ BASELINES: dict[str, Callable[[EnvConfig], Agent]] = {
 _OF_SEVERAL = ("funding_harvest",)
 
 
-def make_baseline(name: str, config: EnvConfig, *, n_contracts: int = 1) -> Agent:
+def make_baseline(name: str, config: EnvConfig, *, n_contracts: int = 1) -> Rule:
     """A rule by its name.
 
     Args:
@@ -283,8 +342,8 @@ def _scale(tape: Tape, bar: int, target_volatility: float, max_exposure: float) 
 def _sigma(tape: Tape, bar: int) -> Floats:
     """(A,) volatility per bar."""
     # the tape's forecast is quick; a week of it keeps the size from chasing every hour
-    recent = tape.sigma_per_bar[max(0, bar + 1 - _bars(tape, 7.0)) : bar + 1]
-    is_known = tape.is_valid[max(0, bar + 1 - _bars(tape, 7.0)) : bar + 1]
+    week = slice(max(0, bar + 1 - _bars(tape.bar_ms, _SIGMA_DAYS)), bar + 1)
+    recent, is_known = tape.sigma_per_bar[week], tape.is_valid[week]
     count = np.maximum(is_known.sum(axis=0), 1)
     return np.asarray(np.sqrt((recent**2 * is_known).sum(axis=0) / count))
 
@@ -299,8 +358,8 @@ def _mean_funding(tape: Tape, bar: int, stamps: int) -> Floats:
     )
 
 
-def _bars(tape: Tape, days: float) -> int:
-    return max(1, round(days * _DAY_MS / tape.bar_ms))
+def _bars(bar_ms: int, days: float) -> int:
+    return max(1, round(days * _DAY_MS / bar_ms))
 
 
 def _at_least_one(stamps: int) -> int:

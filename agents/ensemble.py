@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from perpgym.agents.asking import Asking
-from perpgym.agents.protocol import Agent, MaskedAgent
+from perpgym.agents.protocol import Agent, LiveAgent, MaskedAgent
+from perpgym.data.contract import Contract
 from perpgym.data.tape import Tape
 from perpgym.envs.config import EnvConfig
 
@@ -93,6 +94,27 @@ class Ensemble:
         if self.abstain_above is None:
             return combined
         return self._asking.hold_where(self.uncertainty > self.abstain_above, account, combined)
+
+    def lookback_bars(self, contracts: Sequence[Contract], bar_ms: int) -> int:
+        """Of the member that reads most; see :class:`perpgym.agents.protocol.LiveAgent`."""
+        return max(member.lookback_bars(contracts, bar_ms) for member in self._lasting())
+
+    def state_dict(self) -> dict[str, NDArray[np.generic]]:
+        """What its members remember, each behind its number."""
+        return {
+            f"{number}.{name}": array
+            for number, member in enumerate(self._lasting())
+            for name, array in member.state_dict().items()
+        }
+
+    def load_state(self, state: dict[str, NDArray[np.generic]]) -> None:
+        """Continue where :meth:`state_dict` was taken, of as many members."""
+        for number, member in enumerate(self._lasting()):
+            own = {name.partition(".")[2]: x for name, x in state.items() if name.startswith(f"{number}.")}
+            member.load_state(own)
+
+    def _lasting(self) -> tuple[LiveAgent, ...]:
+        return cast(tuple[LiveAgent, ...], self.members)
 
     def _combine(
         self,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from perpgym.data.contract import Contract
 from perpgym.data.tape import Tape
 
 
@@ -48,4 +50,20 @@ class MaskedAgent(Protocol):
         masks: NDArray[np.bool_] | None = None,
     ) -> NDArray[np.float32]:
         """As an :class:`Agent`, within ``masks``, (n, choices), of ``PerpVecEnv.action_masks``."""
+        ...
+
+
+class LiveAgent(Agent, Protocol):
+    """An agent that can trade live: on the newest bars alone, and on from where its program ended."""
+
+    def lookback_bars(self, contracts: Sequence[Contract], bar_ms: int) -> int:
+        """How many valid bars it reads, the newest included; with fewer it would decide otherwise."""
+        ...
+
+    def state_dict(self) -> dict[str, NDArray[np.generic]]:
+        """What the next decision depends on beside what it is shown, for a journal."""
+        ...
+
+    def load_state(self, state: dict[str, NDArray[np.generic]]) -> None:
+        """Continue where :meth:`state_dict` was taken, at the same bar or as many later as have passed."""
         ...

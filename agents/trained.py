@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from perpgym.agents.artifact import Artifact
 from perpgym.agents.asking import Asking
+from perpgym.data.contract import Contract
 from perpgym.data.tape import Tape
 from perpgym.envs.config import EnvConfig
 from perpgym.policies.bound_tape import BoundTape
@@ -140,6 +143,10 @@ class TrainedAgent:
             if isinstance(self.policy, Remembering) and (passed == 1 or (passed > 1 and self._is_restored)):
                 return self.policy.forget(self.in_force, passed)
         return torch.zeros(n_accounts, size, device=self.policy.device)
+
+    def lookback_bars(self, contracts: Sequence[Contract], bar_ms: int) -> int:
+        """R; see :class:`perpgym.agents.protocol.LiveAgent`."""
+        return self.policy.receptive_field
 
     def state_dict(self) -> dict[str, NDArray[np.generic]]:
         """What the next decision depends on beside what it is shown, for a journal."""

@@ -103,12 +103,15 @@ def live_env(
     is_paper: bool = False,
     money_decimals: int | None = MONEY_DECIMALS,
     live: LiveSettings = LIVE,
+    lookback_bars: int = 0,
 ) -> Iterator[LiveEnv]:
     """A LiveEnv on the exchange, through unmodified ccxt; its journal lies in ``folder``.
 
     Args:
         is_paper: on a paper account that follows the exchange's market, instead of on its own account.
         money_decimals: of the paper account.
+        live: settings of its rooms.
+        lookback_bars: that its agent reads.
     """
     tape, venue = server.venue.market.tape, server.venue
     names = tuple(contract.symbol for contract in tape.contracts)
@@ -132,7 +135,7 @@ def live_env(
         env = make_live_env(
             broker, journal, thread, config=config, limits=limits, contracts=tape.contracts,
             columns=columns, bar_ms=tape.bar_ms,
-            settings=live, clock=clock, lock_folder=folder / "locks",
+            settings=live, clock=clock, lock_folder=folder / "locks", lookback_bars=lookback_bars,
         )  # fmt: skip
         try:
             yield env
@@ -224,6 +227,7 @@ def compare(
     exchange_config: EnvConfig | None = None,
     is_paper: bool = False,
     money_decimals: int | None = None,
+    lookback_bars: int = 0,
 ) -> Differences:
     """Step both side by side with the same actions.
 
@@ -237,6 +241,7 @@ def compare(
         exchange_config: of the exchange, if it is not the env's: a control that must fail.
         is_paper: live on a paper account beside the exchange.
         money_decimals: to which the exchange rounds; None for the env's own digits.
+        lookback_bars: valid bars that the live agent reads.
     """
     env = env_at(tape, config, limits, start_bar, bars)
     found = Differences()
@@ -251,6 +256,7 @@ def compare(
             columns_of(tape),
             is_paper=is_paper,
             money_decimals=money_decimals,
+            lookback_bars=lookback_bars,
         ) as live,
     ):
         seen, _ = env.reset(seed=0)

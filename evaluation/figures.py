@@ -425,6 +425,8 @@ def draw_attribution(found: Attribution) -> Figure:
         ]
         if found.manager is not None:
             lines.insert(2, _manager_in_words(found.manager))
+        if found.warning is not None:
+            lines.append(found.warning)
         figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=10)
     return figure
 

@@ -76,7 +76,7 @@ def errors_in_words() -> Iterator[None]:
     """Turn what users can mend into one message and exit code 1; anything else keeps its traceback."""
     try:
         yield
-    except (ValueError, FileNotFoundError, OSError, KeyError, OmegaConfBaseException) as error:
+    except (ValueError, OSError, KeyError, ImportError, OmegaConfBaseException) as error:
         if _is_ours(error):
             print_error(_message(error))
             sys.exit(1)

@@ -158,14 +158,12 @@ def judge_run(
     else:
         candidates = load_candidates(folder, settings, market.tape)
         candidates = with_ensemble(candidates, ensemble, settings, abstain_above)
-    bars: BarRange = getattr(market.split, period)
-    # the first bars of training have no whole window before them
-    first = market.tape.first_valid_bar + market.env_config.window_bars - 1
+    first, stop = _first_and_stop(market, period)
     comparison = compare(
         candidates.agents,
         market.tape,
-        start_bar=max(bars.start, first),
-        end_bar=bars.stop,
+        start_bar=first,
+        end_bar=stop,
         config=market.env_config,
         limits=market.limits,
         oracle=_oracle(market),
@@ -206,10 +204,40 @@ def judge_run(
     return report, write_report(folder.path / "_".join(part for part in parts if part), report)
 
 
-def explain_run(
+def explained_agent(
     folder: RunFolder,
     settings: Settings,
     market: Market,
+    *,
+    period: str,
+    time: str | None = None,
+    abstain_above: float | None,
+) -> TrainedAgent:
+    """The agent that is judged, for :func:`explain_run`; what cannot be explained is told at once.
+
+    Args:
+        folder, settings, market, abstain_above: as of :func:`judge_run`.
+        period, time: as of :func:`explain_run`.
+
+    Raises:
+        ImportError: captum is not installed.
+        RunError, perpgym.agents.checkpoint.DamagedFileError: as :func:`load_candidates`.
+        ValueError: its kind of policy has no explanation, or the time lies outside the period.
+    """
+    from perpgym.evaluation.explain import check_explainable
+
+    if time is not None:
+        _bar_of(market, period, time)
+    agent = load_candidates(folder, settings, market.tape, abstain_above=abstain_above).agents[0]
+    assert isinstance(agent, TrainedAgent)
+    check_explainable(agent.policy)
+    return agent
+
+
+def explain_run(
+    folder: RunFolder,
+    market: Market,
+    agent: TrainedAgent,
     *,
     period: str,
     time: str | None = None,
@@ -218,7 +246,8 @@ def explain_run(
     """Take a decision of the judged agent apart; one figure and one JSON file for each contract.
 
     Args:
-        folder, settings, market: of the run.
+        folder, market: of the run.
+        agent: from :func:`explained_agent`; it has not acted yet.
         period: ``train``, ``valid`` or ``test``.
         time: the close (UTC) at which it was taken; None takes the largest trade that it asked for and got.
         progress: told (what is being done, how much is done, of how much).
@@ -228,38 +257,60 @@ def explain_run(
 
     Raises:
         ImportError: captum is not installed.
-        ValueError: the time lies outside the period.
+        ValueError: the time lies outside the period, or no earlier market can be compared with it.
     """
     from perpgym.evaluation.decisions import NOTHING_ASKED, replay_decision
     from perpgym.evaluation.explain import explain
     from perpgym.evaluation.figures import draw_attribution, save_png
 
-    tape, bars = market.tape, getattr(market.split, period)
-    agent = load_candidates(folder, settings, tape).agents[0]
-    assert isinstance(agent, TrainedAgent)
-    # a bar is decided at when it closes
-    bar = None if time is None else tape.bar_at(time) - 1
+    tape = market.tape
+    first, stop = _first_and_stop(market, period)
     decision = replay_decision(
         agent,
         tape,
-        start_bar=max(bars.start, tape.first_valid_bar + market.env_config.window_bars - 1),
-        end_bar=bars.stop,
+        start_bar=first,
+        end_bar=stop,
         config=market.env_config,
         limits=market.limits,
-        bar=bar,
+        bar=None if time is None else _bar_of(market, period, time),
         progress=None if progress is None else partial(progress, "looking for the decision, bars"),
     )
     if decision.chosen_as == NOTHING_ASKED:
         _LOG.warning("the decision that is explained: %s", NOTHING_ASKED)
     out = folder.path / ("explanation" if period == "test" else f"explanation_{period}")
-    out.mkdir(exist_ok=True)
     for number, contract in enumerate(tape.contracts):
         if progress is not None:
             progress(f"explaining {contract.symbol}", number, len(tape.contracts))
         found = explain(agent.policy, decision, contract=number)
+        if found.warning is not None:
+            _LOG.warning("%s: %s", contract.symbol, found.warning)
+        # made by what there is to write: an empty one would look like an answer
+        out.mkdir(exist_ok=True)
         found.write(out / f"{base(contract.symbol)}.json")
         save_png(draw_attribution(found), out / f"{base(contract.symbol)}.png")
     return out
+
+
+def _first_and_stop(market: Market, period: str) -> tuple[int, int]:
+    """The first bar that is decided at, and the end of the period."""
+    # the first bars of training have no whole window before them
+    bars: BarRange = getattr(market.split, period)
+    return max(bars.start, market.tape.first_valid_bar + market.env_config.window_bars - 1), bars.stop
+
+
+def _bar_of(market: Market, period: str, time: str) -> int:
+    """The bar of the decision at a close.
+
+    Raises:
+        ValueError: it is no time, or none of the period's decisions was taken then.
+    """
+    tape, (first, stop) = market.tape, _first_and_stop(market, period)
+    # a bar is decided at when it closes
+    bar = tape.bar_at(time) - 1
+    if not first <= bar < stop - 1:
+        closes = (iso(int(tape.open_time_ms[at]) + tape.bar_ms) for at in (first, stop - 2))
+        raise ValueError(f"explain_time must lie from {' to '.join(closes)} (period={period}), was {time!r}")
+    return bar
 
 
 def _alarms(

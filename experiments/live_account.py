@@ -9,12 +9,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from perpgym.agents.artifact import META_FILE, Artifact, load_artifact
+from perpgym.agents.artifact import Artifact
 from perpgym.data.clock import MINUTE_MS, iso
 from perpgym.data.contract import Contract
 from perpgym.envs.live.journal import Journal
-from perpgym.experiments.run_folder import RunFolder
-from perpgym.experiments.settings import Settings
 
 EXCHANGES = ("simulated", "binanceusdm", "bybit")
 MODES = ("paper", "demo", "live")
@@ -36,6 +34,9 @@ class Call:
 
     run: str = ""
     seed: int | None = None
+    ensemble: str | None = None
+    baseline: str | None = None
+    abstain_above: float | None = None
     exchange: str = "simulated"
     mode: str = "demo"
     armed: bool = False
@@ -53,6 +54,14 @@ class Call:
         for name, allowed in (("exchange", EXCHANGES), ("mode", MODES), ("on_stop", ("freeze", "flatten"))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, was {getattr(self, name)!r}")
+        if self.baseline is not None and (self.ensemble is not None or self.abstain_above is not None):
+            raise ValueError(
+                f"baseline={self.baseline} trades by itself: leave out ensemble and abstain_above"
+            )
+        if self.seed is not None and (self.ensemble is not None or self.baseline is not None):
+            raise ValueError(
+                f"seed={self.seed} names one policy that trades: leave it out, or ensemble and baseline"
+            )
         if self.exchange == "simulated" and self.mode == "live":
             raise ValueError(
                 "the simulated exchange has no real money: mode must be demo, its own account, or paper"
@@ -142,29 +151,6 @@ def _check_armed(call: Call, keys: Keys, said: str) -> None:
             "mode=live trades real money and is armed for no account: set PERPGYM_LIVE to the last four "
             f"characters of PERPGYM_{call.exchange.upper()}_LIVE_KEY if you mean this one"
         )
-
-
-def load_policy(call: Call) -> Artifact:
-    """The policy that trades, fit for live use.
-
-    Raises:
-        FileNotFoundError, ValueError: there is none, it is damaged, or a window shows it other numbers than
-            its training did (more than 1e-3 apart).
-    """
-    folder = Path(call.run)
-    if not (folder / META_FILE).is_file():
-        run = RunFolder(folder)
-        seeds = Settings.from_mapping(run.read_config()).seeds
-        finished = [seed for seed in seeds if run.selection(seed).exists()]
-        if call.seed is not None and call.seed not in finished:
-            raise ValueError(f"{folder}: seed {call.seed} has not finished; finished are {finished}")
-        if not finished:
-            raise ValueError(f"{folder}: no seed has finished training: resume it, or name a policy's folder")
-        seed = finished[0] if call.seed is None else call.seed
-        folder = run.policy(seed, int(run.read_selection(seed)["best"]))
-    artifact = load_artifact(folder)
-    artifact.check_parity()
-    return artifact
 
 
 def check_rules(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from perpgym.data.clock import iso
+from perpgym.envs.live.monitor.facts import RunFacts
 from perpgym.experiments.live_account import Call
 from perpgym.experiments.live_run import Decided
 
@@ -30,6 +32,13 @@ def signed(amount: float) -> str:
 def multiple(exposure: float) -> str:
     """Signed notional over equity."""
     return f"{exposure:,.3f} ×".replace("-", "−") if math.isfinite(exposure) else "–"
+
+
+def opening_line(facts: RunFacts, journal: Path, kill_file: Path, page: str) -> str:
+    """Before anything is asked of the exchange: what trades where, and how it is stopped and watched."""
+    return f"{facts.name}; {facts.exchange}; journal {journal}; stop with Ctrl-C or {kill_file}" + (
+        f"; page {page}" if page else ""
+    )
 
 
 def paper_line(call: Call, wallet: float, currency: str) -> str:

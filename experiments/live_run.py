@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from perpgym.agents.trained import TrainedAgent
+from perpgym.agents.protocol import Agent, LiveAgent, MaskedAgent
 from perpgym.envs.live.env import LiveEnv, Observation
 from perpgym.envs.live.instance_lock import AccountTaken
 from perpgym.envs.live.recovery import StartRefused
@@ -25,6 +25,8 @@ from perpgym.envs.live.wishes import NoteLevel
 _LOG = logging.getLogger(__name__)
 # how often somebody looks for the kill file
 _LOOK_S = 0.5
+# under which a journal keeps whose memory it is
+_OWNER = "agent"
 # how loudly an end is told
 ORDINARY: NoteLevel = "info"
 TROUBLE: NoteLevel = "alarm"
@@ -115,7 +117,7 @@ class Stop:
 
 def run_live(
     env: LiveEnv,
-    agent: TrainedAgent,
+    agent: LiveAgent,
     stop: Stop,
     *,
     on_stop: str,
@@ -160,7 +162,7 @@ def run_live(
 
 def _decide_on(
     env: LiveEnv,
-    agent: TrainedAgent,
+    agent: LiveAgent,
     stop: Stop,
     seen: Observation,
     decisions: int | None,
@@ -175,7 +177,8 @@ def _decide_on(
         made += 1
         begun, close_ms = seconds(), env.close_ms
         action = decide(env, agent, seen)
-        env.journal.agent_state(env.journal.last_decision_id() + 1, agent.state_dict())
+        memory = {_OWNER: np.array(agent.name), **agent.state_dict()}
+        env.journal.agent_state(env.journal.last_decision_id() + 1, memory)
         took = seconds() - begun
         seen, reward, is_over, _cut, info = env.step(action)
         number = env.journal.last_decision_id()
@@ -189,20 +192,32 @@ def _decide_on(
     return "all decisions are made", ORDINARY
 
 
-def decide(env: LiveEnv, agent: TrainedAgent, seen: Observation) -> NDArray[np.float32]:
-    """The agent's action at the newest close."""
-    masks = env.action_masks()[None] if env.config.choices else None
-    action: NDArray[np.float32] = agent.act(
-        env.tape, env.bar, seen["account"][None], seen["portfolio"][None], masks
-    )[0]
+def decide(env: LiveEnv, agent: Agent, seen: Observation) -> NDArray[np.float32]:
+    """The agent's action at the newest close, within the masks if it reads them."""
+    shown = env.tape, env.bar, seen["account"][None], seen["portfolio"][None]
+    actions: NDArray[np.float32]  # 1 A*d
+    if env.config.choices and isinstance(agent, MaskedAgent):
+        actions = agent.act(*shown, env.action_masks()[None])
+    else:
+        actions = agent.act(*shown)
+    action: NDArray[np.float32] = actions[0]
     return action
 
 
-def _restore(env: LiveEnv, agent: TrainedAgent) -> None:
-    """What the agent remembered when the program ended; it goes on from there at whichever bar is now."""
+def _restore(env: LiveEnv, agent: LiveAgent) -> None:
+    """What the agent remembered when the program ended; it goes on from there at whichever bar is now.
+
+    What another one remembered means nothing to it: it takes over the account, and begins without a memory.
+    """
     kept = env.journal.last_agent_state()
-    if kept is not None:
-        agent.load_state(kept[1])
+    if kept is None:
+        return
+    memory = dict(kept[1])
+    owner = str(memory.pop(_OWNER, ""))
+    if owner == agent.name:
+        agent.load_state(memory)
+    else:
+        _LOG.warning("%s traded here before; %s takes the account over", owner or "somebody else", agent.name)
 
 
 def _wind_down(env: LiveEnv, on_stop: str, reason: str, told: NoteLevel) -> Ended:

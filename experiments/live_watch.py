@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from perpgym.agents.artifact import Artifact
+from perpgym.agents.protocol import LiveAgent
 from perpgym.envs.live.env import LiveEnv
 from perpgym.envs.live.limits import DeskLimits
 from perpgym.envs.live.monitor.attach import EnvControls, EnvWatch
@@ -17,6 +18,7 @@ from perpgym.envs.live.monitor.monitor import Monitor, MonitorConfig
 from perpgym.envs.live.monitor.serve import PageConfig
 from perpgym.envs.rules import settle_currency
 from perpgym.experiments.live_account import Call
+from perpgym.experiments.live_agent import what_trades
 from perpgym.experiments.settings import build, check_keys
 
 
@@ -36,12 +38,12 @@ def read_monitor(section: Mapping[str, Any] | None) -> MonitorConfig | None:
     )
 
 
-def facts_of(call: Call, artifact: Artifact, limits: DeskLimits) -> RunFacts:
+def facts_of(call: Call, artifact: Artifact, agent: LiveAgent, limits: DeskLimits) -> RunFacts:
     """What is running, for whoever looks."""
     every = {**asdict(artifact.limits), **asdict(limits)}
     numbers = {name: x for name, x in every.items() if x is None or isinstance(x, int | float)}
     return RunFacts(
-        name=Path(call.run).name,
+        name=what_trades(call, agent),
         exchange=f"{call.exchange}, {call.mode}",
         contracts=tuple(contract.symbol for contract in artifact.contracts),
         bar_ms=artifact.bar_ms,

@@ -14,7 +14,7 @@ from perpgym.data.features.scaler import Scaler
 from perpgym.data.tape import Tape
 from perpgym.policies.bound_tape import BoundTape, without_invalid
 from perpgym.policies.config import PolicyConfig
-from perpgym.policies.encoders import AcrossContracts, Explanation, TemporalFusion
+from perpgym.policies.encoders import AcrossContracts, Explaining, Explanation
 from perpgym.policies.forecast import ForecastHead
 from perpgym.policies.fusion import GatedFusion
 from perpgym.policies.market_encoder import build_market_encoder, build_risk_encoder
@@ -247,23 +247,29 @@ class PerpFeatures(BaseFeaturesExtractor):
             first_bar, n_bars, bound: as in :meth:`stretch_context`.
 
         Returns:
-            Weights of features, (S, A, n_bars, F), and of bars, (S, A, n_bars, w), newest first.
+            Weights of features, (S, A, n_bars, F), None of an encoder that has none, and of bars,
+            (S, A, n_bars, R), newest first.
 
         Raises:
             ValueError: the market encoder has no weights to show.
         """
         encoder = self.market_encoder
         one = encoder.encoder if isinstance(encoder, AcrossContracts) else encoder
-        if not isinstance(one, TemporalFusion):
-            raise ValueError("only the temporal fusion encoder can show its weights: train with policy=tft")
+        if not isinstance(one, Explaining):
+            raise ValueError(
+                f"{type(one).__name__} has no weights to show: train with policy=transformer (of bars) or "
+                "policy=tft (of bars and features)"
+            )
         warmup = one.receptive_field - 1
         tape = self.bound if bound is None else bound
         stretch = self.market_scaler(tape.stretches(first_bar - warmup, warmup + n_bars)[0])  # S L A*F
         if isinstance(encoder, AcrossContracts):
             stretch = encoder.by_contract(stretch)[0]  # S*A L F
         selection, attention = (
-            weights.reshape(len(first_bar), -1, *weights.shape[1:]) for weights in one.explain(stretch)
+            None if weights is None else weights.reshape(len(first_bar), -1, *weights.shape[1:])
+            for weights in one.explain(stretch)
         )
+        assert attention is not None
         return Explanation(selection, attention)
 
     def tokens(self, n_bars: int) -> int:

@@ -67,6 +67,7 @@ def make_live_env(
     columns: Columns,
     bar_ms: int,
     settings: LiveSettings | None = None,
+    lookback_bars: int = 0,
     clock: Clock | None = None,
     lock_folder: Path | None = None,
 ) -> LiveEnv:
@@ -80,6 +81,7 @@ def make_live_env(
         columns: the policy's.
         bar_ms: length of a bar.
         settings: see there.
+        lookback_bars: valid bars that the agent reads, where its window is shorter.
         clock: by which bars are waited for; None for the exchange's.
         lock_folder: of the files that keep a second program from the account.
 
@@ -108,5 +110,6 @@ def make_live_env(
         contracts=contracts,
         columns=columns,
         live=settings.live,
+        lookback_bars=lookback_bars,
         keeps_observations=settings.keeps_observations,
     )

@@ -101,6 +101,7 @@ class LiveEnv(gym.Env[Observation, NDArray[np.float32]]):
         contracts: their rules, in the policy's order.
         columns: what of the market is shown.
         live: see there.
+        lookback_bars: valid bars that the agent reads, where its window is shorter.
         keeps_observations: whether the journal keeps them whole, not only their hash.
 
     Raises:
@@ -121,6 +122,7 @@ class LiveEnv(gym.Env[Observation, NDArray[np.float32]]):
         contracts: Sequence[Contract],
         columns: Columns,
         live: LiveConfig | None = None,
+        lookback_bars: int = 0,
         keeps_observations: bool = False,
     ) -> None:
         self.config = books.config
@@ -128,7 +130,7 @@ class LiveEnv(gym.Env[Observation, NDArray[np.float32]]):
         self.broker, self.journal, self.desk, self.books = broker, journal, desk, books
         self.feed, self.thread, self.columns = feed, thread, columns
         self.live = live or LiveConfig()
-        self._keeps_observations = keeps_observations
+        self._lookback_bars, self._keeps_observations = lookback_bars, keeps_observations
         window, count = self.config.window_bars, len(contracts)
         space: Any = window_space(count, len(columns.features), len(columns.risk), window)
         self.observation_space = space
@@ -198,7 +200,7 @@ class LiveEnv(gym.Env[Observation, NDArray[np.float32]]):
         saved = self._saved_books()
         close_ms = None if saved is None else int(saved["close_ms"])
         config = self.config
-        usual = config.impact.usual_bars(self.feed.bar_ms)
+        usual = max(config.impact.usual_bars(self.feed.bar_ms), self._lookback_bars)
         names = (self.columns.features, self.columns.risk)
         keep = bars_kept(*names, self.feed.bar_ms, config.window_bars, usual)
         bars = self._ask(lambda: self.feed.history(keep, close_ms))

@@ -51,7 +51,7 @@ class Ring:
         bars: history of each contract up to one moment; the last one ends where the ring begins.
         features, risk: names of the columns, as the policy was trained on.
         window_bars: R.
-        usual_bars: bars that anything else looks back (the turnover of an impact model).
+        usual_bars: bars that anything else looks back (the turnover of an impact model, a rule).
         source: in words for people.
 
     Attributes:

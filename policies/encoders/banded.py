@@ -21,6 +21,11 @@ def band_bias(n_heads: int, band: int) -> torch.Tensor:
     return bias.masked_fill((distance < 0) | (distance >= band), float("-inf")).unsqueeze(0)
 
 
+def key_of_distance(band: int) -> torch.Tensor:
+    """(w, w) int64: among a block's 2w keys, the one that lies j bars before each of its w queries."""
+    return torch.arange(band).unsqueeze(1) + band - torch.arange(band)
+
+
 def with_block_before(x: torch.Tensor, band: int, n_blocks: int) -> torch.Tensor:
     """The last ``n_blocks`` blocks of w bars, each behind the block before it: what its queries can reach.
 

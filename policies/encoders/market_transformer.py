@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from perpgym.policies.encoders.banded import band_bias, fill_blocks, with_block_before
-from perpgym.policies.encoders.protocol import count_outputs
+from perpgym.policies.encoders.banded import band_bias, fill_blocks, key_of_distance, with_block_before
+from perpgym.policies.encoders.protocol import Explanation, count_outputs
 
 
 class MarketTransformer(nn.Module):
@@ -79,6 +79,27 @@ class MarketTransformer(nn.Module):
         embedding: torch.Tensor = self.norm(x[:, -n_out:])  # B n_out D
         return embedding
 
+    @torch.no_grad()
+    def explain(self, stretch: torch.Tensor) -> Explanation:
+        """Which bars the embeddings of a (B, L, F) stretch rest on, by attention rollout.
+
+        Each layer passes on half of a bar as it is, past the attention, and half by the mean of its heads'
+        weights; the product over the layers says how much of each bar arrives (Abnar and Zuidema 2020,
+        eq. 1). What values and feed-forward networks do on the way it does not know.
+        """
+        n_out = count_outputs(stretch, self.receptive_field)
+        x = self.embed(fill_blocks(stretch, self.band))  # B M D
+        share = x.new_ones(*stretch.shape[:2], 1)  # B L 1
+        for depth, block in enumerate(self.blocks, start=1):
+            assert isinstance(block, BandedBlock)
+            needed = n_out + (len(self.blocks) - depth) * (self.band - 1)
+            n_blocks = -(-needed // self.band)
+            passed = 0.5 * block.weights(x, n_blocks)[:, -needed:]  # B needed w
+            passed[..., 0] += 0.5
+            share = _through(share, passed)  # B needed reach
+            x = block(x, n_blocks)  # B blocks*w D
+        return Explanation(selection=None, attention=share)
+
 
 class BandedBlock(nn.Module):
     """One pre-norm layer: attention over the band, then a feed-forward network."""
@@ -118,6 +139,19 @@ class BandedBlock(nn.Module):
         output: torch.Tensor = x + self.contract(hidden)  # B n*w D
         return output
 
+    def weights(self, x: torch.Tensor, n_blocks: int) -> torch.Tensor:
+        """What each bar attends to, mean over heads: (B, M, D) -> (B, n_blocks * w, w), by bars back."""
+        batch, w, heads = len(x), self.band, self.n_heads
+        normed = self.norm_attention(x)
+        query = self.query(normed[:, -n_blocks * w :]).view(batch * n_blocks, w, heads, -1)  # B*n w H d
+        key = with_block_before(self.key_value(normed), w, n_blocks)[..., : x.shape[-1]]  # B*n 2w D
+        key = key.reshape(batch * n_blocks, 2 * w, heads, -1)  # B*n 2w H d
+        scores = torch.einsum("bqhd,bkhd->bhqk", query, key) * query.shape[-1] ** -0.5 + self.bias
+        mean = scores.softmax(dim=-1).mean(dim=1)  # B*n w 2w
+        by_distance = mean.gather(2, key_of_distance(w).to(x.device).expand(len(mean), -1, -1))  # B*n w w
+        weights: torch.Tensor = by_distance.view(batch, n_blocks * w, w)
+        return weights
+
     def _attend(self, query: torch.Tensor, key_value: torch.Tensor, n_blocks: int) -> torch.Tensor:
         batch, _, width = query.shape
         w, heads = self.band, self.n_heads
@@ -129,3 +163,22 @@ class BandedBlock(nn.Module):
             query, key, value, attn_mask=self.bias
         )  # B*n H w d
         return attended.transpose(1, 2).reshape(batch, n_blocks * w, width)  # B n*w D
+
+
+def _through(share: torch.Tensor, passed: torch.Tensor) -> torch.Tensor:
+    """One layer more of a rollout.
+
+    Args:
+        share: (B, n + w - 1, R), what each bar holds of the bars up to R - 1 before it.
+        passed: (B, n, w), what the newest n bars take of the bars up to w - 1 before them.
+
+    Returns:
+        (B, n, R + w - 1), what those hold.
+    """
+    batch, n_bars, band = passed.shape
+    reach = share.shape[-1]
+    rolled = share.new_zeros(batch, n_bars, reach + band - 1)
+    for back in range(band):
+        of_bar = share[:, band - 1 - back : band - 1 - back + n_bars]  # B n R
+        rolled[..., back : back + reach] += passed[..., back, None] * of_bar
+    return rolled

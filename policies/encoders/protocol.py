@@ -2,9 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
+
+
+class Explanation(NamedTuple):
+    """What an embedding rests on; each row of either sums to one.
+
+    Attributes:
+        selection: (B, n, F), weight of each feature at each wanted bar; None of an encoder without
+            variable selection.
+        attention: (B, n, R), weight of the bar j bars back at each wanted bar.
+    """
+
+    selection: torch.Tensor | None
+    attention: torch.Tensor
+
+
+@runtime_checkable
+class Explaining(Protocol):
+    """An encoder that can show what it looked at."""
+
+    receptive_field: int
+
+    def explain(self, stretch: torch.Tensor) -> Explanation:
+        """Which features and which bars the embeddings of a (B, L, F) stretch rest on; no gradients."""
+        ...
 
 
 class Encoder(Protocol):

@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import nn
 from torch.nn import functional
 
-from perpgym.policies.encoders.banded import band_bias, fill_blocks, with_block_before
-from perpgym.policies.encoders.protocol import count_outputs
-
-
-class Explanation(NamedTuple):
-    """What an embedding rests on; each row of either sums to one.
-
-    Attributes:
-        selection: (B, n, F), weight of each feature at each wanted bar.
-        attention: (B, n, w), weight of the bar j bars back at each wanted bar, mean over heads.
-    """
-
-    selection: torch.Tensor
-    attention: torch.Tensor
+from perpgym.policies.encoders.banded import band_bias, fill_blocks, key_of_distance, with_block_before
+from perpgym.policies.encoders.protocol import Explanation, count_outputs
 
 
 class TemporalFusion(nn.Module):
@@ -179,8 +165,7 @@ class SharedValueAttention(nn.Module):
         self.key = nn.Linear(d_model, d_model)
         self.value = nn.Linear(d_model, d_model)
         self.register_buffer("bias", band_bias(n_heads, band), persistent=False)
-        place = torch.arange(band).unsqueeze(1) + band - torch.arange(band)  # w w
-        self.register_buffer("key_of_distance", place, persistent=False)
+        self.register_buffer("key_of_distance", key_of_distance(band), persistent=False)
 
     def forward(self, x: torch.Tensor, n_out: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Attend from the last ``n_out`` bars.

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from perpgym.agents.baselines import (
+    BASELINES,
     Flat,
     FundingCarry,
     FundingHarvest,
@@ -16,6 +17,7 @@ from perpgym.agents.baselines import (
     Momentum,
     MovingAverageCross,
     VolatilityTarget,
+    make_baseline,
     standard_baselines,
 )
 from perpgym.data.tape import Tape
@@ -222,6 +224,90 @@ def test_the_harvest_is_long_where_funding_is_low_and_bets_nothing_on_the_market
     # one contract has nobody to be hedged with
     alone = make_tape(bars=900)
     assert _holds(_act(FundingHarvest(CONFIG), alone, 800, 0.0))
+
+
+# --- live ---
+
+SIDE_BY_SIDE = ("last", "mark", "volume", "sigma_per_bar", "features", "risk", "is_valid")
+
+
+def newest(tape: Tape, bar: int, bars: int) -> Tape:
+    """The ``bars`` bars up to ``bar``, as a live market shows them."""
+    rows = slice(bar + 1 - bars, bar + 1)
+    columns = {name: getattr(tape, name)[rows] for name in SIDE_BY_SIDE}
+    return replace(
+        tape,
+        open_time_ms=tape.open_time_ms[rows],
+        stamp_start=tape.stamp_start[:, rows.start : rows.stop + 1],
+        first_valid_bar=0,
+        _cache={},
+        **columns,
+    )
+
+
+def volatile_pair(make_tape: TapeFactory, merge_tapes: Callable[..., Tape]) -> Tape:
+    """Two contracts whose volatility and funding are others at every bar."""
+    tape, rng = merge_tapes([make_tape(bars=900), make_tape(bars=900, seed=1)]), np.random.default_rng(3)
+    return replace(
+        tape,
+        sigma_per_bar=tape.sigma_per_bar * np.exp(rng.standard_normal(tape.sigma_per_bar.shape)),
+        stamp_rate=1e-4 * rng.standard_normal(tape.stamp_rate.shape),
+        _cache={},
+    )
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_rule_decides_on_its_look_back_alone_what_it_decides_on_the_whole_tape(
+    make_tape: TapeFactory, merge_tapes: Callable[..., Tape], name: str
+) -> None:
+    tape = volatile_pair(make_tape, merge_tapes)
+    reach = make_baseline(name, CONFIG, n_contracts=2).lookback_bars(tape.contracts, tape.bar_ms)
+    for bar in range(800, 830, 3):
+        whole, alone = (make_baseline(name, CONFIG, n_contracts=2) for _ in range(2))
+        expected = _act_on(whole, tape, bar, 0.0, 0.0)
+        np.testing.assert_array_equal(_act_on(alone, newest(tape, bar, reach), reach - 1, 0.0, 0.0), expected)
+
+
+@pytest.mark.parametrize("name", ["volatility_target", "momentum", "moving_average_cross", "funding_harvest"])
+def test_with_half_of_its_look_back_a_rule_would_decide_otherwise(
+    make_tape: TapeFactory, merge_tapes: Callable[..., Tape], name: str
+) -> None:
+    tape = volatile_pair(make_tape, merge_tapes)
+    rule = make_baseline(name, CONFIG, n_contracts=2)
+    bars = rule.lookback_bars(tape.contracts, tape.bar_ms) // 2
+    assert any(
+        not np.array_equal(
+            _act_on(rule, newest(tape, bar, bars), bars - 1, 0.0, 0.0), _act_on(rule, tape, bar, 0.0, 0.0)
+        )
+        for bar in range(800, 830)
+    )
+
+
+def test_a_rule_of_many_settlements_reads_as_far_back_as_they_lie(
+    make_tape: TapeFactory, merge_tapes: Callable[..., Tape]
+) -> None:
+    tape, rule = volatile_pair(make_tape, merge_tapes), FundingCarry(CONFIG, stamps=60)
+    reach = rule.lookback_bars(tape.contracts, tape.bar_ms)
+    assert reach >= 60 * 8
+    for bar in range(800, 830, 3):
+        np.testing.assert_array_equal(
+            _act_on(rule, newest(tape, bar, reach), reach - 1, 0.0, 0.0), _act_on(rule, tape, bar, 0.0, 0.0)
+        )
+
+
+def test_a_holder_of_the_newest_bars_lets_its_exposure_drift_and_goes_on_after_a_restart(
+    make_tape: TapeFactory,
+) -> None:
+    agent, tape = Hold(CONFIG, exposure=1.0), make_tape()
+    assert _asked(_act(agent, newest(tape, 100, 20), 19, 0.0)) == 1.0
+    for bar, exposure in ((101, 1.0), (102, 1.4), (103, 0.5)):
+        assert _holds(_act(agent, newest(tape, bar, 20), 19, exposure))
+    again = Hold(CONFIG, exposure=1.0)
+    again.load_state(agent.state_dict())
+    assert _holds(_act(again, newest(tape, 110, 20), 19, 0.6))
+    # without its memory it cannot know that it has bought, and after a gap in a backtest it begins anew
+    assert _asked(_act(Hold(CONFIG, exposure=1.0), newest(tape, 110, 20), 19, 0.6)) == 1.0
+    assert _asked(_act(again, newest(tape, 120, 20), 19, 0.6)) == 1.0
 
 
 @pytest.mark.parametrize("bar", [640, 700])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,12 +18,14 @@ from perpgym.data.features.scaler import fit_scaler
 from perpgym.data.tape import Tape
 from perpgym.envs import EnvConfig, PerpVecEnv, RiskLimits
 from perpgym.evaluation.decisions import Decision, replay_decision
-from perpgym.evaluation.explain import Attribution, explain
+from perpgym.evaluation.explain import Attribution, check_explainable, explain
 from perpgym.evaluation.figures import draw_attribution, save_png
+from perpgym.experiments.console import errors_in_words
 from perpgym.policies import PerpActorCriticPolicy, PolicyConfig
 from perpgym.policies.hierarchical_quantile import HierarchicalQuantilePolicy
 from perpgym.policies.hierarchy import PerpHierarchicalPolicy
 from perpgym.policies.quantile import PerpQuantilePolicy
+from perpgym.policies.stock import StockA2CPolicy
 
 pytest.importorskip("captum", reason="captum is not installed")
 
@@ -99,7 +102,11 @@ def test_the_parts_add_up_to_the_answer(tape: Tape, case: str) -> None:
     assert np.abs(found.market).sum() > 0.0
     assert found.market.shape == (shape.receptive_field, 1, 4)
     assert (np.abs(found.risk).sum() > 0.0) == (case == "risk")
-    assert (found.attention is not None) == (case == "tft")
+    assert found.warning is None
+    assert found.attention is not None
+    assert found.attention.shape == (1, shape.receptive_field)
+    assert found.attention.sum() == pytest.approx(1.0, abs=1e-5)
+    assert (found.selection is not None) == (case == "tft")
 
 
 def test_two_critics_explain_the_level_that_the_worker_took_in_its_option(tape: Tape) -> None:
@@ -195,3 +202,98 @@ def test_figure_and_json_are_written(tape: Tape, tmp_path: Path) -> None:
     assert parts == pytest.approx(read["answer"] - read["baseline_answer"] + read["integration_error"])
     save_png(draw_attribution(found), tmp_path / "why.png")
     assert (tmp_path / "why.png").stat().st_size > 20_000
+
+
+@pytest.mark.parametrize("listed", [0, 60, 100], ids=lambda bar: f"listed at {bar}")
+@pytest.mark.parametrize("encoder", ["transformer", "tft"])
+def test_two_contracts_add_up_wherever_one_of_them_was_listed(
+    make_portfolio: Callable[..., Tape], listed: int, encoder: str
+) -> None:
+    """At bar 90: since the first bar, for a while, and not yet."""
+    tape = make_portfolio((0, listed), bars=200)
+    shape = replace(SMALL, encoder=encoder, risk_hidden=4, risk_chunk=4, risk_warmup=3)
+    config = env_of("band", shape.receptive_field)
+    policy = make_policy(tape, config, shape=shape)
+    decision = replay_decision(
+        TrainedAgent(policy), tape, start_bar=80, end_bar=120, config=config, limits=RiskLimits(), bar=90
+    )
+    for contract in range(2):
+        found = explain(policy, decision, contract=contract)
+        assert np.isfinite(found.market).all()
+        assert np.isfinite(found.baseline_answer)
+        assert found.warning is None
+        assert abs(found.error) < 0.02 * max(1.0, abs(found.answer - found.baseline_answer))
+        parts = {name: np.abs(found.market[:, at]).sum() for at, name in enumerate(("first", "second"))}
+        assert parts["first"] > 1e-4
+        # a contract that is not there has no part, and one that is has its own
+        assert (parts["second"] > 1e-4) == (listed < 90)
+        assert found.attention is not None
+        np.testing.assert_allclose(found.attention.sum(axis=-1), 1.0, atol=1e-5)
+
+
+def test_a_contract_that_was_traded_before_and_is_gone_is_in_no_window(
+    make_portfolio: Callable[..., Tape],
+) -> None:
+    tape, config = make_portfolio((0, 0), bars=200), env_of("band")
+    is_valid = tape.is_valid.copy()
+    is_valid[70:, 1] = False
+    tape = replace(tape, is_valid=is_valid, _cache={})
+    policy = make_policy(tape, config)
+    decision = replay_decision(
+        TrainedAgent(policy), tape, start_bar=80, end_bar=120, config=config, limits=RiskLimits(), bar=90
+    )
+    found = explain(policy, decision)
+    assert abs(found.error) < 0.02 * max(1.0, abs(found.answer - found.baseline_answer))
+    assert not found.market[:, 1].any()
+
+
+def test_a_decision_without_an_earlier_market_of_its_contracts_is_refused_in_words(
+    make_portfolio: Callable[..., Tape],
+) -> None:
+    tape, config = make_portfolio((0, 88), bars=200), env_of("band")
+    policy, reach = make_policy(tape, config), SMALL.receptive_field
+
+    def explained(bar: int) -> Attribution:
+        decision = replay_decision(
+            TrainedAgent(policy), tape, start_bar=80, end_bar=120, config=config, limits=RiskLimits(), bar=bar
+        )
+        return explain(policy, decision)
+
+    with pytest.raises(
+        ValueError, match=rf"2020-01-04 19:00 .* earlier windows of {reach} bars .*explain_time="
+    ):
+        explained(90)
+    # one window since the listing lies before the decision's own
+    last_refused = 88 + reach - 1
+    with pytest.raises(ValueError, match="there is none yet"):
+        explained(last_refused)
+    assert explained(last_refused + 1).warning is None
+
+
+def test_parts_that_do_not_add_up_say_so_in_the_json_and_the_figure(tape: Tape) -> None:
+    config = env_of("band")
+    policy = make_policy(tape, config)
+    found = explain(policy, decide(policy, tape, config, bar=60))
+    assert found.to_json()["warning"] is None
+    assert "do not add up" not in drawn_text(found)
+    largest = max(map(abs, (*found.by_feature.values(), *found.by_state.values())))
+    for off in (max(largest, abs(found.answer - found.baseline_answer)), np.nan):
+        wrong = replace(found, state=found.state + np.eye(1, len(found.state))[0] * off)
+        assert "the parts do not add up" in wrong.to_json()["warning"]
+        assert "the parts do not add up" in drawn_text(wrong)
+
+
+def test_a_control_and_a_missing_captum_are_refused_in_words(
+    tape: Tape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = env_of("band")
+    with pytest.raises(ValueError, match=r"StockA2CPolicy has no explanation: .* leave out explain=true"):
+        check_explainable(make_policy(tape, config, StockA2CPolicy))
+    policy = make_policy(tape, config)
+    check_explainable(policy)
+    monkeypatch.setitem(sys.modules, "captum", None)
+    # a script says it in one line
+    with pytest.raises(SystemExit), errors_in_words():
+        check_explainable(policy)
+    with pytest.raises(ImportError, match="perpgym\\[explain\\]"):
+        check_explainable(policy)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from perpgym.data.load import DataConfig
 from perpgym.data.splits import Splits
 from perpgym.envs.config import EnvConfig
 from perpgym.evaluation.judge import ReportInput
-from perpgym.experiments.judging import judge_run
+from perpgym.experiments.judging import explain_run, explained_agent, judge_run
 from perpgym.experiments.market import Market, open_market
 from perpgym.experiments.run_folder import RunFolder
 from perpgym.experiments.settings import Judging, Settings, Training
@@ -101,3 +103,23 @@ def test_a_rule_has_no_ensemble_and_a_band_no_votes(folder: RunFolder, market: M
         judged(folder, market, ensemble="median")
     with pytest.raises(ValueError, match="or ask an ensemble"):
         judged(folder, market, abstain_above=0.1)
+
+
+def test_the_account_that_is_explained_is_the_one_that_was_judged(market: Market, tmp_path: Path) -> None:
+    pytest.importorskip("captum", reason="captum is not installed")
+    settings = replace(SETTINGS, seeds=(0,), policy=replace(SETTINGS.policy, head_dropout=0.3))
+    folder = RunFolder(tmp_path / "run")
+    folder.create({"name": "run"}, {"data_hash": market.tape.data_hash, "notes": []}, overwrite=False)
+    train_seed(market, settings, 0, folder, "hash")
+    told = {}
+    for abstain_above in (None, -1.0):
+        agent = explained_agent(folder, settings, market, period="test", abstain_above=abstain_above)
+        out = explain_run(folder, market, agent, period="test")
+        told[abstain_above] = json.loads((out / "BTC.json").read_text("utf-8"))["chosen_as"]
+    # one that is never sure enough trades nothing; the same policy without the limit does
+    assert "asked for no trade" in told[-1.0]
+    assert "the largest trade" in told[None]
+    with pytest.raises(
+        ValueError, match=r"explain_time must lie from 2022-.* \(period=test\), was '2021-01-01'"
+    ):
+        explained_agent(folder, settings, market, period="test", time="2021-01-01", abstain_above=None)

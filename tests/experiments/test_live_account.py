@@ -99,6 +99,9 @@ def test_testnet_is_the_demo_account() -> None:
         ({"on_stop": "panic"}, "on_stop must be one of"),
         ({"exchange": "simulated", "mode": "live"}, "no real money"),
         ({"decisions": 0}, "decisions"),
+        ({"baseline": "flat", "abstain_above": 0.5}, "leave out ensemble and abstain_above"),
+        ({"baseline": "flat", "ensemble": "mean"}, "leave out ensemble and abstain_above"),
+        ({"ensemble": "mean", "seed": 1}, "seed=1 names one policy"),
     ],
 )
 def test_an_account_that_does_not_exist_is_refused(changes: dict[str, Any], says: str) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from perpgym.agents.artifact import load_artifact, save_artifact
+from perpgym.agents.baselines import make_baseline
 from perpgym.data.contract import shipped_contracts
 from perpgym.data.features.scaler import fit_scaler
 from perpgym.data.tape import Tape
@@ -21,6 +22,7 @@ from perpgym.envs import RiskLimits
 from perpgym.envs.actions import action_space
 from perpgym.envs.impact_model import ImpactKind, ImpactModel
 from perpgym.envs.spaces import window_space
+from perpgym.experiments.live_run import decide
 from perpgym.policies import PerpActorCriticPolicy, PolicyConfig
 
 EXACT = 1e-8
@@ -113,6 +115,26 @@ def test_a_policy_from_disk_decides_live_as_beside_the_env(tape: Tape, tmp_path:
     assert found.largest <= EXACT
     assert found.action <= 1e-5
     assert found.counts["fills"] > 3
+
+
+@pytest.mark.parametrize("name", ["buy_and_hold", "momentum"])
+def test_a_rule_decides_live_as_beside_the_env(tape: Tape, name: str) -> None:
+    """Though it is shown the newest bars alone: momentum reads four weeks of closes and one of volatility."""
+    config = parity.settings(stop_loss=None, take_profit=None)
+    here, there = (make_baseline(name, config) for _ in range(2))
+
+    def beside(env: Any, seen: dict[str, Any]) -> Any:
+        bar = int(env.batch.state_dict()["path_bar"][0])
+        return there.act(env.tape, bar, seen["account"][None], seen["portfolio"][None])[0]
+
+    found = parity.compare(
+        tape, config, RiskLimits(), start_bar=parity._HISTORY, bars=20,
+        act=lambda env, seen: decide(env, here, seen), shadow=beside,
+        lookback_bars=here.lookback_bars(tape.contracts, tape.bar_ms),
+    )  # fmt: skip
+    assert found.largest <= EXACT
+    assert found.action <= 1e-6
+    assert found.counts["fills"] > 0
 
 
 @pytest.mark.parametrize("trace", ["none", "power_law"])

@@ -189,13 +189,15 @@ def test_temporal_fusion_policy_shows_which_features_and_bars_it_looked_at(tape:
     assert shown.attention.shape == (2, 1, 10, SMALL.band)
     later = features.explain(first + 3, 1)
     for whole, alone in zip(shown, later, strict=True):
+        assert whole is not None
+        assert alone is not None
         torch.testing.assert_close(alone[:, :, 0], whole[:, :, 3], rtol=0, atol=1e-5)
         assert whole.std() > 0.01
 
 
 def test_encoder_without_weights_to_show_says_which_one_has_them(tape: Tape) -> None:
-    policy = make_policy(tape, make_env(tape, with_windows=False))
-    with pytest.raises(ValueError, match="train with policy=tft"):
+    policy = make_policy(tape, make_env(tape, with_windows=False), replace(SMALL, encoder="mlp"))
+    with pytest.raises(ValueError, match=r"LastBar has no weights to show: .* or policy=tft"):
         policy.features_extractor.explain(torch.tensor([50]), 1)
 
 

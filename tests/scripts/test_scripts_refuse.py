@@ -84,6 +84,16 @@ def test_an_explanation_of_what_is_no_single_policy_is_refused(run: Path, other:
     assert "explain=true explains one trained policy" in done.stdout + done.stderr
 
 
+def test_what_cannot_be_explained_is_told_before_anything_is_judged(run: Path, tmp_path: Path) -> None:
+    folder = copy_of(run, tmp_path)
+    shutil.rmtree(folder / "report", ignore_errors=True)
+    done = call("evaluate.py", f"run={folder}", "explain=true", "explain_time=1999-01-01")
+    assert done.returncode == 1
+    assert "explain_time must lie from" in done.stdout
+    assert not (folder / "report").exists()
+    assert not (folder / "explanation").exists()
+
+
 def test_somebody_else_s_folder_is_never_emptied(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("site: mine\n")
     (tmp_path / "thesis.tex").write_text("all of it\n")

@@ -25,6 +25,8 @@ from perpgym.experiments.live_run import Stop, run_live
 class LongAndThenStop:
     """An agent that always wants to be long; while it thinks for the second time, somebody stops the run."""
 
+    name = "long, and then stop"
+
     def __init__(self, stop: Callable[[], object]) -> None:
         self.stop, self.asked = stop, 0
 

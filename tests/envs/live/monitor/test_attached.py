@@ -98,6 +98,8 @@ def test_page_metrics_and_replay_agree_with_the_exchange(exchange: Any, tmp_path
 class Holder:
     """Takes part of one decision after another, and breaks at the one that it is told to."""
 
+    name = "holder"
+
     def __init__(self, breaks_at: int | None) -> None:
         self.breaks_at, self.decided = breaks_at, 0
 
