@@ -146,6 +146,40 @@ def test_limits_that_admit_less_call_the_manager_back(make_tape: Callable[..., T
     assert model.explorer.called_back > 20
 
 
+def test_both_levels_act_by_their_own_alpha_on_the_bars_where_a_path_is_now(tape: Tape) -> None:
+    """The manager by the policy's, the worker by the option's; episodes end within rounds of sixteen bars."""
+    model = make_model(
+        tape, alpha=0.5, learning_starts=0, exploration_initial_eps=0.0, env={"episode_bars": 11}
+    )
+    speak_clearly(model)
+    model._setup_learn(10**9)
+    for _ in range(2):
+        list(model.explorer.steps(model.env, 16))  # type: ignore[arg-type]
+    replay, policy, net = model.options_replay, model.policy, model.quantile_net
+    number = np.arange(replay.capacity)[None]
+    is_decision = (number < replay.head[:, None] - 1) & (number != replay.final)
+    kept = (replay.bar, replay.state, replay.mask, replay.due, replay.action, replay.choice)
+    bar, state, mask, due, level, choice = (torch.from_numpy(array[is_decision]) for array in kept)
+    account, option = state[..., : replay.observed_size], state[..., replay.observed_size :]
+    with torch.no_grad():
+        # a bar at a time
+        context = policy.stretch_context(bar, 1)  # n 1 C
+        of_manager, of_worker = net.quantiles(context, account), net.worker_quantiles(context, state)
+    # budgets of a quarter and of all of eight quantiles
+    is_averse = (option[..., 1] == 0.25)[..., None, None]
+    assert 0.0 < is_averse.float().mean() < 1.0
+    tail, whole = of_worker[..., :2].mean(-1), of_worker.mean(-1)  # n K A L
+    fits, targets = policy.options.worker_mask(mask, option), policy.options.manager_mask(account)
+    for neutral, worth, allowed, taken, where in (
+        (whole, torch.where(is_averse, tail, whole), fits, level, due | True),
+        (of_manager.mean(-1), of_manager[..., :4].mean(-1), targets, choice, due),
+    ):
+        bound = worth.masked_fill(~allowed, -torch.inf)
+        found = bound.gather(-1, taken.long().unsqueeze(-1))[..., 0]
+        torch.testing.assert_close(found[where], bound.amax(-1)[where], atol=1e-4, rtol=0.0)
+        assert (neutral.masked_fill(~allowed, -torch.inf).argmax(-1) != taken)[where].any()
+
+
 # --- learning ---
 
 
