@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sb3_contrib.common.utils import quantile_huber_loss as over_all_pairs
 from stable_baselines3.common.logger import configure
 
 from perpgym.agents.artifact import load_artifact, save_artifact
@@ -70,12 +71,15 @@ def network(tape: Tape, policy: PolicyConfig) -> dict[str, Any]:
     }
 
 
+@torch.no_grad()
 def speak_clearly(model: PerpQRDQN) -> None:
-    """A fresh network says nearly the same of every level."""
-    for net in (model.quantile_net, model.quantile_net_target):
-        for number, (_value, advantage) in enumerate(net._pairs()):
-            rng = torch.Generator().manual_seed(number)
+    """A fresh network says nearly the same of every level, and its target the same as itself."""
+    for number, net in enumerate((model.quantile_net, model.quantile_net_target)):
+        for level, (_value, advantage) in enumerate(net._pairs()):
+            rng = torch.Generator().manual_seed(2 * number + level)
             torch.nn.init.normal_(advantage[-1].weight, generator=rng)  # type: ignore[arg-type]
+    for weight in model.quantile_net_target.features_extractor.parameters():
+        weight += 0.1 * torch.randn(weight.shape, generator=rng)
 
 
 @pytest.fixture(scope="module")
@@ -266,13 +270,53 @@ def test_targets_are_a_plain_calculation_decision_by_decision(tape: Tape) -> Non
     assert 0 < int(batch.manager.is_due[batch.begins].sum()) < len(of_manager)
 
 
+def test_its_loss_is_a_plain_calculation_bar_by_bar_in_the_unit_of_both_levels_targets(tape: Tape) -> None:
+    network = replace(SMALL, forecast_bars=(2,))
+    model = make_model(tape, network, manager_coef=0.3, forecast_coef=0.2, learning_starts=10**9)
+    model.learn(2_000)
+    speak_clearly(model)
+    batch, net = model.draw(128), model.quantile_net
+    targets = model.objective.targets(batch)
+    loss = model.objective.loss(batch)
+    both = torch.cat([target.flatten() for target in targets])
+    for either in (net, model.quantile_net_target):
+        assert float(either.mean) == pytest.approx(float(both.mean()), abs=1e-6)
+        assert float(either.deviation) == pytest.approx(float(both.std(correction=0)), rel=1e-3)
+    expected = []
+    for rows, wanted, taken in (
+        (worker_rows(batch), targets[0], batch.action),
+        (batch.begins, targets[1], batch.choice),
+    ):
+        stretch, offset, _account = rows.nonzero().unbind(1)
+        context = model.policy.stretch_context(batch.first_bar[stretch] + offset, 1)[:, 0]  # n C
+        state = batch.state[rows]
+        if taken is batch.action:
+            quantiles = net.worker_quantiles(context, state)
+        else:
+            quantiles = net.quantiles(context, state[:, : -model.policy.options.size])
+        of_taken = quantiles[torch.arange(len(state)), 0, taken[rows][:, 0]]  # n N
+        expected.append(over_all_pairs(of_taken / net.deviation, wanted[:, 0] / net.deviation))
+    worker, manager = expected
+    assert min(worker, manager, loss.forecast) > 0.01
+    torch.testing.assert_close(loss.worker, worker.detach(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(loss.manager, manager.detach(), rtol=1e-4, atol=1e-6)
+    total = worker + 0.3 * manager + 0.2 * loss.forecast
+    torch.testing.assert_close(loss.total.detach(), total.detach(), rtol=1e-4, atol=1e-6)
+    # what it is descended by, where no forecast stands between
+    weights = [part[-1].weight for pair in net._pairs() for part in pair]
+    slopes = (torch.autograd.grad(found, weights, retain_graph=True) for found in (loss.total, total))  # type: ignore[arg-type]
+    for mine, theirs in zip(*slopes, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
+
+
 def test_every_part_learns_and_both_levels_share_one_unit(tape: Tape) -> None:
     model = make_model(tape)
     before = {name: value.clone() for name, value in model.quantile_net.state_dict().items()}
     model.learn(1_500)
     after = model.quantile_net.state_dict()
     for part in ("value.", "advantage.", "worker_value.", "worker_advantage.", "market_encoder."):
-        assert any(not torch.equal(before[name], after[name]) for name in after if part in name), part
+        names = [name for name in after if name.startswith(part) or f".{part}" in name]
+        assert any(not torch.equal(before[name], after[name]) for name in names), part
     assert all(torch.isfinite(value).all() for value in after.values())
     batch = model.draw(64)
     expected = model.objective.targets(batch)

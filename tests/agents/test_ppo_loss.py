@@ -26,7 +26,7 @@ def loss_of(scale: float | None = None) -> tuple[PPOLoss, torch.Tensor, torch.Te
         Evaluation(values, log_prob, torch.tensor(0.7)),
         Taken(old, ADVANTAGES, torch.tensor([1.0, 4.0, 3.0, 8.0])),
         clip_range=0.2,
-        vf_coef=0.5,
+        vf_coef=0.25,
         ent_coef=0.1,
         value_scale=None if scale is None else torch.tensor([scale]),
     )
@@ -37,7 +37,7 @@ def test_a_good_decision_counts_up_to_the_edge_and_a_bad_one_in_full() -> None:
     loss, log_prob, values = loss_of()
     policy = -(1.2 * 2.0 - 1.5 * 2.0 + 0.5 * 1.0 - 0.8 * 1.0) / 4
     value = (0.0 + 4.0 + 0.0 + 16.0) / 4
-    total = policy + 0.5 * value - 0.1 * 0.7
+    total = policy + 0.25 * value - 0.1 * 0.7
     assert loss.terms.tolist() == pytest.approx([total, policy, value, -0.7])
     assert float(loss.total.detach()) == pytest.approx(total)
     torch.testing.assert_close(loss.log_ratio, RATIOS.log())
@@ -46,7 +46,7 @@ def test_a_good_decision_counts_up_to_the_edge_and_a_bad_one_in_full() -> None:
     assert log_prob.grad is not None
     assert log_prob.grad.tolist() == pytest.approx([0.0, 1.5 * 2.0 / 4, -0.5 * 1.0 / 4, 0.0])
     assert values.grad is not None
-    assert values.grad.tolist() == pytest.approx([0.0, 0.5 * 2.0 * -2.0 / 4, 0.0, 0.5 * 2.0 * -4.0 / 4])
+    assert values.grad.tolist() == pytest.approx([0.0, 0.25 * 2.0 * -2.0 / 4, 0.0, 0.25 * 2.0 * -4.0 / 4])
     # what is reported holds no graph
     assert not loss.terms.requires_grad
     assert not loss.log_ratio.requires_grad

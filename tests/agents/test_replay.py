@@ -130,6 +130,8 @@ def test_bars_of_a_stretch_follow_one_another_from_its_first() -> None:
     state = batch.state.numpy()[:, :, 0]
     bars = 1_000 * (state[..., 1] + 1) + state[..., 2]
     inside = batch.is_decision.numpy()
+    # no bar is wasted where an episode is as long as a stretch
+    assert inside.all()
     expected = batch.first_bar.numpy()[:, None] + np.arange(5)
     np.testing.assert_array_equal(bars[inside], expected[inside])
     target = batch.next_state.numpy()[:, :, 0]
