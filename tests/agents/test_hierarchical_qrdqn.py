@@ -120,6 +120,7 @@ def test_options_last_as_long_as_they_were_drawn_unless_something_ends_them(tape
             over = now[:, -1] == 1.0
             is_final = replay.final[path, at + 1] == at + 1
             np.testing.assert_array_equal(replay.due[path, at + 1], over | is_final)
+    assert model.explorer.called_back == 0
 
 
 def test_no_level_is_taken_beyond_the_target_or_against_it(tape: Tape) -> None:
@@ -182,6 +183,31 @@ def test_both_levels_act_by_their_own_alpha_on_the_bars_where_a_path_is_now(tape
         found = bound.gather(-1, taken.long().unsqueeze(-1))[..., 0]
         torch.testing.assert_close(found[where], bound.amax(-1)[where], atol=1e-4, rtol=0.0)
         assert (neutral.masked_fill(~allowed, -torch.inf).argmax(-1) != taken)[where].any()
+
+
+def test_no_option_outlives_its_account_or_a_reset_of_the_env(make_tape: Callable[..., Tape]) -> None:
+    model = make_model(
+        make_tape(bars=600, sigma=0.05),
+        env={"max_drawdown": 0.08},
+        learning_starts=10**9,
+        hierarchy=HierarchyConfig(budgets=(1.0,), min_bars=50, max_bars=50),
+    )
+    model.learn(1_000)
+    replay = model.options_replay
+    path, at, account = np.nonzero(replay.terminated)
+    is_alone = replay.final[path, at + 1] != at + 1
+    path, at, account = path[is_alone], at[is_alone], account[is_alone]
+    assert len(at) > 5
+    # bars were left, and the next life begins with an option of its own
+    assert (replay.state[path, at, account, -1] > 1.0).any()
+    assert replay.due[path, at + 1, account].all()
+    known = at + 1 < replay.head[path] - 1
+    assert (replay.state[path, at + 1, account, -1][known] == 50.0).all()
+    # in the middle of options
+    assert (replay.newest()[0][..., -1] > 1.0).any()
+    model._setup_learn(10**9)
+    next(iter(model.explorer.steps(model.env, 1)))  # type: ignore[arg-type]
+    assert replay.due[np.arange(4), replay.head - 2].all()
 
 
 # --- learning ---

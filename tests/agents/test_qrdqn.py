@@ -358,34 +358,6 @@ def test_training_acts_within_the_masks_of_its_env(make_tape: Callable[..., Tape
     assert taken[booked & ~is_final].all()
 
 
-def test_training_acts_by_its_own_alpha_on_the_bars_where_a_path_is_now(tape: Tape) -> None:
-    """Episodes of eleven bars end within rounds of sixteen, and their paths go on elsewhere on the tape."""
-    model = make_model(
-        tape, alpha=0.25, learning_starts=0, exploration_initial_eps=0.0, env={"episode_bars": 11}
-    )
-    torch.nn.init.normal_(model.quantile_net.advantage[-1].weight, generator=torch.Generator().manual_seed(1))
-    model._setup_learn(10**9)
-    for _ in range(2):
-        list(model.explorer.steps(model.env, 16))  # type: ignore[arg-type]
-    replay = model.replay
-    number = np.arange(replay.capacity)[None]
-    is_decision = (number < replay.head[:, None] - 1) & (number != replay.final)
-    kept = (replay.bar, replay.state, replay.mask, replay.action)
-    bar, state, mask, level = (torch.from_numpy(array[is_decision]) for array in kept)
-    # two rounds of every path, in which it jumps, and not with the first bar alone
-    assert len(bar) == 4 * 2 * 16
-    assert (replay.final[replay.final >= 0] % 16 != 0).any()
-    with torch.no_grad():
-        # a bar at a time
-        quantiles = model.quantile_net.quantiles(model.policy.stretch_context(bar, 1), state)  # n K A L N
-    worth, neutral = (
-        quantiles[..., :count].mean(-1).masked_fill(~mask, -torch.inf) for count in (2, 8)
-    )  # n K A L
-    taken = worth.gather(-1, level.long().unsqueeze(-1))[..., 0]
-    torch.testing.assert_close(taken, worth.amax(-1), atol=1e-4, rtol=0.0)
-    assert (neutral.argmax(-1) != level).any()
-
-
 def test_a_saved_policy_decides_the_same_from_windows_and_from_indices(tape: Tape, tmp_path: Path) -> None:
     model = make_model(tape, alpha=0.25, popart=True)
     model.learn(600)
