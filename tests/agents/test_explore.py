@@ -80,5 +80,6 @@ def test_an_episode_that_goes_on_at_the_very_next_bar_is_another_episode(
     for path in range(PATHS):
         finals = np.unique(replay.final[path][replay.final[path] >= 0])
         assert len(finals) == ends[path] > 10
-        # the bar of a final observation, and the first bar of the next episode
+        np.testing.assert_array_equal(replay.bar[path, finals], replay.bar[path, finals - 1] + 1)
+        # where an episode ended, the next one begins
         assert (replay.bar[path, finals + 1] == replay.bar[path, finals]).any()
