@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sb3_contrib.common.utils import quantile_huber_loss as over_all_pairs
 from stable_baselines3.common.logger import configure
 
 from perpgym.agents.artifact import load_artifact, save_artifact
@@ -70,12 +71,15 @@ def network(tape: Tape, policy: PolicyConfig) -> dict[str, Any]:
     }
 
 
+@torch.no_grad()
 def speak_clearly(model: PerpQRDQN) -> None:
-    """A fresh network says nearly the same of every level."""
-    for net in (model.quantile_net, model.quantile_net_target):
-        for number, (_value, advantage) in enumerate(net._pairs()):
-            rng = torch.Generator().manual_seed(number)
+    """A fresh network says nearly the same of every level, and its target the same as itself."""
+    for number, net in enumerate((model.quantile_net, model.quantile_net_target)):
+        for level, (_value, advantage) in enumerate(net._pairs()):
+            rng = torch.Generator().manual_seed(2 * number + level)
             torch.nn.init.normal_(advantage[-1].weight, generator=rng)  # type: ignore[arg-type]
+    for weight in model.quantile_net_target.features_extractor.parameters():
+        weight += 0.1 * torch.randn(weight.shape, generator=rng)
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +120,7 @@ def test_options_last_as_long_as_they_were_drawn_unless_something_ends_them(tape
             over = now[:, -1] == 1.0
             is_final = replay.final[path, at + 1] == at + 1
             np.testing.assert_array_equal(replay.due[path, at + 1], over | is_final)
+    assert model.explorer.called_back == 0
 
 
 def test_no_level_is_taken_beyond_the_target_or_against_it(tape: Tape) -> None:
@@ -144,6 +149,65 @@ def test_limits_that_admit_less_call_the_manager_back(make_tape: Callable[..., T
     model.set_env(env)
     model.learn(2_000)
     assert model.explorer.called_back > 20
+
+
+def test_both_levels_act_by_their_own_alpha_on_the_bars_where_a_path_is_now(tape: Tape) -> None:
+    """The manager by the policy's, the worker by the option's; episodes end within rounds of sixteen bars."""
+    model = make_model(
+        tape, alpha=0.5, learning_starts=0, exploration_initial_eps=0.0, env={"episode_bars": 11}
+    )
+    speak_clearly(model)
+    model._setup_learn(10**9)
+    for _ in range(2):
+        list(model.explorer.steps(model.env, 16))  # type: ignore[arg-type]
+    replay, policy, net = model.options_replay, model.policy, model.quantile_net
+    number = np.arange(replay.capacity)[None]
+    is_decision = (number < replay.head[:, None] - 1) & (number != replay.final)
+    kept = (replay.bar, replay.state, replay.mask, replay.due, replay.action, replay.choice)
+    bar, state, mask, due, level, choice = (torch.from_numpy(array[is_decision]) for array in kept)
+    account, option = state[..., : replay.observed_size], state[..., replay.observed_size :]
+    with torch.no_grad():
+        # a bar at a time
+        context = policy.stretch_context(bar, 1)  # n 1 C
+        of_manager, of_worker = net.quantiles(context, account), net.worker_quantiles(context, state)
+    # budgets of a quarter and of all of eight quantiles
+    is_averse = (option[..., 1] == 0.25)[..., None, None]
+    assert 0.0 < is_averse.float().mean() < 1.0
+    tail, whole = of_worker[..., :2].mean(-1), of_worker.mean(-1)  # n K A L
+    fits, targets = policy.options.worker_mask(mask, option), policy.options.manager_mask(account)
+    for neutral, worth, allowed, taken, where in (
+        (whole, torch.where(is_averse, tail, whole), fits, level, due | True),
+        (of_manager.mean(-1), of_manager[..., :4].mean(-1), targets, choice, due),
+    ):
+        bound = worth.masked_fill(~allowed, -torch.inf)
+        found = bound.gather(-1, taken.long().unsqueeze(-1))[..., 0]
+        torch.testing.assert_close(found[where], bound.amax(-1)[where], atol=1e-4, rtol=0.0)
+        assert (neutral.masked_fill(~allowed, -torch.inf).argmax(-1) != taken)[where].any()
+
+
+def test_no_option_outlives_its_account_or_a_reset_of_the_env(make_tape: Callable[..., Tape]) -> None:
+    model = make_model(
+        make_tape(bars=600, sigma=0.05),
+        env={"max_drawdown": 0.08},
+        learning_starts=10**9,
+        hierarchy=HierarchyConfig(budgets=(1.0,), min_bars=50, max_bars=50),
+    )
+    model.learn(1_000)
+    replay = model.options_replay
+    path, at, account = np.nonzero(replay.terminated)
+    is_alone = replay.final[path, at + 1] != at + 1
+    path, at, account = path[is_alone], at[is_alone], account[is_alone]
+    assert len(at) > 5
+    # bars were left, and the next life begins with an option of its own
+    assert (replay.state[path, at, account, -1] > 1.0).any()
+    assert replay.due[path, at + 1, account].all()
+    known = at + 1 < replay.head[path] - 1
+    assert (replay.state[path, at + 1, account, -1][known] == 50.0).all()
+    # in the middle of options
+    assert (replay.newest()[0][..., -1] > 1.0).any()
+    model._setup_learn(10**9)
+    next(iter(model.explorer.steps(model.env, 1)))  # type: ignore[arg-type]
+    assert replay.due[np.arange(4), replay.head - 2].all()
 
 
 # --- learning ---
@@ -232,13 +296,53 @@ def test_targets_are_a_plain_calculation_decision_by_decision(tape: Tape) -> Non
     assert 0 < int(batch.manager.is_due[batch.begins].sum()) < len(of_manager)
 
 
+def test_its_loss_is_a_plain_calculation_bar_by_bar_in_the_unit_of_both_levels_targets(tape: Tape) -> None:
+    network = replace(SMALL, forecast_bars=(2,))
+    model = make_model(tape, network, manager_coef=0.3, forecast_coef=0.2, learning_starts=10**9)
+    model.learn(2_000)
+    speak_clearly(model)
+    batch, net = model.draw(128), model.quantile_net
+    targets = model.objective.targets(batch)
+    loss = model.objective.loss(batch)
+    both = torch.cat([target.flatten() for target in targets])
+    for either in (net, model.quantile_net_target):
+        assert float(either.mean) == pytest.approx(float(both.mean()), abs=1e-6)
+        assert float(either.deviation) == pytest.approx(float(both.std(correction=0)), rel=1e-3)
+    expected = []
+    for rows, wanted, taken in (
+        (worker_rows(batch), targets[0], batch.action),
+        (batch.begins, targets[1], batch.choice),
+    ):
+        stretch, offset, _account = rows.nonzero().unbind(1)
+        context = model.policy.stretch_context(batch.first_bar[stretch] + offset, 1)[:, 0]  # n C
+        state = batch.state[rows]
+        if taken is batch.action:
+            quantiles = net.worker_quantiles(context, state)
+        else:
+            quantiles = net.quantiles(context, state[:, : -model.policy.options.size])
+        of_taken = quantiles[torch.arange(len(state)), 0, taken[rows][:, 0]]  # n N
+        expected.append(over_all_pairs(of_taken / net.deviation, wanted[:, 0] / net.deviation))
+    worker, manager = expected
+    assert min(worker, manager, loss.forecast) > 0.01
+    torch.testing.assert_close(loss.worker, worker.detach(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(loss.manager, manager.detach(), rtol=1e-4, atol=1e-6)
+    total = worker + 0.3 * manager + 0.2 * loss.forecast
+    torch.testing.assert_close(loss.total.detach(), total.detach(), rtol=1e-4, atol=1e-6)
+    # what it is descended by, where no forecast stands between
+    weights = [part[-1].weight for pair in net._pairs() for part in pair]
+    slopes = (torch.autograd.grad(found, weights, retain_graph=True) for found in (loss.total, total))  # type: ignore[arg-type]
+    for mine, theirs in zip(*slopes, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
+
+
 def test_every_part_learns_and_both_levels_share_one_unit(tape: Tape) -> None:
     model = make_model(tape)
     before = {name: value.clone() for name, value in model.quantile_net.state_dict().items()}
     model.learn(1_500)
     after = model.quantile_net.state_dict()
     for part in ("value.", "advantage.", "worker_value.", "worker_advantage.", "market_encoder."):
-        assert any(not torch.equal(before[name], after[name]) for name in after if part in name), part
+        names = [name for name in after if name.startswith(part) or f".{part}" in name]
+        assert any(not torch.equal(before[name], after[name]) for name in names), part
     assert all(torch.isfinite(value).all() for value in after.values())
     batch = model.draw(64)
     expected = model.objective.targets(batch)

@@ -32,7 +32,9 @@ class Story:
         state = np.zeros((1, ACCOUNTS, 2), np.float32)
         state[..., 0], state[..., 1] = self.number, self.decisions
         self.replay.observe_due(due[None])
-        self.replay.observe(np.array([100 + self.number]), state, np.ones((1, ACCOUNTS, 1, 3), np.bool_))
+        # the level of the observation's number is forbidden there
+        mask = np.broadcast_to(np.arange(3) != self.number % 3, (1, ACCOUNTS, 1, 3))
+        self.replay.observe(np.array([100 + self.number]), state, mask)
         self.decisions += due
         now = self.decisions[due].astype(np.float32)[:, None]
         self.replay.begin(due[None], now, (now % 3).astype(np.int64))
@@ -73,6 +75,9 @@ def rows(batch: OptionBatch, level: str, account: int) -> dict[int, tuple[float,
             bool(after.is_due[at]),
         )
         assert int(after.offset[at]) == found[number][2] - number + place[1]
+        there = torch.arange(3) != found[number][2] % 3
+        # of what a final observation would allow nothing is known
+        assert after.mask[at][0].tolist() in (there.tolist(), [True] * 3)
     return found
 
 

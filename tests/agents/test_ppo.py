@@ -223,6 +223,18 @@ def test_accounts_on_one_path_share_its_encoding(tape: Tape) -> None:
     assert model.objective.tokens / (8 * 32) < 4
 
 
+@pytest.mark.parametrize("is_relative", [True, False])
+def test_an_update_measures_advantages_against_the_accounts_of_a_path_where_it_is_told_to(
+    tape: Tape, is_relative: bool
+) -> None:
+    model = make_model(make_env(tape), path_baseline=is_relative)
+    model.learn(8 * 32)
+    rollout = model.rollout_buffer
+    weighed = rollout.weights.of(rollout.advantages)
+    assert float(weighed.std()) == pytest.approx(1.0, abs=1e-4)
+    assert (float(weighed.mean(dim=2).abs().max()) < 1e-4) is is_relative
+
+
 def test_no_further_epoch_once_the_policy_has_moved_too_far(tape: Tape) -> None:
     free = make_model(make_env(tape), learning_rate=0.02, n_epochs=8)
     free.learn(8 * 32)

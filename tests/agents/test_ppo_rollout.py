@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -126,6 +128,17 @@ def test_returns_bootstrap_truncated_accounts_at_their_final_observation_and_no_
             expected[step, account] = advantage
     torch.testing.assert_close(rollout.advantages, by_path(expected.numpy()).float(), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(rollout.returns, rollout.advantages + rollout.values[:, :-1])
+
+
+def test_explained_variance_is_of_returns_by_values_and_no_number_where_they_do_not_vary() -> None:
+    space = gymnasium.spaces.Box(-1.0, 1.0, (2,))
+    rollout = PathRollout(2, {"account": space, "portfolio": space}, space, n_envs=2, n_paths=1)
+    rollout.values[0, :2] = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    # returns of 1, 3, 3 and 7; squares around their mean sum to 19, those of what values left open to 6
+    rollout.advantages[0] = torch.tensor([[0.0, 1.0], [0.0, 3.0]])
+    assert rollout.explained_variance() == pytest.approx(1.0 - 6.0 / 19.0)
+    rollout.advantages[0] = 5.0 - rollout.values[0, :2]
+    assert math.isnan(rollout.explained_variance())
 
 
 def test_a_million_steps_take_less_than_100_megabytes(model: PerpPPO) -> None:

@@ -125,11 +125,14 @@ def plain_loss(
 def test_its_loss_and_gradients_are_a_plain_calculation_on_windows(tape: Tape, case: str) -> None:
     model = make_model(tape, alpha=0.3 if case == "tail" else 1.0, n_step=2, learning_starts=10**9)
     model.learn(800)
-    for net in (model.quantile_net, model.quantile_net_target):
-        # a fresh network says nearly the same of every level
-        torch.nn.init.normal_(net.advantage[-1].weight, generator=torch.Generator().manual_seed(1))
+    for seed, net in enumerate((model.quantile_net, model.quantile_net_target)):
+        # a fresh network says nearly the same of every level, and its target the same as itself
+        torch.nn.init.normal_(net.advantage[-1].weight, generator=torch.Generator().manual_seed(seed))
         if case == "rescaled":
             net.rescale(torch.tensor([-3.0, 1.0, 7.0]))
+    with torch.no_grad():
+        for weight in model.quantile_net_target.features_extractor.parameters():
+            weight *= 1.1
     batch = model.draw(64)
     rng, alpha = torch.Generator().manual_seed(2), None
     if case == "masked":
@@ -201,6 +204,12 @@ def test_popart_changes_the_unit_and_no_quantile(tape: Tape) -> None:
     batch = model.draw(64)
     before = model.objective.targets(batch)
     nets = (model.quantile_net, model.quantile_net_target)
+    model.objective.loss(batch)
+    learnt = before[batch.is_decision]
+    for net in nets:
+        assert float(net.mean) == pytest.approx(float(learnt.mean()), abs=1e-6)
+        assert float(net.deviation) == pytest.approx(float(learnt.std(correction=0)), rel=1e-3)
+        net.count.zero_()
     for net in nets:
         net.rescale(torch.tensor([-30.0, 10.0, 70.0]))
     torch.testing.assert_close(model.objective.targets(batch), before, rtol=1e-4, atol=1e-4)
@@ -373,11 +382,13 @@ def test_a_saved_policy_decides_the_same_from_windows_and_from_indices(tape: Tap
 
 def test_forecasts_train_the_encoders_where_there_are_any(tape: Tape) -> None:
     network = replace(SMALL, forecast_bars=(2,))
-    model = make_model(tape, network, forecast_coef=1.0, learning_starts=0)
+    model = make_model(tape, network, forecast_coef=0.3, learning_starts=0)
     encoder = model.policy.features_extractor.market_encoder
     before = [p.detach().clone() for p in encoder.parameters()]
     model.learn(400)
-    assert float(model.objective.loss(model.draw(64)).forecast) > 0.0
+    loss = model.objective.loss(model.draw(64))
+    assert float(loss.forecast) > 0.0
+    torch.testing.assert_close(loss.total.detach(), loss.quantile + 0.3 * loss.forecast)
     assert any((p != old).any() for p, old in zip(encoder.parameters(), before, strict=True))
     with pytest.raises(ValueError, match="forecast_coef"):
         make_model(tape, network)

@@ -29,7 +29,10 @@ class Story:
 
     def observe(self) -> None:
         bars = 1_000 * (self.episode + 1) + self.number
-        self.replay.observe(bars, self.states(), np.ones((PATHS, ACCOUNTS, 1, LEVELS), np.bool_))
+        # the level of the observation's number is forbidden there
+        mask = np.ones((PATHS, ACCOUNTS, 1, LEVELS), np.bool_)
+        mask[np.arange(PATHS), ..., self.number % LEVELS] = False
+        self.replay.observe(bars, self.states(), mask)
 
     def step(self, *, dead: tuple[int, int] | None = None, ends: tuple[int, ...] = ()) -> None:
         """The reward is the number of the observation that it follows from, the level its remainder by 4."""
@@ -103,6 +106,22 @@ def test_a_truncated_episode_is_valued_at_its_own_final_observation() -> None:
     np.testing.assert_array_equal(rows[:, 1], rows[:, 7])
 
 
+def test_a_target_allows_what_its_own_observation_did_and_a_final_one_everything() -> None:
+    # in a ring that has gone round, so that masks were overwritten
+    story = Story(capacity=16)
+    for step in range(40):
+        story.step(ends=(0, 1) if step in (9, 29) else ())
+    batch = story.sample(n_step=2)
+    inside = batch.is_decision.numpy()
+    target, mask = batch.next_state.numpy()[inside], batch.next_mask.numpy()[inside][..., 0, :]  # n K .
+    # the second episode had twenty bars
+    is_final = (target[..., 1] == 1) & (target[..., 2] == 20)
+    assert 0 < is_final.sum() < is_final.size
+    assert mask[is_final].all()
+    expected = np.arange(LEVELS) != target[..., 2:3] % LEVELS
+    np.testing.assert_array_equal(mask[~is_final], expected[~is_final])
+
+
 def test_bars_of_a_stretch_follow_one_another_from_its_first() -> None:
     story = Story()
     for step in range(40):
@@ -111,11 +130,16 @@ def test_bars_of_a_stretch_follow_one_another_from_its_first() -> None:
     state = batch.state.numpy()[:, :, 0]
     bars = 1_000 * (state[..., 1] + 1) + state[..., 2]
     inside = batch.is_decision.numpy()
+    # no bar is wasted where an episode is as long as a stretch
+    assert inside.all()
     expected = batch.first_bar.numpy()[:, None] + np.arange(5)
     np.testing.assert_array_equal(bars[inside], expected[inside])
     target = batch.next_state.numpy()[:, :, 0]
     at = batch.first_bar.numpy()[:, None] + batch.next_offset.numpy()
     np.testing.assert_array_equal((1_000 * (target[..., 1] + 1) + target[..., 2])[inside], at[inside])
+    # episodes of ten, fourteen and so far sixteen bars
+    booked = np.array([10, 14, 16])[state[:, 0, 1].astype(int)]
+    np.testing.assert_array_equal(batch.length.numpy(), booked - state[:, 0, 2])
 
 
 @pytest.mark.parametrize("stretch", [1, 4, 8])

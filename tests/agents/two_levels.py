@@ -7,7 +7,7 @@ from typing import Any
 from perpgym.agents.hierarchical_ppo import HierarchicalPPO, HierarchicalPPOConfig
 from perpgym.data.features.scaler import fit_scaler
 from perpgym.data.tape import Tape
-from perpgym.envs import EnvConfig, PerpVecEnv
+from perpgym.envs import EnvConfig, PerpVecEnv, RiskLimits
 from perpgym.policies import PolicyConfig
 from perpgym.policies.hierarchy import PerpHierarchicalPolicy
 from perpgym.policies.options import HierarchyConfig
@@ -28,10 +28,11 @@ def build(
     env: EnvConfig = HEADS,
     seed: int = 0,
     accounts: int = ACCOUNTS,
+    limits: RiskLimits | None = None,
 ) -> HierarchicalPPO:
     return HierarchicalPPO(
         PerpHierarchicalPolicy,
-        PerpVecEnv(tape, n_paths=N_PATHS, accounts_per_path=accounts, config=env, seed=seed),
+        PerpVecEnv(tape, n_paths=N_PATHS, accounts_per_path=accounts, config=env, seed=seed, limits=limits),
         config=settings,
         policy_kwargs={
             "config": SMALL,

@@ -52,6 +52,21 @@ def test_each_head_has_its_own_moments_and_the_first_targets_replace_the_start()
     torch.testing.assert_close(layer.deviation, targets.std(0, correction=0))
 
 
+def test_the_first_ten_samples_count_alike_and_later_ones_a_tenth() -> None:
+    layer = make_layer(1)
+    for number in range(10):
+        layer.rescale(torch.full((4, 1), float(number)))
+    assert layer.mean.item() == pytest.approx(4.5)
+    # the variance of 0 ... 9
+    assert layer.deviation.item() == pytest.approx(8.25**0.5)
+    for _ in range(20):
+        layer.rescale(torch.tensor([[99.5], [109.5]]))
+    left = 0.9**20
+    assert layer.mean.item() == pytest.approx(104.5 - 100.0 * left)
+    square = left * (8.25 + 4.5**2) + (1.0 - left) * (25.0 + 104.5**2)
+    assert layer.deviation.item() == pytest.approx((square - layer.mean.item() ** 2) ** 0.5, rel=1e-4)
+
+
 def test_targets_that_never_vary_do_not_divide_by_zero() -> None:
     layer = make_layer(1)
     layer.rescale(torch.full((10, 1), 3.0))
