@@ -70,6 +70,7 @@ def test_contracts_are_bound_by_their_own_targets() -> None:
         ({}, (1.0, 0.25, 0.0), True),
         # what a liquidation shows
         ({"margin_ratio": 1.0}, (1.0, 0.25, 3.0), True),
+        ({"margin_ratio": 0.5}, (1.0, 0.25, 3.0), True),
         ({"margin_ratio": 0.49}, (1.0, 0.25, 3.0), False),
         # limits admit less than the target
         ({"risk_budget": 0.4}, (-0.5, 0.25, 3.0), True),
