@@ -9,7 +9,7 @@ from functools import partial
 from typing import Protocol
 
 from problems import Problem
-from qrdqn import check_ladder, train_on_ladder
+from qrdqn import TIMED_DRAW, check_ladder, train_on_ladder
 from settings import ABLATIONS, OWN_ACTION, settings_of
 from stock import STOCK_STEPS, train_stock
 from training import Progress, Run, Settings, train
@@ -94,9 +94,11 @@ AGENTS: dict[str, Trainer] = {
     "hppo": _ours(_hierarchical),
     # learns from the returns that came, with all their noise
     "realised": _realised,
-    # QR-DQN, and the same from independent minibatches; judged by the best on their ladder
-    "ladder": partial(train_on_ladder, minibatch="stretches"),
-    "ladder_decisions": partial(train_on_ladder, minibatch="decisions"),
+    # QR-DQN, judged by the best on its ladder
+    "ladder": train_on_ladder,
+    # what bench_agents.py draws and times, and as many decisions drawn one by one
+    "ladder_stretches": partial(train_on_ladder, draw=TIMED_DRAW),
+    "ladder_decisions": partial(train_on_ladder, draw=TIMED_DRAW, minibatch="decisions"),
     "ladder_hierarchical": partial(
         train_on_ladder, hierarchy=HierarchyConfig(budgets=(1.0,), min_bars=2, max_bars=6)
     ),

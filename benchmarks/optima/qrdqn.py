@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -56,6 +57,8 @@ _SETTINGS = LadderSettings(
         target_update_interval=256,
         tau=0.03,
         n_quantiles=8,
+        # what divides two levels is a few hundredths of a deviation
+        huber_kappa=0.1,
         popart=True,
         exploration_fraction=0.4,
         exploration_final_eps=0.05,
@@ -63,8 +66,16 @@ _SETTINGS = LadderSettings(
     # what a trade costs has a kink at every level
     policy=replace(NET, policy_hidden=(128, 128), value_hidden=(64,)),
 )
+# of ``benchmarks/agent_sides.py``
+TIMED_DRAW = {"batch_size": 2_048, "stretch_bars": 8}
 SETTINGS: dict[str, LadderSettings] = {
-    "chaouki_linear": _SETTINGS,
+    # what a level is worth more than the next is little beside what chance does to a path: it takes more
+    # bars, all of them kept, fewer updates for each, and random levels to the end: n_step=1 learns from them
+    "chaouki_linear": replace(
+        _SETTINGS,
+        qrdqn=replace(_SETTINGS.qrdqn, buffer_size=2_000_000, gradient_steps=8, exploration_final_eps=0.2),
+        steps=4_000_000,
+    ),
     "chaouki_limited": _SETTINGS,
     "proportional": _SETTINGS,
 }
@@ -87,6 +98,7 @@ def train_on_ladder(
     share: float,
     progress: Progress,
     minibatch: Minibatch = "stretches",
+    draw: Mapping[str, int] | None = None,
     hierarchy: HierarchyConfig | None = None,
 ) -> Run:
     """Train to the end of the steps, judged by the best there is on the ladder; the last weights count.
@@ -97,6 +109,7 @@ def train_on_ladder(
         share: of the usual steps.
         progress: told of every score.
         minibatch: what is drawn.
+        draw: other ``batch_size`` and ``stretch_bars`` than usual.
         hierarchy: of a manager over the worker; None for one level.
 
     Raises:
@@ -106,7 +119,7 @@ def train_on_ladder(
     torch.set_num_threads(1)
     problem, settings, tape = on_ladder(problem), SETTINGS[problem.name], problem.tape(seed)
     n_paths, accounts, steps = settings.n_paths, settings.accounts_per_path, int(share * settings.steps)
-    config = replace(settings.qrdqn, minibatch=minibatch)
+    config = replace(settings.qrdqn, minibatch=minibatch, **(draw or {}))
     if hierarchy is not None:
         config = HierarchicalQRDQNConfig(
             **vars(config), hierarchy=replace(hierarchy, targets=problem.env.ladder)

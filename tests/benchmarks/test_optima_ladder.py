@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import agent_sides
 import numpy as np
 import pytest
 from contenders import train_agent
@@ -11,6 +12,7 @@ from judges import Eyes, RewardShare
 from ladder import LADDERS, LadderProblem, on_ladder
 from play import Floats, follow, play
 from problems import PROBLEMS
+from qrdqn import TIMED_DRAW
 from references import CHAOUKI_LINEAR_COST, CHAOUKI_PERSISTENCE, CHAOUKI_RISK, CHAOUKI_SD, chaouki_linear_band
 
 CHAOUKI = LadderProblem(
@@ -85,3 +87,9 @@ def test_qr_dqn_comes_near_the_optimum_of_a_ladder() -> None:
 def test_a_problem_without_a_ladder_is_refused() -> None:
     with pytest.raises(ValueError, match="kelly has no ladder"):
         train_agent("ladder", PROBLEMS["kelly"](), seed=0, share=1.0, progress=lambda *_: None)
+
+
+def test_the_draw_whose_score_is_compared_is_the_one_that_is_timed() -> None:
+    timed = agent_sides.CONFIG
+    assert {name: getattr(timed, name) for name in TIMED_DRAW} == TIMED_DRAW
+    assert timed.minibatch == "stretches"
