@@ -57,6 +57,21 @@ def test_an_ablation_is_one_setting_away(override: str, section: str, name: str,
     assert dataclasses.replace(ablated, **{section: getattr(plain, section)}) == plain
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("env.taker_rate=4", "taker_rate must lie between"),
+        ("agent.gamma=1.5", "gamma must lie between"),
+        ("seeds=[0,0]", "seeds must be distinct"),
+        ("split.valid_end=2023-06-30", "valid_end must come after"),
+    ],
+)
+def test_an_impossible_value_is_refused_in_words(override: str, words: str) -> None:
+    raw = composed(override)
+    with pytest.raises(ValueError, match=words):
+        Settings.from_mapping(raw)
+
+
 @pytest.mark.parametrize("data", ["auto", "simulated", "store", "download"])
 def test_every_data_source_without_a_path_composes(data: str) -> None:
     assert Settings.from_mapping(composed(f"data={data}")).data.source == data

@@ -41,17 +41,6 @@ def test_evaluation_writes_a_report_whose_first_line_is_a_verdict(run: Path) -> 
     assert {"Flat", "Buy and hold", "oracle", "seed 0, best checkpoint", "seed 1, last checkpoint"} <= names
 
 
-def test_a_run_with_the_edge_switched_off_is_told_that_there_is_nothing(tmp_path: Path) -> None:
-    folder = tmp_path / "edgeless"
-    done = call("train.py", *SMALL, "data.simulated.edge=0", f"run_dir={folder}")
-    assert done.returncode == 0, done.stdout + done.stderr
-    done = call("evaluate.py", f"run={folder}", "evaluation.random_draws=5", "evaluation.bootstrap_draws=100")
-    assert done.returncode == 0, done.stdout + done.stderr
-    report = json.loads((folder / "report" / "report.json").read_text())
-    assert report["verdict"]["kind"] == "nothing"
-    assert "nothing" in report["verdict"]["sentence"].lower()
-
-
 def interrupt(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Start training and press Ctrl-C once the first checkpoint is there."""
     process = subprocess.Popen(

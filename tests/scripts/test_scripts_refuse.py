@@ -15,10 +15,6 @@ from calling import SMALL, call
     ("override", "words"),
     [
         ("agent.learning_rat=1e-3", "did you mean agent.learning_rate?"),
-        ("env.taker_rate=4", "taker_rate must lie between"),
-        ("agent.gamma=1.5", "gamma must lie between"),
-        ("seeds=[0,0]", "seeds must be distinct"),
-        ("split.valid_end=2023-06-30", "valid_end must come after"),
         ("policy=nonsense", "nonsense"),
         ("training.total_steps=lots", "wrong type"),
     ],
