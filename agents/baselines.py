@@ -224,6 +224,7 @@ class _OfFunding(Rule):
         stamps: how many of each contract.
     """
 
+    # trades when a sign turns or a contract changes sides
     tolerance = math.inf
 
     def __init__(self, config: EnvConfig, name: str, stamps: int) -> None:
@@ -243,8 +244,6 @@ class FundingCarry(_OfFunding):
         stamps: the mean of so many settlements, all past, decides; the rate is known from its stamp on.
     """
 
-    tolerance = math.inf  # trades when the sign turns
-
     def __init__(self, config: EnvConfig, *, stamps: int = 9) -> None:
         super().__init__(config, "Funding carry", stamps)
 
@@ -262,8 +261,6 @@ class FundingHarvest(_OfFunding):
     Args:
         stamps: the mean of so many settlements, all past, decides; a week of them, for each turn costs fees.
     """
-
-    tolerance = math.inf  # trades when a contract changes sides
 
     def __init__(self, config: EnvConfig, *, stamps: int = 21) -> None:
         super().__init__(config, "Funding harvest", stamps)

@@ -6,17 +6,13 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from two_critics import SMALL, network
 
 from perpgym.agents.qrdqn import PerpQRDQN, QRDQNConfig
-from perpgym.data.features.scaler import fit_scaler
 from perpgym.data.tape import Tape
 from perpgym.envs import EnvConfig, PerpVecEnv
-from perpgym.policies import PolicyConfig
 from perpgym.policies.quantile import PerpQuantilePolicy
 
-SMALL = PolicyConfig(
-    d_model=8, n_layers=1, n_heads=2, band=4, risk_hidden=0, policy_hidden=(16,), value_hidden=(16,)
-)
 PATHS, ACCOUNTS = 4, 2
 
 
@@ -31,11 +27,7 @@ def make_model(tape: Tape, *, episode_bars: int, alpha: float = 1.0) -> PerpQRDQ
         config=QRDQNConfig(
             learning_starts=0, exploration_initial_eps=0.0, buffer_size=2_000, n_quantiles=8, alpha=alpha
         ),
-        policy_kwargs={
-            "config": SMALL,
-            "market_scaler": fit_scaler(tape.features, 0, len(tape)),
-            "risk_scaler": fit_scaler(tape.risk, 0, len(tape)),
-        },
+        policy_kwargs=network(tape, SMALL),
         seed=0,
         device="cpu",
     )

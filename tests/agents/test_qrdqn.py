@@ -13,12 +13,12 @@ import pytest
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
+from two_critics import FREE, LAST_BAR, SMALL, network
 
 from perpgym.agents.artifact import load_artifact, save_artifact
 from perpgym.agents.qrdqn import PerpQRDQN, QRDQNConfig
 from perpgym.agents.replay import StretchBatch
 from perpgym.agents.trained import TrainedAgent
-from perpgym.data.features.scaler import fit_scaler
 from perpgym.data.tape import Tape
 from perpgym.envs import EnvConfig, PerpVecEnv
 from perpgym.envs.buffers import StepBuffers
@@ -26,17 +26,6 @@ from perpgym.envs.risk.limits import RiskLimits
 from perpgym.envs.spaces import PORTFOLIO_NAMES
 from perpgym.policies import PolicyConfig
 from perpgym.policies.quantile import PerpQuantilePolicy, cvar_weights, ladder_shape
-
-SMALL = PolicyConfig(
-    d_model=8, n_layers=1, n_heads=2, band=4, risk_hidden=0, policy_hidden=(16,), value_hidden=(16,)
-)
-LAST_BAR = PolicyConfig(
-    encoder="mlp", d_model=16, n_layers=1, risk_hidden=0, policy_hidden=(32,), value_hidden=(32,)
-)
-FREE = {
-    "action": "ladder", "max_exposure": 1.0, "half_spread_bps": 0.0, "impact_coefficient": 0.0,
-    "taker_rate": 0.0, "max_drawdown": 1.0,
-}  # fmt: skip
 
 
 def make_model(tape: Tape, policy: PolicyConfig = SMALL, **config: Any) -> PerpQRDQN:
@@ -52,11 +41,7 @@ def make_model(tape: Tape, policy: PolicyConfig = SMALL, **config: Any) -> PerpQ
         PerpQuantilePolicy,
         env,
         config=QRDQNConfig(**settings | config),
-        policy_kwargs={
-            "config": policy,
-            "market_scaler": fit_scaler(tape.features, 0, len(tape)),
-            "risk_scaler": fit_scaler(tape.risk, 0, len(tape)),
-        },
+        policy_kwargs=network(tape, policy),
         seed=0,
         device="cpu",
     )

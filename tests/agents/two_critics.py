@@ -1,4 +1,4 @@
-"""A small hierarchical QR-DQN, and what its replay holds, for tests."""
+"""Networks, an env and settings for tests of QR-DQN; a small hierarchical one, and what its replay holds."""
 
 from __future__ import annotations
 
